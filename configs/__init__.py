@@ -1,0 +1,1 @@
+"""ml_collections configurations; base.py holds every key."""

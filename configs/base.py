@@ -1,0 +1,105 @@
+"""Every hyper-parameter with its unit and source; the other files are overrides.
+
+Defaults are the paper's ImageNet run (MCL section 4.1): ResNet-50, B = 4096, 100 epochs. Where the
+paper is silent the authors' released code decides; 'design' marks a choice of this project.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of everything random: parameters, order of images, views, montages
+
+    data = config.data = ConfigDict()
+    data.dataset = "tfds:imagenet2012"  # scenes | folder:/path | tfds:NAME[/CONFIG][:VERSION]
+    data.split = "train"  # TFDS syntax: train+unlabeled, train[:10%]
+    data.data_dir = ""  # of TFDS data sets; empty: $MCL_JAX_DATA or ~/.cache/mcl_jax
+    data.batch_size = 4096  # images of all devices together (B)
+    data.image_size = 224  # px, side of views and canvases (H), a multiple of 32
+    data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
+    data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
+    data.threads = 8  # decoding threads per process
+    data.prefetch = 2  # batches on the device ahead of the step
+    data.max_unreadable_share = 0.01  # of images seen; more stops the run
+    data.unreadable_grace = 100  # images seen before that share is judged
+
+    model = config.model = ConfigDict()
+    model.backbone = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
+    model.width = 64  # channels of the stem; stages have width * (1, 2, 4, 8) * expansion
+    model.fpn_channels = 256  # of P2..P5 and the RoI head
+    model.head_convs = 4  # 3x3 convolutions of the RoI head
+    model.projector_hidden = 2048
+    model.projector_out = 256  # dimensions of u and v
+    model.predictor_hidden = 2048
+
+    numerics = config.numerics = ConfigDict()
+    numerics.compute_dtype = "auto"  # activations: bfloat16 on accelerators, float32 on CPU
+    numerics.bn_momentum = 0.9  # share of the running value kept (torch's 0.1)
+    numerics.bn_epsilon = 1e-5  # added to variances
+
+    montage = config.montage = ConfigDict()
+    montage.levels = 4  # S; level s shrinks by 2^s (paper Table 10a: 1..4)
+    montage.copies = (1, 1, 1, 2)  # times an image appears per level (released code)
+    montage.shrink = "nearest"  # nearest | antialias
+    montage.boundary_sigma = 0.0  # Gaussian mask std in sub-image widths; 0: none (Table 10c)
+
+    loss = config.loss = ConfigDict()
+    loss.pyramid = "assigned"  # assigned | full (the authors' computation)
+    loss.matching = "a"  # a | b | c | d (paper section 3.3, Table 10b)
+    loss.temperature = 1.0  # tau (released code)
+    loss.level_weights = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # released; paper's text: 1/2^(s+1)
+
+    augment = config.augment = ConfigDict()  # BYOL's, as released; per side: (q, k)
+    augment.area = (0.2, 1.0)  # share of the image that a crop covers
+    augment.aspect = (3 / 4, 4 / 3)  # width / height of a crop
+    augment.flip_prob = 0.5
+    augment.jitter_prob = 0.8
+    augment.brightness = 0.4  # half width of the factor around 1
+    augment.contrast = 0.4
+    augment.saturation = 0.2
+    augment.hue = 0.1  # turns
+    augment.grayscale_prob = 0.2
+    augment.blur_prob = (1.0, 0.1)
+    augment.blur_sigma = (0.1, 2.0)  # px at a 224 px view
+    augment.solarize_prob = (0.0, 0.2)
+    augment.solarize_threshold = 128 / 255  # of [0, 1]
+    augment.mean = (0.485, 0.456, 0.406)  # RGB in [0, 1] (torchvision)
+    augment.std = (0.229, 0.224, 0.225)
+
+    optimizer = config.optimizer = ConfigDict()
+    optimizer.name = "lars"  # lars | sgd | adamw
+    optimizer.base_lr = 1.0  # peak learning rate per 256 images
+    optimizer.final_lr = 1e-4  # at the last step (released code)
+    optimizer.epochs = 100.0  # length of the run
+    optimizer.warmup_epochs = 10.0
+    optimizer.warmup_start = 1e-4  # share of the learning rate at step 0 (released code)
+    optimizer.warmup_shape = "sequential"  # sequential (paper) | multiplied (released code)
+    optimizer.momentum = 0.9
+    optimizer.weight_decay = 1e-5
+    optimizer.trust_coefficient = 1e-3  # LARS eta
+    optimizer.trust_denominator = "sum"  # sum: |g| + wd |w| (released) | optax: |g + wd w|
+    optimizer.excluded = "norm_and_bias"  # from decay and trust; or 'authors' (see optimizer.py)
+    optimizer.clip_norm = 500.0  # global gradient norm
+
+    ema = config.ema = ConfigDict()  # of the target network's parameters
+    ema.base = 0.99  # at step 0
+    ema.final = 1.0  # at the last step, by cosine
+
+    knn = config.knn = ConfigDict()  # weighted kNN on average-pooled res5 (Wu et al., 2018)
+    knn.bank_split = "train"  # labelled images that vote
+    knn.query_split = "validation"  # labelled images that are classified
+    knn.max_images = 50_000  # per split
+    knn.batch_size = 512  # images of all devices together
+    knn.every_epochs = 5.0  # 0: never
+    knn.neighbours = 20
+    knn.temperature = 0.07
+
+    log = config.log = ConfigDict()
+    log.every_steps = 50  # metrics to disk and progress bar
+    log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
+    log.keep_checkpoints = 3
+    log.montages = 4  # canvases per level in montage.png
+    log.collapse_share = 0.05  # of 1/sqrt(D): feature std below it is a collapse
+    log.collapse_patience = 10  # consecutive logs below it before the run stops
+    return config

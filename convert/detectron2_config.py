@@ -1,0 +1,110 @@
+"""The fine-tuning configuration that is written beside the weights.
+
+Mask R-CNN R50-FPN, 1x, as the authors of MCL fine-tune (paper section 4.2 and appendix): a box
+head of 4 convolutions and 1 linear layer, synchronised BN everywhere, nothing frozen, RGB.
+Keys and types are Detectron2 0.6's; the file is complete without a `_BASE_`.
+"""
+
+import json
+
+from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.resnet import architecture
+
+TEMPLATE = """\
+# Mask R-CNN {title}-FPN, 1x schedule, from mcl_jax weights. COCO must be where Detectron2 looks for it.
+# Run with Detectron2's tools/train_net.py --config-file THIS_FILE --num-gpus 8{warning}
+VERSION: 2
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  WEIGHTS: {weights}
+  MASK_ON: True
+  # ImageNet statistics in RGB order: Detectron2 does not reorder them when INPUT.FORMAT changes.
+  PIXEL_MEAN: [123.675, 116.28, 103.53]
+  PIXEL_STD: [58.395, 57.12, 57.375]
+  BACKBONE:
+    NAME: build_resnet_fpn_backbone
+    FREEZE_AT: 0
+  RESNETS:
+    DEPTH: {depth}
+    OUT_FEATURES: [res2, res3, res4, res5]
+    STEM_OUT_CHANNELS: {width}
+    WIDTH_PER_GROUP: {width}
+    RES2_OUT_CHANNELS: {res2}
+    NORM: SyncBN
+    # The stride is in the 3x3 convolution; True loads without complaint and computes nonsense.
+    STRIDE_IN_1X1: False
+  FPN:
+    IN_FEATURES: [res2, res3, res4, res5]
+    OUT_CHANNELS: {fpn}
+    NORM: SyncBN
+  ANCHOR_GENERATOR:
+    SIZES: [[32], [64], [128], [256], [512]]
+    ASPECT_RATIOS: [[0.5, 1.0, 2.0]]
+  RPN:
+    IN_FEATURES: [p2, p3, p4, p5, p6]
+    PRE_NMS_TOPK_TRAIN: 2000
+    PRE_NMS_TOPK_TEST: 1000
+    POST_NMS_TOPK_TRAIN: 1000
+    POST_NMS_TOPK_TEST: 1000
+  ROI_HEADS:
+    NAME: StandardROIHeads
+    IN_FEATURES: [p2, p3, p4, p5]
+  ROI_BOX_HEAD:
+    NAME: FastRCNNConvFCHead
+    NUM_CONV: {head_convs}
+    CONV_DIM: {fpn}
+    NUM_FC: 1
+    NORM: SyncBN
+    POOLER_RESOLUTION: 7
+  ROI_MASK_HEAD:
+    NAME: MaskRCNNConvUpsampleHead
+    NUM_CONV: 4
+    NORM: SyncBN
+    POOLER_RESOLUTION: 14
+INPUT:
+  FORMAT: RGB
+  MIN_SIZE_TRAIN: (640, 672, 704, 736, 768, 800)
+DATASETS:
+  TRAIN: ("coco_2017_train",)
+  TEST: ("coco_2017_val",)
+SOLVER:
+  IMS_PER_BATCH: 16
+  BASE_LR: 0.02
+  STEPS: (60000, 80000)
+  MAX_ITER: 90000
+TEST:
+  PRECISE_BN:
+    ENABLED: True
+"""
+
+
+def limits(a: Architecture) -> list[str]:
+    """Reasons why stock Detectron2 cannot build this network, in words; empty if it can."""
+    _, bottleneck = architecture(a.backbone)
+    if bottleneck or a.width == 64:
+        return []
+    return [
+        f"Detectron2 builds ResNet-18/34 only with RES2_OUT_CHANNELS 64; this {a.backbone} has "
+        f"{a.width}: remove that assertion (build_resnet_backbone) or pre-train with model.width 64"
+    ]
+
+
+def text(a: Architecture, weights: str) -> str:
+    """The YAML.
+
+    Args:
+      a: the pre-trained networks.
+      weights: path of the .pkl as Detectron2 is to open it.
+    """
+    _, bottleneck = architecture(a.backbone)
+    depth = int(a.backbone.removeprefix("resnet"))
+    return TEMPLATE.format(
+        title=f"R{depth}",
+        warning="".join(f"\n# WARNING: {limit}" for limit in limits(a)),
+        weights=json.dumps(weights, ensure_ascii=False),
+        depth=depth,
+        width=a.width,
+        res2=a.width * (4 if bottleneck else 1),
+        fpn=a.fpn_channels,
+        head_convs=a.head_convs,
+    )

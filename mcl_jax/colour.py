@@ -1,0 +1,128 @@
+"""Colour operations of the augmentation, on one view, in torchvision's float formulas.
+
+Shapes:
+  planes  float32 [H, 3, W]  rows, (red, green, blue), columns; values in [0, 1]
+  gray    float32 [H, 1, W]  luma of planes
+
+All of it is elementwise but for one mean, so it fuses, and nothing branches on data: under `vmap` a
+`lax.switch` would compute every branch anyway.
+"""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+
+
+class Op(enum.IntEnum):
+    """The four colour jitter operations, numbered as `torchvision.transforms.ColorJitter` does."""
+
+    BRIGHTNESS = 0
+    CONTRAST = 1
+    SATURATION = 2
+    HUE = 3
+
+
+def draw_jitter(key, widths, hue):
+    """Draws one colour jitter by the rule of `torchvision.transforms.ColorJitter`.
+
+    Args:
+      key: a PRNG key.
+      widths: (brightness, contrast, saturation), half widths of the factors, which are uniform in
+        [max(0, 1 - width), 1 + width].
+      hue: half width of the hue shift, uniform in [-hue, hue], in turns of the colour circle.
+
+    Returns:
+      (amounts float32 [4], order int32 [4]): the amount of each `Op`, by number, and the `Op`s in
+      the order in which they act, uniform over all 24.
+    """
+    amount_key, order_key = jax.random.split(key)
+    widths = jnp.array(widths, jnp.float32)
+    low = jnp.append(jnp.maximum(0.0, 1.0 - widths), -hue)
+    high = jnp.append(1.0 + widths, hue)
+    amounts = jax.random.uniform(amount_key, (len(Op),), minval=low, maxval=high)
+    return amounts, jax.random.permutation(order_key, len(Op))
+
+
+def jitter(planes, amounts, order):
+    """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
+
+    The first three are one formula: a blend with black, with the mean gray or with the pixel's own
+    gray. Hue is the dear one, so it is computed once, with slots for the blends that may precede it
+    and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+
+    Args:
+      planes: float32 [H, 3, W] in [0, 1].
+      amounts: float32 [4], per `Op`: three factors (1 = unchanged), then the hue shift in turns.
+      order: int32 [4], a permutation of the `Op` numbers.
+
+    Returns:
+      float32 [H, 3, W] in [0, 1].
+    """
+    chosen = order[:, None] == jnp.arange(len(Op))  # [slot, op]
+    factors = jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
+    hue_slot = jnp.argmax(order == Op.HUE)
+
+    def blend_slot(planes, slot, active):
+        gray = luma(planes)
+        towards_mean = jnp.where(order[slot] == Op.CONTRAST, jnp.mean(gray), 0.0)
+        towards = jnp.where(order[slot] == Op.SATURATION, gray, towards_mean)
+        factor = jnp.where(active, factors[slot], 1.0)
+        return jnp.clip(factor * planes + (1.0 - factor) * towards, 0.0, 1.0)
+
+    for slot in (0, 1, 2):
+        planes = blend_slot(planes, slot, slot < hue_slot)
+    planes = shift_hue(planes, amounts[Op.HUE])
+    for slot in (1, 2, 3):
+        planes = blend_slot(planes, slot, slot > hue_slot)
+    return planes
+
+
+def shift_hue(planes, turns):
+    """Turns the hue of every pixel; HSV value and saturation stay.
+
+    A pixel's largest and smallest channel stay what they are and each channel is a trapezoid of the
+    hue between them: torchvision's RGB -> HSV -> RGB without its six cases.
+
+    Args:
+      planes: float32 [H, 3, W] in [0, 1].
+      turns: float32 [], the shift; 1 is the whole circle.
+    """
+    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    per_chroma = 1.0 / jnp.where(chroma > 0.0, chroma, 1.0)
+    green_or_blue_largest = jnp.where(
+        value == green, 2.0 + (blue - red) * per_chroma, 4.0 + (red - green) * per_chroma
+    )
+    sextant = jnp.where(value == red, (green - blue) * per_chroma, green_or_blue_largest)
+    sextant = sextant + 6.0 * turns
+
+    def channel(offset):
+        angle = sextant + offset
+        angle = angle - 6.0 * jnp.floor(angle / 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(angle, 4.0 - angle), 0.0, 1.0)
+
+    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=1)
+
+
+def luma(planes):
+    """ITU-R 601 luma with torchvision's weights: float32 [H, 3, W] -> [H, 1, W]."""
+    red, green, blue = planes[:, 0:1], planes[:, 1:2], planes[:, 2:3]
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
+def grayscale(planes):
+    """Luma in all three channels: float32 [H, 3, W] -> [H, 3, W]."""
+    return jnp.broadcast_to(luma(planes), planes.shape)
+
+
+def solarize(planes, threshold):
+    """Inverts (x -> 1 - x) the values at or above `threshold` (in [0, 1]); [H, 3, W] both ways."""
+    return jnp.where(planes >= threshold, 1.0 - planes, planes)
+
+
+def normalize(planes, mean, std):
+    """(x - mean) / std per channel; mean and std are three numbers each, on the [0, 1] scale."""
+    mean, std = (jnp.array(numbers, planes.dtype)[:, None] for numbers in (mean, std))
+    return (planes - mean) / std

@@ -1,0 +1,263 @@
+"""Encoded records -> shuffled, sharded, resumable batches of uint8 canvases.
+
+Legend: B global batch, P processes, b = B/P images per process, C canvas side in px, n images in the
+source.
+
+One endless stream of record indices, shuffled anew each epoch by the seed, is cut into blocks of b;
+process p takes blocks p, P + p, 2P + p, ... Hence the images of global step t are stream[t*B:(t+1)*B]
+in this order for any P that divides B, and resuming at a step is arithmetic, not replay. Epochs follow
+each other without a gap, so nothing is dropped at their ends; a batch may hold images of two epochs.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from mcl_jax.data.decode import DecodeError, decode_to_canvas
+from mcl_jax.data.record import Record, Source
+from mcl_jax.errors import UserError
+
+# Records tried in place of an unreadable one before a black canvas stands in: a technical bound that
+# keeps a wholly broken data set from being read n times over.
+_REPLACEMENT_TRIES = 16
+_NAMES_SHOWN = 3
+
+Batch = dict[str, np.ndarray]
+
+
+def batches(
+    source: Source,
+    *,
+    canvas_size: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+    threads: int,
+    shuffle: bool,
+    max_unreadable_share: float,
+    min_images_judged: int = 64,
+) -> "BatchIterator":
+    """This process's part of the batches of steps start_step, start_step + 1, ... for ever.
+
+    A source smaller than the batch is allowed, with a warning: images then repeat within a batch, and
+    a contrastive loss takes the repeats for negatives.
+
+    Args:
+      source: random access to encoded images.
+      canvas_size: C in px.
+      batch_size: B in images, over all processes.
+      seed: of the order, 0..2**32-1; together with the step it decides every batch.
+      start_step: first step to give, in steps of B images since the beginning of training.
+      process_index, process_count: which part of each global batch is ours.
+      workers: spawned decoding processes; 0 decodes in this process. With workers the program's entry
+        must be guarded by `if __name__ == '__main__'`.
+      threads: decoding threads in each of these processes; 0 decodes on demand. Each thread makes a
+        whole batch, so about max(threads, 1) batches are in memory per process.
+      shuffle: False keeps the source's order in every epoch.
+      max_unreadable_share: in 0..1; more unreadable images than this stop the run.
+      min_images_judged: the share is judged from this many images on (per process).
+
+    Returns:
+      An iterator and context manager of dicts: 'image' uint8 [b, C, C, 3], 'extent' int32 [b, 2]
+      (height, width in px), 'label' int32 [b] (-1: none), 'index' int64 [b] (in the source),
+      'valid' bool [b]. At an unreadable image valid is False, 'index' its own, and image, extent and
+      label are those of the next readable record of the source.
+
+    Raises:
+      UserError: sizes that do not divide or are out of range; from the iterator, too many unreadable
+        images.
+    """
+    local = _local_batch(batch_size, process_index, process_count)
+    _check_at_least("canvas_size", canvas_size, 1)
+    _check_at_least("start_step", start_step, 0)
+    if len(source) < batch_size:
+        logging.warning(
+            "the data set has %d images, fewer than one batch of %d: images repeat within a batch",
+            len(source),
+            batch_size,
+        )
+    order = grain.MapDataset.range(len(source)).seed(seed)
+    if shuffle:
+        order = order.shuffle()
+    blocks = order.repeat().map(_Load(source, canvas_size)).batch(local, drop_remainder=True)
+    mine = blocks[start_step * process_count + process_index :: process_count]
+    return BatchIterator(
+        _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
+    )
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    canvas_size: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+    threads: int,
+    max_unreadable_share: float,
+    min_images_judged: int = 64,
+) -> "BatchIterator":
+    """One ordered pass over the source; arguments and items as in `batches`.
+
+    Every process gets ceil(n / B) batches. The last ones are padded with rows of zeros whose index and
+    label are -1; `valid` is False on these and on unreadable rows.
+    """
+    local = _local_batch(batch_size, process_index, process_count)
+    _check_at_least("canvas_size", canvas_size, 1)
+    rows = -(-len(source) // batch_size) * batch_size
+    blocks = grain.MapDataset.range(rows).map(_Load(source, canvas_size)).batch(local)
+    mine = blocks[process_index::process_count]
+    return BatchIterator(
+        _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
+    )
+
+
+class BatchIterator:
+    """Batches of a pipeline, counting what could not be read; close it, or use it in `with`.
+
+    Attributes:
+      seen: images given so far (padding excluded).
+      unreadable: how many of them were unreadable.
+    """
+
+    def __init__(
+        self, batches: Iterator[Batch], source: Source, max_share: float, min_judged: int
+    ):
+        self._batches = batches
+        self._source = source
+        self._max_share = max_share
+        self._min_judged = min_judged
+        self._bad_names: dict[int, str] = {}
+        self.seen = 0
+        self.unreadable = 0
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next step's batch; UserError when too large a share was unreadable."""
+        batch = next(self._batches)
+        real = batch["index"] >= 0
+        bad = batch["index"][real & ~batch["valid"]]
+        self.seen += int(real.sum())
+        self.unreadable += len(bad)
+        for index in bad.tolist():
+            self._name_once(index)
+        self._judge()
+        return batch
+
+    def _name_once(self, index: int) -> None:
+        if index not in self._bad_names:
+            self._bad_names[index], reason = _diagnose(self._source, index)
+            logging.warning("unreadable image %s: %s", self._bad_names[index], reason)
+
+    def _judge(self) -> None:
+        if self.seen < self._min_judged or self.unreadable <= self._max_share * self.seen:
+            return
+        names = list(self._bad_names.values())
+        more = ", ..." if len(names) > _NAMES_SHOWN else ""
+        share = self.unreadable / self.seen
+        raise UserError(
+            f"{self.unreadable} of {self.seen} images ({share:.1%}) are unreadable, more than the "
+            f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or remove "
+            "them, or raise the allowed share"
+        )
+
+    def close(self) -> None:
+        """Stop threads and workers; safe to call twice."""
+        self._batches.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self.close()
+
+
+class _Load:
+    """Index in the source -> one row of a batch; picklable, never raises for a bad image."""
+
+    def __init__(self, source: Source, canvas_size: int):
+        self._source = source
+        self._size = canvas_size
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        count = len(self._source)
+        if index >= count:
+            return self._row(-1, np.zeros((self._size,) * 2 + (3,), np.uint8), None, -1, False)
+        for attempt in range(min(_REPLACEMENT_TRIES, count)):
+            try:
+                record = self._source[(index + attempt) % count]
+                canvas, extent = decode_to_canvas(record.data, self._size)
+            except (DecodeError, OSError):
+                continue
+            return self._row(index, canvas, extent, record.label, attempt == 0)
+        return self._row(index, np.zeros((self._size,) * 2 + (3,), np.uint8), None, -1, False)
+
+    def _row(
+        self, index: int, canvas: np.ndarray, extent: tuple | None, label: int, valid: bool
+    ) -> dict[str, Any]:
+        # A black canvas counts as fully covered, so that no crop of it divides by zero.
+        return {
+            "image": canvas,
+            "extent": np.array(extent or (self._size, self._size), np.int32),
+            "label": np.int32(label),
+            "index": np.int64(index),
+            "valid": np.bool_(valid),
+        }
+
+
+def _diagnose(source: Source, index: int) -> tuple[str, str]:
+    """(name, reason) of an unreadable record, read once more since workers send only its index."""
+    record = None
+    try:
+        record = source[index]
+        decode_to_canvas(record.data, 1)
+        reason = "readable on a second try"
+    except (DecodeError, OSError) as error:
+        reason = str(error)
+    return _name(source, index, record), reason
+
+
+def _name(source: Source, index: int, record: Record | None) -> str:
+    return record.name if record is not None else f"record {index}"
+
+
+def _iterate(blocks: grain.MapDataset, workers: int, threads: int) -> Iterator[Batch]:
+    """Grain's iterator over whole batches: the same batches for any workers and threads."""
+    _check_at_least("workers", workers, 0)
+    _check_at_least("threads", threads, 0)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 1))
+    dataset = blocks.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain reads its own absl flags before spawning; a program without absl.app never parses.
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
+    _check_at_least("batch_size", batch_size, 1)
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {process_count} processes; "
+            f"use a multiple of {process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index {process_index} is not in 0..{process_count - 1}")
+    return batch_size // process_count
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}; it must be at least {least}")

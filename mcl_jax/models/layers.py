@@ -1,0 +1,125 @@
+"""Convolution and linear layers with torch's padding and the method's initialisers.
+
+Shapes: x [N, H, W, C] or [N, C]; kernels HWIO (convolution) and [in, out] (linear).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcl_jax.models.norm import BatchNorm
+
+Array = jax.Array
+
+# Initialisers of design section 3, as torch defines them (gain sqrt(2) for a following ReLU).
+kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+xavier_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer of one application shares.
+
+    Attributes:
+      groups: sizes of the batch's independent normalisation groups, in the order of the updates.
+      train: batch statistics (True) or running statistics (False).
+    """
+
+    groups: tuple[int, ...]
+    train: bool
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a network computes: `dtype` of activations, BN constants, and the synchronised axis."""
+
+    dtype: jnp.dtype
+    bn_momentum: float
+    bn_epsilon: float
+    axis_name: str | None
+
+    def norm(self, name: str, affine: bool = True) -> BatchNorm:
+        return BatchNorm(
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            affine=affine,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            name=name,
+        )
+
+
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """torch.nn.Conv2d without bias: padding (k - 1) // 2 on every side, never 'SAME'.
+
+    'SAME' pads stride-2 convolutions on the right only and shifts every feature map.
+    """
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias -> BatchNorm -> optional ReLU; names `kernel` and `norm`."""
+
+    features: int
+    numerics: Numerics
+    kernel_size: int = 3
+    stride: int = 1
+    relu: bool = True
+    kernel_init: Callable = kaiming_fan_in
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context) -> Array:
+        """[N, H, W, C] -> [N, H/stride, W/stride, features]."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x = convolve(x.astype(self.numerics.dtype), kernel, self.stride)
+        x = self.numerics.norm("norm")(x, context.groups, context.train)
+        return nn.relu(x) if self.relu else x
+
+
+class Linear(nn.Module):
+    """torch.nn.Linear: x @ kernel + bias; names `kernel` [in, out] and `bias` [out]."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def max_pool(x: Array) -> Array:
+    """torch.nn.MaxPool2d(3, stride=2, padding=1)."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def upsample_nearest(x: Array) -> Array:
+    """[N, H, W, C] -> [N, 2H, 2W, C], every pixel repeated (F.interpolate(mode='nearest'))."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
+
+
+def by_side(x: Array, sides: int, start: int, stop: int | None = None) -> Array:
+    """Rows start:stop of every side of a side-major batch [sides * n, ...]."""
+    split = x.reshape(sides, x.shape[0] // sides, *x.shape[1:])[:, start:stop]
+    return split.reshape(-1, *x.shape[1:])
+
+
+def group_sizes(sides: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Groups of a side-major batch in torch's order: all of side q, then all of side k."""
+    return tuple(sizes) * sides

@@ -1,0 +1,95 @@
+"""Feature pyramid network whose levels run only on the canvases that need them.
+
+Shapes: res_j [V*n, H/2^j, W/2^j, C_j] -> P_j [V*m, H/2^j, W/2^j, F]; V sides (side-major batch),
+n canvases a side, m the canvases in the level's span.
+
+Lin et al., 2017, with BN after every lateral and output convolution, no activation, nearest x2
+top-down (design section 3). Parameter names are Detectron2's: lateral2..5, output2..5.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from mcl_jax.models.layers import (
+    Context,
+    ConvNorm,
+    Numerics,
+    by_side,
+    group_sizes,
+    upsample_nearest,
+    xavier_uniform,
+)
+
+Array = jax.Array
+
+COARSEST = 5  # P5, which level 0 reads; level s reads P_{5-s}
+PYRAMID_LEVELS = 4
+
+Span = tuple[int, int]
+
+
+def full_spans(canvases: int) -> list[Span]:
+    """Every pyramid level on every canvas: the authors' computation."""
+    return [(0, canvases)] * PYRAMID_LEVELS
+
+
+def assigned_spans(counts: Sequence[int]) -> list[Span]:
+    """Pyramid level P_{5-s} on the canvases of montage level s alone.
+
+    Args:
+      counts: canvases per montage level, level 0 first.
+    """
+    ends = [sum(counts[: s + 1]) for s in range(len(counts))]
+    return [(end - n, end) for end, n in zip(ends, counts, strict=True)]
+
+
+class FPN(nn.Module):
+    """Top-down pyramid over res2..res5."""
+
+    features: int
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(
+        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+    ) -> dict[str, Array]:
+        """Computes P5, P4, ... for as many spans as are given.
+
+        Args:
+          stages: {'res2': [V*n, ...], ...}, side-major.
+          spans: per pyramid level from P5 down, the canvases [start, stop) of each side whose
+            output is wanted; starts must not decrease (coarser laterals feed finer ones).
+          sides: V.
+          train: see Context.
+
+        Returns:
+          {'P5': [V*(stop-start), h, w, F], 'P4': ..., ...}.
+        """
+        canvases = stages["res5"].shape[0] // sides
+        pyramid: dict[str, Array] = {}
+        top, top_start = None, 0
+        for depth, (start, stop) in enumerate(spans):
+            level = COARSEST - depth
+            needed = by_side(stages[f"res{level}"], sides, start)
+            context = Context(group_sizes(sides, [canvases - start]), train)
+            lateral = self._conv(f"lateral{level}", 1)(needed, context)
+            if top is not None:
+                coarser = by_side(top, sides, start - top_start)
+                lateral = lateral + upsample_nearest(coarser)
+            top, top_start = lateral, start
+            context = Context(group_sizes(sides, [stop - start]), train)
+            own = by_side(lateral, sides, 0, stop - start)
+            pyramid[f"P{level}"] = self._conv(f"output{level}", 3)(own, context)
+        return pyramid
+
+    def _conv(self, name: str, kernel_size: int) -> ConvNorm:
+        return ConvNorm(
+            self.features,
+            self.numerics,
+            kernel_size=kernel_size,
+            relu=False,
+            kernel_init=xavier_uniform,
+            name=name,
+        )

@@ -1,0 +1,149 @@
+"""The montage: views -> canvases and the label of every sub-image (paper section 3.1, Alg. 1).
+
+Shapes: views [S, b, H, W, C]; canvases of level s [n_s, H, W, C] made of grids of r x r
+sub-images, r = 2^s; order and labels int32 [n_s * r * r], sub-images in row-major order, values
+in [0, b) that name the image. Everything is local to one device and a pure function.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcl_jax.errors import UserError
+
+Array = jax.Array
+
+SHRINK_METHODS = ("nearest", "antialias")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the canvases of one side are made; the fields are the keys of `config.montage`.
+
+    Attributes:
+      levels: S, number of montage levels; level s shrinks its views by 2^s.
+      copies: per level, how often each image appears among the level's sub-images.
+      shrink: 'nearest' (the authors': every r-th pixel) or 'antialias' (mean of r x r pixels).
+      boundary_sigma: k of the Gaussian boundary mask, in sub-image widths (paper Table 10c: .75,
+        .5); None for no mask.
+    """
+
+    levels: int
+    copies: tuple[int, ...]
+    shrink: str
+    boundary_sigma: float | None
+
+
+class Montage(NamedTuple):
+    """Canvases of one side, ordered by level, and the labels of every level's sub-images."""
+
+    canvases: Array  # [n, H, W, C]
+    labels: tuple[Array, ...]  # per level int32 [n_s * 4^s]
+
+
+def canvas_counts(images: int, layout: Layout) -> tuple[int, ...]:
+    """Canvases per level on one device: n_s = images * copies_s / 4^s, at least 1.
+
+    Below one canvas, one canvas is made and images repeat to fill it.
+
+    Raises:
+      UserError: if copies do not fit the levels, or a count above 1 is not whole.
+    """
+    if not 1 <= layout.levels <= 4:
+        raise UserError(f"montage.levels must be 1..4 (P5 to P2), got {layout.levels}")
+    if len(layout.copies) < layout.levels:
+        raise UserError(
+            f"montage.copies {layout.copies} has {len(layout.copies)} entries, "
+            f"montage.levels is {layout.levels}"
+        )
+    if layout.shrink not in SHRINK_METHODS:
+        raise UserError(f"montage.shrink {layout.shrink!r} is not one of {SHRINK_METHODS}")
+    if layout.boundary_sigma is not None and layout.boundary_sigma <= 0:
+        raise UserError(f"montage.boundary_sigma must be > 0 or None, got {layout.boundary_sigma}")
+    counts = []
+    for s, copies in enumerate(layout.copies[: layout.levels]):
+        sub_images, grid = images * copies, 4**s
+        if sub_images > grid and sub_images % grid:
+            raise UserError(
+                f"level {s}: {images} images per device x {copies} copies = {sub_images} sub-images "
+                f"do not fill whole canvases of {grid}; a multiple of {grid // copies} images per "
+                f"device would"
+            )
+        counts.append(max(1, sub_images // grid))
+    return tuple(counts)
+
+
+def shrink(images: Array, ratio: int, method: str) -> Array:
+    """[b, H, W, C] -> [b, H/ratio, W/ratio, C]; 'nearest' keeps pixel 0 of every ratio pixels."""
+    if ratio == 1:
+        return images
+    if method == "nearest":
+        return images[:, ::ratio, ::ratio]
+    b, h, w, c = images.shape
+    return images.reshape(b, h // ratio, ratio, w // ratio, ratio, c).mean((2, 4))
+
+
+def boundary_mask(height: int, width: int, sigma: float) -> Array:
+    """Gaussian [height, width, 1], 1 in the centre, std (sigma * width, sigma * height) px.
+
+    It multiplies the normalised sub-image, so borders fade to the data set's mean colour.
+    """
+
+    def profile(size: int) -> Array:
+        distance = jnp.arange(size) - (size - 1) / 2
+        return jnp.exp(-0.5 * jnp.square(distance / (sigma * size)))
+
+    return (profile(height)[:, None] * profile(width)[None, :])[..., None]
+
+
+def assemble(images: Array, order: Array, grid: int) -> Array:
+    """Places sub-images on canvases.
+
+    Args:
+      images: [b, h, w, C] sub-images, already shrunk.
+      order: int [n * grid * grid]; entry i names the image at row-major position i.
+      grid: sub-images per canvas side.
+
+    Returns:
+      [n, grid*h, grid*w, C]; every sub-image is bit-equal to its source.
+    """
+    _, h, w, c = images.shape
+    tiles = images[order].reshape(-1, grid, grid, h, w, c)
+    return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(-1, grid * h, grid * w, c)
+
+
+def draw_orders(key: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
+    """Per level `permutation(n_s * 4^s) mod images`; level 0 stays in image order."""
+    orders = [jnp.arange(images, dtype=jnp.int32)]
+    for s, n in enumerate(counts[1:], start=1):
+        permutation = jax.random.permutation(jax.random.fold_in(key, s), n * 4**s)
+        orders.append((permutation % images).astype(jnp.int32))
+    return tuple(orders)
+
+
+def build(views: Array, orders: Sequence[Array], layout: Layout) -> Montage:
+    """Makes one side's canvases from its views and given orders (a replay, or `draw_orders`).
+
+    Args:
+      views: [S, b, H, W, C] one augmented view per level and image.
+      orders: per level int [n_s * 4^s].
+      layout: see Layout.
+    """
+    canvases = []
+    for s, order in enumerate(orders):
+        sub_images = shrink(views[s], 2**s, layout.shrink)
+        if s > 0 and layout.boundary_sigma is not None:
+            height, width = sub_images.shape[1:3]
+            mask = boundary_mask(height, width, layout.boundary_sigma)
+            sub_images = sub_images * mask.astype(views.dtype)
+        canvases.append(assemble(sub_images, order, 2**s))
+    return Montage(jnp.concatenate(canvases), tuple(orders))
+
+
+def first_copies(labels: Array, images: int) -> Array:
+    """int32 [images]: position of every image's first sub-image in `labels`."""
+    positions = jnp.arange(labels.shape[0], dtype=jnp.int32)
+    return jnp.full(images, labels.shape[0], jnp.int32).at[labels].min(positions)

@@ -1,0 +1,1 @@
+"""What is learned: pure loss functions over the same state."""

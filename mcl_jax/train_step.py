@@ -1,0 +1,70 @@
+"""The train step: one pure function of (state, batch)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mcl_jax import sharding
+from mcl_jax.objectives.base import Objective
+from mcl_jax.optimizer import Schedule
+from mcl_jax.state import TrainState
+
+Array = jax.Array
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Array],
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    lr: Schedule,
+    ema: Schedule,
+    seed: int,
+    axis_name: str,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step on one device's images inside shard_map; everything returned is replicated."""
+    inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(axis_name))
+    params = sharding.device_local(state.params, axis_name)
+    loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
+    (loss, outcome), grads = loss_fn(params, state, inputs, axis_name)
+    grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), axis_name)
+    return apply_gradients(state, grads, outcome, optimizer, lr, ema, metrics | {"loss": loss})
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Any,
+    outcome: Any,
+    optimizer: optax.GradientTransformation,
+    lr: Schedule,
+    ema: Schedule,
+    metrics: dict[str, Array],
+) -> tuple[TrainState, dict[str, Array]]:
+    """Optimiser step, then the target's EMA: t <- m t + (1 - m) online, of parameters only."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    m = ema(state.step)
+    target = jax.tree.map(
+        lambda old, new: m.astype(old.dtype) * old + (1 - m).astype(old.dtype) * new,
+        state.target_params,
+        params["encoder"],
+    )
+    metrics = metrics | {
+        "lr": lr(state.step),
+        "ema": m,
+        "grad_norm": optax.global_norm(grads),
+        "param_norm": optax.global_norm(params),
+    }
+    new_state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=outcome.batch_stats,
+        target_params=target,
+        target_batch_stats=outcome.target_batch_stats,
+        opt_state=opt_state,
+        memory=outcome.memory,
+    )
+    return new_state, jax.tree.map(jnp.asarray, metrics)
