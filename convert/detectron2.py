@@ -19,10 +19,13 @@ from mcl_jax.models.encoder import Architecture
 
 # Detectron2's model -> (what of the file it loads, what it trains from scratch), for the report.
 MODELS = {
-    "Mask R-CNN / Faster R-CNN FPN": ("everything", "RPN, box fc1 and predictor, mask head"),
-    "Keypoint R-CNN FPN": ("everything", "RPN, box fc1 and predictor, keypoint head"),
+    "Mask R-CNN / Faster R-CNN FPN": ("everything (box head as in the YAML)", "RPN, box fc1 and predictor, mask head"),
+    "Keypoint R-CNN FPN": ("everything (box head as in the YAML)", "RPN, box fc1 and predictor, keypoint head"),
     "RetinaNet FPN": ("backbone, fpn_*3..5", "P6/P7, class and box subnets; box head not used"),
-    "Mask R-CNN / Faster R-CNN C4": ("backbone (res5 as roi_heads.res5)", "RPN, predictors, mask head"),
+    "Mask R-CNN / Faster R-CNN C4": (
+        "backbone (res5 as roi_heads.res5)",
+        "RPN, predictors, mask head",
+    ),
 }
 
 LEFT_OUT = (
@@ -142,7 +145,9 @@ def _report(
     sources = {t.detectron2: t.source for t in table.online(a) if t.detectron2}
     everything = strict.flatten({field: x for field, x in state.items() if isinstance(x, Mapping)})
     left_out = [
-        report.left_out(prefix, [x for name, x in everything.items() if name.startswith(prefix)], why)
+        report.left_out(
+            prefix, [x for name, x in everything.items() if name.startswith(prefix)], why
+        )
         for prefix, why in LEFT_OUT
     ]
     left_out.append({"source": "opt_state, memory", "reason": "training state: not weights"})

@@ -11,8 +11,8 @@ from mcl_jax.models.encoder import Architecture
 from mcl_jax.models.resnet import architecture
 
 TEMPLATE = """\
-# Mask R-CNN {title}-FPN, 1x schedule, from mcl_jax weights. COCO must be where Detectron2 looks for it.
-# Run with Detectron2's tools/train_net.py --config-file THIS_FILE --num-gpus 8{warning}
+# Mask R-CNN {title}-FPN, 1x schedule, from mcl_jax weights. Run it with Detectron2's own
+#   tools/train_net.py --config-file THIS_FILE --num-gpus 8{warning}
 VERSION: 2
 MODEL:
   META_ARCHITECTURE: GeneralizedRCNN

@@ -37,7 +37,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def problems(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+def problems(
+    arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """What is missing, unexpected, misshapen, of a wrong type or not finite, each by its name.
 
     Args:

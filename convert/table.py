@@ -112,7 +112,9 @@ def predictor(a: Architecture, levels: int) -> list[Tensor]:
     for s in range(levels):
         sizes = (a.projector_out, a.predictor_hidden)
         tensors += _linear(PREDICTOR_1, {"s": s}, sizes, where)
-        tensors += _norm("level{s}/norm1", PREDICTOR_1, {"s": s}, sizes[1], where, NORM + STATISTICS)
+        tensors += _norm(
+            "level{s}/norm1", PREDICTOR_1, {"s": s}, sizes[1], where, NORM + STATISTICS
+        )
         tensors += _linear(PREDICTOR_2, {"s": s}, sizes[::-1], where)
     return tensors
 

@@ -150,7 +150,7 @@ def view(key, canvas, extent, settings, *, side, image_size):
     keys = {purpose: jax.random.fold_in(key, purpose) for purpose in Purpose}
 
     def happens(purpose, probability):
-        return jax.random.bernoulli(keys[purpose], probability)
+        return jax.random.bernoulli(keys[purpose], jnp.float32(probability))
 
     box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
     flip = happens(Purpose.FLIP, settings.flip_prob)
@@ -207,7 +207,7 @@ def draw_box(key, extent, *, area, aspect):
     centred = jnp.minimum(jnp.round(jnp.stack([tallest, widest])), extent)
     size = jnp.where(jnp.any(fits), drawn, jnp.maximum(centred, 1)).astype(jnp.int32)
     free = extent - size
-    place = jax.random.randint(place_key, (2,), 0, free + 1)
+    place = (jax.random.uniform(place_key, (2,)) * (free + 1)).astype(jnp.int32)
     place = jnp.where(jnp.any(fits), place, free // 2)
     return jnp.concatenate([place, size])
 

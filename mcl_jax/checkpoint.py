@@ -3,10 +3,12 @@
 `meta` is JSON: the plain config, the step, and what produced the checkpoint.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mcl_jax.errors import UserError
@@ -117,23 +119,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     folder, step = find(path)
     try:
-        tree = ocp.StandardCheckpointer().metadata(folder / str(step) / "state")
-        tree = getattr(tree, "item_metadata", tree)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=_numpy()), dict(tree))
-        state = ocp.PyTreeCheckpointer().restore(
-            folder / str(step) / "state", ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "meta")
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
+            # numpy arrays need no devices, so a pod's checkpoint opens on a laptop
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            state = reader.restore(folder / str(step) / "state", arguments)
+        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason}") from error
     return state, meta
-
-
-def _numpy() -> type:
-    import numpy as np
-
-    return np.ndarray
 
 
 def write(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> Path:

@@ -78,7 +78,9 @@ def learning_rate(settings: Settings, batch_size: int, steps_per_epoch: int) -> 
     def schedule(step: Array) -> Array:
         start = warmup if sequential else 0
         progress = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
-        cosine = settings.final_lr + (peak - settings.final_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        cosine = (
+            settings.final_lr + (peak - settings.final_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        )
         done = jnp.clip(step / max(warmup, 1), 0.0, 1.0) if warmup else 1.0
         return cosine * (1 - (1 - done) * (1 - settings.warmup_start))
 

@@ -44,8 +44,8 @@ def test_shrinking_keeps_aspect_and_agrees_with_area_interpolation(photo, size):
     expected = cv2.resize(full, (width, height), interpolation=cv2.INTER_AREA)
     error = np.abs(canvas[:height, :width].astype(int) - expected)
     # The reduced-scale decode is a slightly different low-pass filter than a pixel area: measured
-    # means are 0.9 to 1.6 levels, a misplaced or unfiltered image gives 5 and more.
-    assert error.mean() < 2.5
+    # means are up to 1.4 levels, an image unfiltered or one pixel off gives 4 and more.
+    assert error.mean() < 2
     assert not canvas[height:].any()
 
 

@@ -96,8 +96,9 @@ def _decode_jpeg(data: bytes, size: int, max_pixels: int) -> np.ndarray | None:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         _check_pixels(height, width, max_pixels)
-        need_h, need_w = fitted_extent(height, width, size)
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=need_h, min_width=need_w, strict=True)
+        # Twice the size on the canvas: the area interpolation after it then decides the pixels.
+        rows, columns = (2 * side for side in fitted_extent(height, width, size))
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, strict=True)
     except DecodeError:
         raise
     except Exception as error:  # simplejpeg's header reader raises KeyError on some broken files.

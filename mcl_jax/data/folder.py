@@ -67,7 +67,9 @@ def open_folder(root: str, split: str) -> FolderSource:
         )
     chosen = _select(files, split)
     if not chosen:
-        raise UserError(f"split {split!r} of folder {root!r} is empty: it holds {len(files)} images")
+        raise UserError(
+            f"split {split!r} of folder {root!r} is empty: it holds {len(files)} images"
+        )
     class_names = _class_names(files)
     labels = _labels(chosen, class_names)
     return FolderSource(root, tuple(chosen), labels, class_names)

@@ -128,9 +128,7 @@ class BatchIterator:
       unreadable: how many of them were unreadable.
     """
 
-    def __init__(
-        self, batches: Iterator[Batch], source: Source, max_share: float, min_judged: int
-    ):
+    def __init__(self, batches: Iterator[Batch], source: Source, max_share: float, min_judged: int):
         self._batches = batches
         self._source = source
         self._max_share = max_share

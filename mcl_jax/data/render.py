@@ -64,9 +64,7 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     for item in objects:
         _shadow(canvas, item)
         _paste(canvas, item)
-    grain = cv2.resize(
-        rng.standard_normal((height // 2, width // 2), np.float32), (width, height)
-    )
+    grain = cv2.resize(rng.standard_normal((height // 2, width // 2), np.float32), (width, height))
     canvas += grain[..., None] * np.float32(rng.uniform(0.0, 7.0))
     boxes = np.array([_box(owner == i) for i in range(len(objects))], np.float64)
     areas = np.array([int((owner == i).sum()) for i in range(len(objects))], np.int64)

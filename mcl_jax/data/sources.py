@@ -64,7 +64,9 @@ def find_dataset_dir(name: str, data_dir: str) -> str:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"data set name {name!r} is not NAME[/CONFIG][:VERSION], e.g. coco/2017:1.1.0")
+        raise UserError(
+            f"data set name {name!r} is not NAME[/CONFIG][:VERSION], e.g. coco/2017:1.1.0"
+        )
     root = epath.Path(data_dir)
     if not root.is_dir():
         raise UserError(f"data_dir {data_dir!r} does not exist; {_how_to_prepare(match['name'])}")

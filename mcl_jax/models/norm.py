@@ -56,7 +56,10 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     """[G, C] -> [N, 1, ..., C]: every row of a group gets the group's value."""
     shape = (1,) * (ndim - 2) + values.shape[-1:]
     return jnp.concatenate(
-        [jnp.broadcast_to(v.reshape(1, *shape), (n, *shape)) for v, n in zip(values, groups, strict=True)]
+        [
+            jnp.broadcast_to(v.reshape(1, *shape), (n, *shape))
+            for v, n in zip(values, groups, strict=True)
+        ]
     )
 
 
@@ -102,9 +105,7 @@ class BatchNorm(nn.Module):
             return ((x - running_mean.value) * factor + bias).astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
-        mean, var = group_moments(
-            x, groups, jax.lax.stop_gradient(running_mean.value), axis_name
-        )
+        mean, var = group_moments(x, groups, jax.lax.stop_gradient(running_mean.value), axis_name)
         if not self.is_initializing():
             devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
             pixels = x.size // (x.shape[0] * channels)

@@ -104,7 +104,9 @@ class MCL:
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
         encoder = self.encoder.init(encoder_key, canvases, (1,) * levels, 1, True, True)
-        embeddings = tuple(jnp.zeros((1, 2, self.architecture.projector_out)) for _ in range(levels))
+        embeddings = tuple(
+            jnp.zeros((1, 2, self.architecture.projector_out)) for _ in range(levels)
+        )
         predictor = self.predictors.init(predictor_key, embeddings, True)
         collections = {
             name: {"encoder": encoder[name], "predictor": predictor[name]}

@@ -1,0 +1,48 @@
+"""Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mcl_jax.errors import UserError
+
+USER_ERROR = 2  # exit code of mistakes that the user can mend
+
+
+def define_config() -> flags.FlagHolder:
+    """The `--config FILE` flag with `--config.key=value` overrides."""
+    return config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and exit code 2."""
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
+        return main(argv)
+
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Prints `error: message` on one line and exits with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # config_flags raises these for an override of a key or type that the config lacks
+        fail(f"{str(error).strip(chr(39))} (see configs/base.py for keys and types)")
+    except (FileNotFoundError, ImportError, SyntaxError) as error:
+        fail(f"--config cannot be loaded: {error}")

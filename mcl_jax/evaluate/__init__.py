@@ -1,0 +1,1 @@
+"""What is measured during and after pre-training."""

@@ -1,0 +1,53 @@
+"""Metrics to disk: JSON lines (the record) and TensorBoard events (a view of it)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo."""
+
+    def __init__(self, workdir: str | Path, resume_step: int, enabled: bool):
+        self._path = Path(workdir) / FILE
+        self._enabled = enabled
+        self._events = None
+        if not enabled:
+            return
+        kept = [line for line in read(workdir) if line["step"] <= resume_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        self._events = SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if not self._enabled:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+    """All finished lines of a workdir's metrics; a line cut by a kill is left out."""
+    path = Path(workdir) / FILE
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,57 @@
+"""SIGTERM and SIGINT: save and leave with exit code 0, whatever the program is doing."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+
+class Preemption:
+    """Notices a signal at once, also while the main thread is inside a long compilation.
+
+    Python runs signal handlers between bytecodes of the main thread, so a handler alone would wait
+    for a compile of minutes. The C-level wake-up socket is written immediately; a thread reads it.
+    While nothing new would be lost (`guard_work` not yet called) it ends the process there and
+    then; afterwards it sets a flag that the loop polls between steps.
+    """
+
+    def __init__(self):
+        self._requested = threading.Event()
+        self._has_work = False
+        self._previous = {}
+        self._reader, self._writer = socket.socketpair()
+
+    def __enter__(self) -> "Preemption":
+        if threading.current_thread() is threading.main_thread():
+            self._writer.setblocking(False)
+            signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, lambda *_: None)
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._previous:
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+        self._writer.close()
+
+    def _watch(self) -> None:
+        while received := self._reader.recv(1):
+            if received[0] not in self._previous:
+                continue
+            if not self._has_work:
+                print("stopped before the first new step: nothing to save", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(0)
+            self._requested.set()
+
+    def guard_work(self) -> None:
+        """From here on there are steps to save: leave the exit to the loop."""
+        self._has_work = True
+
+    @property
+    def requested(self) -> bool:
+        return self._requested.is_set()

@@ -1,0 +1,225 @@
+"""The training program: one loop that reads top to bottom."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import mcl_jax
+from mcl_jax import metrics as metric_files
+from mcl_jax import plots, program, sharding
+from mcl_jax.checkpoint import Checkpointer
+from mcl_jax.data import pipeline
+from mcl_jax.data.record import Source
+from mcl_jax.data.sources import open_source
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate.monitor import KnnMonitor
+from mcl_jax.health import HealthCheck
+from mcl_jax.preemption import Preemption
+from mcl_jax.program import Program
+from mcl_jax.state import TrainState
+
+log = logging.getLogger(__name__)
+
+MODEL_INPUTS = ("image", "extent")
+
+
+def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
+    """Pre-trains until the configured number of epochs, or until asked to stop.
+
+    The same workdir resumes: 1. its newest checkpoint, 2. otherwise from scratch. Batches, views and
+    montages depend on (seed, step) alone, so a resumed run repeats the uninterrupted one bit by bit
+    on the same devices.
+
+    Args:
+      config: as configs/base.py.
+      workdir: created; receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
+        montage.png and curves.png.
+
+    Returns:
+      The last state. SIGTERM or SIGINT returns early, after saving.
+
+    Raises:
+      UserError: for anything wrong with config, data or checkpoint.
+      TrainingStopped: on NaN or collapse.
+    """
+    started = time.monotonic()
+    workdir = Path(workdir)
+    first_process = jax.process_index() == 0
+    with Preemption() as preemption:
+        data = config["data"]
+        source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+        mesh = sharding.make_mesh()
+        run = program.build(config, mesh, images=len(source))
+        health = HealthCheck(config["log"], config["model"]["projector_out"])
+        monitor = KnnMonitor(run)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
+            state = _restore_or_start(run, checkpointer)
+            start = int(state.step)
+            _announce(run, source, start, first_process, workdir)
+            if start >= run.total_steps:
+                return state
+            writer = metric_files.MetricWriter(workdir, start, enabled=first_process)
+            compiled = program.lower_step(run).compile()
+            _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
+            if start == 0:
+                writer.write(0, monitor.evaluate(state))
+
+            log_every = config["log"]["every_steps"]
+            save_every = config["log"]["checkpoint_steps"]
+            meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
+            pending: tuple[int, Any, dict[str, float]] | None = None
+            waited, mark, mark_step = 0.0, time.monotonic(), start
+            bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
+            with open_batches(run, source, start) as batches, bar:
+                for step in range(start, run.total_steps):
+                    wait_from = time.monotonic()
+                    batch = next(batches)
+                    waited += time.monotonic() - wait_from
+                    if step == 0 and first_process:
+                        _draw_montages(run, batch, workdir)
+                    inputs = {name: batch[name] for name in MODEL_INPUTS}
+                    state, values = compiled(state, sharding.put_batch(inputs, mesh))
+                    preemption.guard_work()
+                    done = step + 1
+                    last = done == run.total_steps or preemption.requested
+
+                    # metrics of an earlier step are fetched while this one runs
+                    if pending is not None and (done > pending[0] or last):
+                        _record(pending, writer, health, bar)
+                        pending = None
+                    if done % log_every == 0 or last:
+                        seconds = max(time.monotonic() - mark, 1e-9)
+                        rate = (done - mark_step) * data["batch_size"] / seconds
+                        speed = {"images_per_s": rate, "data_wait": waited / seconds}
+                        pending = (done, values, speed)
+                        waited, mark, mark_step = 0.0, time.monotonic(), done
+                    if last and pending is not None:
+                        _record(pending, writer, health, bar)
+                    if done % save_every == 0 or last:
+                        checkpointer.save(state, meta)
+                    if monitor.due(done) and not preemption.requested:
+                        writer.write(done, monitor.evaluate(state))
+                        mark, mark_step, waited = time.monotonic(), done, 0.0
+                    bar.update(done - bar.n)
+                    if last:
+                        break
+            checkpointer.wait()
+            writer.close()
+            if first_process:
+                plots.curves(workdir / "curves.png", metric_files.read(workdir))
+            if preemption.requested:
+                _say(f"stopped on request; step {int(state.step)} is saved", first_process)
+            return state
+
+
+def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":
+    """This process's stream of training batches from a step on."""
+    data = run.config["data"]
+    return pipeline.batches(
+        source,
+        canvas_size=data["canvas_size"],
+        batch_size=data["batch_size"],
+        seed=run.config["seed"],
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data["workers"],
+        threads=data["threads"],
+        shuffle=True,
+        max_unreadable_share=data["max_unreadable_share"],
+        min_images_judged=data["unreadable_grace"],
+    )
+
+
+def _restore_or_start(run: Program, checkpointer: Checkpointer) -> TrainState:
+    if checkpointer.latest_step() is None:
+        return program.new_state(run)
+    state, meta = checkpointer.restore(program.abstract_state(run))
+    changed = sorted(_differences(meta["config"], program.plain_config(run.config)))
+    if changed:
+        log.warning("resuming with other values than the checkpoint's: %s", ", ".join(changed))
+    return state
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ, with both values."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} {a} -> {b}"
+
+
+def _announce(run: Program, source: Source, start: int, show: bool, workdir: Path) -> None:
+    if start >= run.total_steps:
+        _say(f"step {start} of {run.total_steps}: nothing left to do", show)
+        return
+    if show:
+        plain = program.plain_config(run.config)
+        (workdir / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+    b = run.config["data"]["batch_size"]
+    _say(
+        f"{len(source)} images, {run.mesh.size} {jax.default_backend()} device(s), batch {b}, "
+        f"{run.steps_per_epoch} steps per epoch, steps {start} to {run.total_steps}"
+        + (" (resumed)" if start else ""),
+        show,
+    )
+
+
+def _say(message: str, show: bool) -> None:
+    if show:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path) -> None:
+    """montage.png: the first device's side-q canvases of step 0, exactly as the step makes them."""
+    b = run.objective.images_per_device
+    images = {name: batch[name][:b] for name in MODEL_INPUTS}
+    inputs = jax.jit(run.objective.inputs)(run.config["seed"], 0, images, 0)
+    counts = run.objective.counts
+    plots.montage_sheet(
+        workdir / "montage.png",
+        np.asarray(inputs.canvases[: sum(counts)]),
+        counts,
+        run.config["augment"]["mean"],
+        run.config["augment"]["std"],
+        columns=run.config["log"]["montages"],
+    )
+
+
+def _record(
+    pending: tuple[int, Any, dict[str, float]],
+    writer: metric_files.MetricWriter,
+    health: HealthCheck,
+    bar: tqdm,
+) -> None:
+    """Writes one step's metrics, shows them, and stops an unhealthy run."""
+    step, values, speed = pending
+    values = {name: float(value) for name, value in jax.device_get(values).items()} | speed
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    writer.write(step, finite)
+    bar.set_postfix_str(
+        f"loss {values['loss']:.4f}, {values['images_per_s']:.0f} images/s", refresh=False
+    )
+    health.check(step, values)
+
+
+def check_workdir(workdir: str | None) -> Path:
+    """The --workdir flag as a usable folder; UserError otherwise."""
+    if not workdir:
+        raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
+    path = Path(workdir).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir {path} is a file; give a folder")
+    return path
