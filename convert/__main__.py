@@ -12,6 +12,7 @@ from convert import authors, detectron2
 from mcl_jax import checkpoint, cli
 from mcl_jax.errors import UserError
 
+BASE = "configs/base.py"
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
   python -m convert runs/mcl --to mcl-official --out mcl.pth
@@ -40,8 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        help="config file to go on with (--from only); without it configs/base.py with the "
-        "file's networks",
+        help=f"config file to go on with (--from only); without it {BASE} with the file's networks",
     )
     return parser.parse_args(arguments)
 
@@ -52,7 +52,10 @@ def convert(options: argparse.Namespace) -> list[str]:
         config = load_config(options.config) if options.config else base.get_config()
         state, meta, notes = authors.load(options.source, config, adopt=not options.config)
         folder = authors.save(state, meta, options.out)
-        return [*notes, f"wrote {folder}; go on with scripts/pretrain.py --workdir {options.out}"]
+        flags = f"--config {options.config or BASE} --workdir {options.out}"
+        overrides = [] if options.config else authors.overrides(meta["config"], base.get_config())
+        resume = " ".join(["python scripts/pretrain.py", flags, *overrides])
+        return [*notes, f"wrote {folder}; go on with", resume]
     if options.config:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
     state, meta = checkpoint.read(options.source)

@@ -89,6 +89,15 @@ def load(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict[str, An
     return state, {"config": plain, "origin": f"mcl-official:{path.name}"}, notes
 
 
+def overrides(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Flags that turn the section `model` of `base` into that of `config`."""
+    return [
+        f"--config.model.{key}={value}"
+        for key, value in config["model"].items()
+        if value != base["model"][key]
+    ]
+
+
 def _optimizer_state(
     content: authors_files.Content,
     params: Any,

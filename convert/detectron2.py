@@ -18,9 +18,10 @@ from mcl_jax.errors import UserError
 from mcl_jax.models.encoder import Architecture
 
 # Detectron2's model -> (what of the file it loads, what it trains from scratch), for the report.
+EVERYTHING = "everything (box head as in the YAML)"
 MODELS = {
-    "Mask R-CNN / Faster R-CNN FPN": ("everything (box head as in the YAML)", "RPN, box fc1 and predictor, mask head"),
-    "Keypoint R-CNN FPN": ("everything (box head as in the YAML)", "RPN, box fc1 and predictor, keypoint head"),
+    "Mask R-CNN / Faster R-CNN FPN": (EVERYTHING, "RPN, box fc1 and predictor, mask head"),
+    "Keypoint R-CNN FPN": (EVERYTHING, "RPN, box fc1 and predictor, keypoint head"),
     "RetinaNet FPN": ("backbone, fpn_*3..5", "P6/P7, class and box subnets; box head not used"),
     "Mask R-CNN / Faster R-CNN C4": (
         "backbone (res5 as roi_heads.res5)",

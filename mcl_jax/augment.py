@@ -201,7 +201,7 @@ def draw_box(key, extent, *, area, aspect):
     widths = jnp.round(jnp.sqrt(areas) * root_aspects)
 
     fits = (jnp.minimum(heights, widths) > 0) & (heights <= whole_height) & (widths <= whole_width)
-    first = fits & (jnp.cumsum(fits) == 1)
+    first = fits & (jnp.arange(tries) == jnp.argmax(fits))
     drawn = jnp.sum(jnp.where(first, jnp.stack([heights, widths]), 0.0), axis=1)
     tallest, widest = whole_width / aspect[0], whole_height * aspect[1]
     centred = jnp.minimum(jnp.round(jnp.stack([tallest, widest])), extent)

@@ -2,7 +2,8 @@
 
   python scripts/prepare_data.py imagenet --data_dir DIR --train_tar ILSVRC2012_img_train.tar \\
       --val_tar ILSVRC2012_img_val.tar --val_labels ILSVRC2012_devkit_t12.tar.gz
-  python scripts/prepare_data.py coco --data_dir DIR --annotations_zip annotations_trainval2017.zip \\
+  python scripts/prepare_data.py coco --data_dir DIR \\
+      --annotations_zip annotations_trainval2017.zip \\
       --train_zip train2017.zip --val_zip val2017.zip --unlabeled_zip unlabeled2017.zip
   python scripts/prepare_data.py folder --data_dir DIR --folder IMAGES --name my_images
   python scripts/prepare_data.py tfrecord --data_dir DIR --input OLD/imagenet2012/5.1.0

@@ -66,7 +66,9 @@ def module_shapes(a, levels):
     init = lambda key: encoder.init(key, images, counts, 2, True, True)  # noqa: E731
     variables = jax.eval_shape(init, jax.random.key(0))
     tiles = tuple(jnp.zeros((2, 4**s, a.projector_out)) for s in range(levels))
-    heads = jax.eval_shape(lambda key: predictors(a, NUMERICS).init(key, tiles, True), jax.random.key(0))
+    heads = jax.eval_shape(
+        lambda key: predictors(a, NUMERICS).init(key, tiles, True), jax.random.key(0)
+    )
     shapes = {}
     for collection in ("params", "batch_stats"):
         tree = {"encoder": variables[collection], "predictor": heads[collection]}

@@ -1,1 +1,1 @@
-"""Images in: sources, decoding, the built-in scenes, and the sharded, shuffled, resumable pipeline."""
+"""Images in: sources, decoding, built-in scenes, the sharded, shuffled, resumable pipeline."""

@@ -2,15 +2,16 @@
 
 Legend: h, w are the height and width of the image on the canvas in px, C the canvas side in px.
 
-Road of a record: simplejpeg (strict: the only decoder that notices damaged scan data) for JPEG, then
-OpenCV, then Pillow for what neither reads as wanted. What is decided here, once:
+Road of a record: simplejpeg (strict: the only decoder that notices damaged scan data) for JPEG,
+then OpenCV, then Pillow for what neither reads as wanted. What is decided here, once:
 
-* EXIF rotation is ignored, as ImageNet's and COCO's own annotations and loaders do; boxes stay true.
+* EXIF rotation is ignored, as ImageNet's and COCO's own annotations and loaders do; boxes stay
+  true.
 * Transparency is composited over white, which is what an image viewer shows.
 * 16-bit samples keep their high byte; gray becomes three equal channels.
 * An animation gives its first frame.
-* A JPEG whose scan is damaged or cut short is refused, even where a decoder would fill in gray; stray
-  bytes between markers, harmless and common in photographs, are accepted.
+* A JPEG whose scan is damaged or cut short is refused, even where a decoder would fill in gray;
+  stray bytes between markers, harmless and common in photographs, are accepted.
 """
 
 import io
@@ -21,7 +22,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-# One decoded image is too small to share out: the pipeline's own threads and workers hold the cores.
+# One decoded image is too small to share out: the pipeline's own threads and workers hold the
+# cores.
 cv2.setNumThreads(1)
 # OpenCV would print every broken file on stderr; DecodeError carries the reason instead.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -38,7 +40,7 @@ class DecodeError(ValueError):
 
 
 def decode_to_canvas(
-    data: bytes, size: int, *, max_pixels: int = SAFE_PIXELS
+    data: bytes, size: int, *, max_pixels: int = SAFE_PIXELS, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode `data` onto the top-left of a zero canvas, aspect kept.
 
@@ -49,6 +51,8 @@ def decode_to_canvas(
       data: an encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF or what else Pillow knows.
       size: canvas side C in px.
       max_pixels: an image of more pixels is refused before decoding.
+      out: uint8 [C, C, 3] of zeros to draw on, e.g. a row of a batch; None makes one. It is left as
+        it was if decoding fails.
 
     Returns:
       canvas uint8 [C, C, 3] RGB, and the valid extent (h, w) in px.
@@ -60,7 +64,7 @@ def decode_to_canvas(
     height, width = fitted_extent(image.shape[0], image.shape[1], size)
     if (height, width) != image.shape[:2]:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    canvas = np.zeros((size, size, 3), np.uint8)
+    canvas = np.zeros((size, size, 3), np.uint8) if out is None else out
     canvas[:height, :width] = image
     return canvas, (height, width)
 

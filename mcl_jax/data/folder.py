@@ -9,10 +9,13 @@ from mcl_jax.data.record import Record
 from mcl_jax.errors import UserError
 
 IMAGE_SUFFIXES = (
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split()
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
 )
 # First-level folders of these names hold splits, not classes.
-_SPLIT_NAMES = frozenset("train training val valid validation test testing unlabeled".split())
+_SPLIT_NAMES = frozenset(
+    {"train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"}
+)
 _SLICE = re.compile(r"train(?:\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?")
 
 
@@ -44,8 +47,8 @@ class FolderSource:
 def open_folder(root: str, split: str) -> FolderSource:
     """Images below `root` with an image suffix, in sorted order of their relative paths.
 
-    Classes: when every image lies in a sub-folder and the first level has two or more of them, these
-    name the classes in sorted order; folders named as splits (train, val, ...) do not.
+    Classes: when every image lies in a sub-folder and the first level has two or more of them,
+    these name the classes in sorted order; folders named as splits (train, val, ...) do not.
 
     Args:
       root: the folder; links are followed, hidden files and folders left out.

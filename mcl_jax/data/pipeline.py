@@ -1,12 +1,13 @@
 """Encoded records -> shuffled, sharded, resumable batches of uint8 canvases.
 
-Legend: B global batch, P processes, b = B/P images per process, C canvas side in px, n images in the
-source.
+Legend: B global batch, P processes, b = B/P images per process, C canvas side in px, n images in
+the source.
 
 One endless stream of record indices, shuffled anew each epoch by the seed, is cut into blocks of b;
-process p takes blocks p, P + p, 2P + p, ... Hence the images of global step t are stream[t*B:(t+1)*B]
-in this order for any P that divides B, and resuming at a step is arithmetic, not replay. Epochs follow
-each other without a gap, so nothing is dropped at their ends; a batch may hold images of two epochs.
+process p takes blocks p, P + p, 2P + p, ... Hence the images of global step t are
+stream[t*B:(t+1)*B] in this order for any P that divides B, and resuming at a step is arithmetic,
+not replay. Epochs follow each other without a gap, so nothing is dropped at their ends; a batch may
+hold images of two epochs.
 """
 
 import logging
@@ -21,8 +22,8 @@ from mcl_jax.data.decode import DecodeError, decode_to_canvas
 from mcl_jax.data.record import Record, Source
 from mcl_jax.errors import UserError
 
-# Records tried in place of an unreadable one before a black canvas stands in: a technical bound that
-# keeps a wholly broken data set from being read n times over.
+# Records tried in place of an unreadable one before a black canvas stands in: a technical bound
+# that keeps a wholly broken data set from being read n times over.
 _REPLACEMENT_TRIES = 16
 _NAMES_SHOWN = 3
 
@@ -46,8 +47,8 @@ def batches(
 ) -> "BatchIterator":
     """This process's part of the batches of steps start_step, start_step + 1, ... for ever.
 
-    A source smaller than the batch is allowed, with a warning: images then repeat within a batch, and
-    a contrastive loss takes the repeats for negatives.
+    A source smaller than the batch is allowed, with a warning: images then repeat within a batch,
+    and a contrastive loss takes the repeats for negatives.
 
     Args:
       source: random access to encoded images.
@@ -56,8 +57,8 @@ def batches(
       seed: of the order, 0..2**32-1; together with the step it decides every batch.
       start_step: first step to give, in steps of B images since the beginning of training.
       process_index, process_count: which part of each global batch is ours.
-      workers: spawned decoding processes; 0 decodes in this process. With workers the program's entry
-        must be guarded by `if __name__ == '__main__'`.
+      workers: spawned decoding processes; 0 decodes in this process. With workers the program's
+        entry must be guarded by `if __name__ == '__main__'`.
       threads: decoding threads in each of these processes; 0 decodes on demand. Each thread makes a
         whole batch, so about max(threads, 1) batches are in memory per process.
       shuffle: False keeps the source's order in every epoch.
@@ -67,12 +68,12 @@ def batches(
     Returns:
       An iterator and context manager of dicts: 'image' uint8 [b, C, C, 3], 'extent' int32 [b, 2]
       (height, width in px), 'label' int32 [b] (-1: none), 'index' int64 [b] (in the source),
-      'valid' bool [b]. At an unreadable image valid is False, 'index' its own, and image, extent and
-      label are those of the next readable record of the source.
+      'valid' bool [b]. At an unreadable image valid is False, 'index' its own, and image, extent
+      and label are those of the next readable record of the source.
 
     Raises:
-      UserError: sizes that do not divide or are out of range; from the iterator, too many unreadable
-        images.
+      UserError: sizes that do not divide or are out of range; from the iterator, too many
+        unreadable images.
     """
     local = _local_batch(batch_size, process_index, process_count)
     _check_at_least("canvas_size", canvas_size, 1)
@@ -86,7 +87,7 @@ def batches(
     order = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         order = order.shuffle()
-    blocks = order.repeat().map(_Load(source, canvas_size)).batch(local, drop_remainder=True)
+    blocks = order.repeat().batch(local, drop_remainder=True).map(_Load(source, canvas_size))
     mine = blocks[start_step * process_count + process_index :: process_count]
     return BatchIterator(
         _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
@@ -107,13 +108,13 @@ def evaluation_batches(
 ) -> "BatchIterator":
     """One ordered pass over the source; arguments and items as in `batches`.
 
-    Every process gets ceil(n / B) batches. The last ones are padded with rows of zeros whose index and
-    label are -1; `valid` is False on these and on unreadable rows.
+    Every process gets ceil(n / B) batches. The last ones are padded with rows of zeros whose index
+    and label are -1; `valid` is False on these and on unreadable rows.
     """
     local = _local_batch(batch_size, process_index, process_count)
     _check_at_least("canvas_size", canvas_size, 1)
     rows = -(-len(source) // batch_size) * batch_size
-    blocks = grain.MapDataset.range(rows).map(_Load(source, canvas_size)).batch(local)
+    blocks = grain.MapDataset.range(rows).batch(local).map(_Load(source, canvas_size))
     mine = blocks[process_index::process_count]
     return BatchIterator(
         _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
@@ -165,8 +166,8 @@ class BatchIterator:
         share = self.unreadable / self.seen
         raise UserError(
             f"{self.unreadable} of {self.seen} images ({share:.1%}) are unreadable, more than the "
-            f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or remove "
-            "them, or raise the allowed share"
+            f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or "
+            "remove them, or raise the allowed share"
         )
 
     def close(self) -> None:
@@ -181,37 +182,43 @@ class BatchIterator:
 
 
 class _Load:
-    """Index in the source -> one row of a batch; picklable, never raises for a bad image."""
+    """Indices int64 [b] -> a batch; picklable, never raises for a bad image.
+
+    Images are decoded straight into the batch: stacking finished canvases would copy each once more.
+    """
 
     def __init__(self, source: Source, canvas_size: int):
         self._source = source
         self._size = canvas_size
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        index = int(index)
+    def __call__(self, indices: np.ndarray) -> Batch:
+        rows, size = len(indices), self._size
+        batch = {
+            "image": np.zeros((rows, size, size, 3), np.uint8),
+            # A black canvas counts as fully covered, so that no crop of it divides by zero.
+            "extent": np.full((rows, 2), size, np.int32),
+            "label": np.full(rows, -1, np.int32),
+            "index": np.full(rows, -1, np.int64),
+            "valid": np.zeros(rows, np.bool_),
+        }
+        for row, index in enumerate(indices.tolist()):
+            if index < len(self._source):  # The rest is padding.
+                self._fill(batch, row, index)
+        return batch
+
+    def _fill(self, batch: Batch, row: int, index: int) -> None:
         count = len(self._source)
-        if index >= count:
-            return self._row(-1, np.zeros((self._size,) * 2 + (3,), np.uint8), None, -1, False)
+        batch["index"][row] = index
         for attempt in range(min(_REPLACEMENT_TRIES, count)):
             try:
                 record = self._source[(index + attempt) % count]
-                canvas, extent = decode_to_canvas(record.data, self._size)
+                _, extent = decode_to_canvas(record.data, self._size, out=batch["image"][row])
             except (DecodeError, OSError):
                 continue
-            return self._row(index, canvas, extent, record.label, attempt == 0)
-        return self._row(index, np.zeros((self._size,) * 2 + (3,), np.uint8), None, -1, False)
-
-    def _row(
-        self, index: int, canvas: np.ndarray, extent: tuple | None, label: int, valid: bool
-    ) -> dict[str, Any]:
-        # A black canvas counts as fully covered, so that no crop of it divides by zero.
-        return {
-            "image": canvas,
-            "extent": np.array(extent or (self._size, self._size), np.int32),
-            "label": np.int32(label),
-            "index": np.int64(index),
-            "valid": np.bool_(valid),
-        }
+            batch["extent"][row] = extent
+            batch["label"][row] = record.label
+            batch["valid"][row] = attempt == 0
+            return
 
 
 def _diagnose(source: Source, index: int) -> tuple[str, str]:
@@ -238,7 +245,8 @@ def _iterate(blocks: grain.MapDataset, workers: int, threads: int) -> Iterator[B
     dataset = blocks.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            # Grain reads its own absl flags before spawning; a program without absl.app never parses.
+            # Grain reads its own absl flags before spawning; a program without absl.app never
+            # parses.
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)

@@ -1,4 +1,5 @@
-"""COCO 2017's zips -> `tfds:coco/2017` in ArrayRecord form, with the unlabeled images as a split."""
+"""COCO 2017's zips -> `tfds:coco/2017` in ArrayRecord form, with the unlabeled images as a
+split."""
 
 import collections
 import functools
@@ -60,7 +61,8 @@ def prepare_coco(
     data_dir: str,
     partial: bool,
 ) -> str:
-    """Write the splits train, validation and unlabeled whose zips are given; finished ones are skipped.
+    """Write the splits train, validation and unlabeled whose zips are given; finished ones are
+    skipped.
 
     Args:
       train_zip, val_zip, unlabeled_zip: train2017.zip, val2017.zip, unlabeled2017.zip.

@@ -17,7 +17,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, name: str, class_names: tuple | None, jobs: list[SplitJob], data_dir: str):
+    def __init__(
+        self, *, name: str, class_names: tuple | None, jobs: list[SplitJob], data_dir: str
+    ):
         """name: of the data set; class_names: None without labels; jobs: the splits."""
         self.name = name
         self._class_names, self._jobs = class_names, jobs
@@ -55,7 +57,9 @@ def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: in
       UserError: a bad name or percentage, or a folder without images.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"--name {name!r} should be lower-case letters, digits and '_', e.g. my_images")
+        raise UserError(
+            f"--name {name!r} should be lower-case letters, digits and '_', e.g. my_images"
+        )
     if not 0 <= holdout_percent <= 99:
         raise UserError(f"--holdout_percent {holdout_percent} is not in 0..99")
     slices = {"train": "train"}

@@ -74,6 +74,19 @@ def prepare_imagenet(
     """
     if train_tar is None and val_tar is None:
         raise UserError("give --train_tar, --val_tar or both")
+    try:
+        synsets, jobs = _plan(train_tar, val_tar, val_labels, meta)
+        builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
+        counts = write_splits(builder, jobs, partial=partial)
+    except tarfile.TarError as error:
+        raise UserError(f"damaged or incomplete tar: {error}") from error
+    return usage("imagenet2012", data_dir, sorted(counts))
+
+
+def _plan(
+    train_tar: str | None, val_tar: str | None, val_labels: str | None, meta: str | None
+) -> tuple[list[str], list[SplitJob]]:
+    """(synsets in label order, the splits to write)."""
     jobs, synsets = [], None
     if train_tar is not None:
         synsets = _train_synsets(existing_file(train_tar, "--train_tar"))
@@ -85,16 +98,13 @@ def prepare_imagenet(
         synsets = synsets or sorted(set(labels.values()))
         unknown = sorted(set(labels.values()) - set(synsets))
         if unknown:
-            raise UserError(f"{val_labels!r} names synsets that are not in the training tar: {unknown[:3]}")
+            raise UserError(
+                f"{val_labels!r} has synsets that the training tar lacks: {unknown[:3]}"
+            )
         examples = functools.partial(_val_examples, val_tar, labels)
         size = os.path.getsize(val_tar)
         jobs.append(SplitJob("validation", examples, size, EXPECTED["validation"]))
-    builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
-    try:
-        counts = write_splits(builder, jobs, partial=partial)
-    except tarfile.TarError as error:
-        raise UserError(f"damaged or incomplete tar: {error}") from error
-    return usage("imagenet2012", data_dir, sorted(counts))
+    return synsets, jobs
 
 
 def _open_tar(path: str) -> tarfile.TarFile:
@@ -167,11 +177,11 @@ def read_val_labels(path: str, meta: str | None) -> list[str] | dict[str, str]:
     """Labels of the validation images, from one of these files.
 
     * One synset per line ('n01751748'): line n belongs to the n-th image in sorted order.
-    * One ILSVRC2012 id per line (1..1000, ILSVRC2012_validation_ground_truth.txt), same order; ids are
-      not in alphabetical order of the synsets, so `meta` must map them.
+    * One ILSVRC2012 id per line (1..1000, ILSVRC2012_validation_ground_truth.txt), same order; ids
+      are not in alphabetical order of the synsets, so `meta` must map them.
     * ILSVRC2012_devkit_t12.tar.gz: that file and meta.mat are taken from it.
-    * Image name and synset per line, by space or comma ('ILSVRC2012_val_00000001.JPEG n01751748', also
-      LOC_val_solution.csv; what follows the synset and a header without synset are left out).
+    * Image name and synset per line, by space or comma ('ILSVRC2012_val_00000001.JPEG n01751748',
+      also LOC_val_solution.csv; what follows the synset and a header without synset are left out).
 
     Returns:
       Synsets in order, or {image name without suffix: synset}.
@@ -194,14 +204,16 @@ def read_val_labels(path: str, meta: str | None) -> list[str] | dict[str, str]:
     named = [row for row in rows if len(row) >= 2 and _WNID.fullmatch(row[1])]
     if named and len(named) >= len(rows) - 1:
         return {os.path.splitext(row[0])[0]: row[1] for row in named}
-    raise UserError(f"{path!r} is no label file: lines should be a synset, an id, or name and synset")
+    raise UserError(
+        f"{path!r} is no label file: lines should be a synset, an id, or name and synset"
+    )
 
 
 def _map_ids(numbers: list[int], ids: dict[int, str] | None, path: str) -> list[str]:
     if ids is None:
         raise UserError(
-            f"{path!r} holds ILSVRC2012 ids, which are not in the order of the synsets: give --meta "
-            "meta.mat (of the devkit) or a text file with 'id synset' per line"
+            f"{path!r} holds ILSVRC2012 ids, which are not in the order of the synsets: give "
+            "--meta meta.mat (of the devkit) or a text file with 'id synset' per line"
         )
     unknown = sorted(set(numbers) - set(ids))
     if unknown:
@@ -210,14 +222,17 @@ def _map_ids(numbers: list[int], ids: dict[int, str] | None, path: str) -> list[
 
 
 def read_meta(path: str) -> dict[int, str]:
-    """ILSVRC2012 id -> synset from the devkit's meta.mat, or a text of 'id synset' (or csv) lines."""
+    """ILSVRC2012 id -> synset from the devkit's meta.mat, or a text of 'id synset' (or csv)
+    lines."""
     existing_file(path, "--meta")
     if path.endswith(".mat"):
         with open(path, "rb") as file:
             return _parse_meta(file.read())
     with open(path, encoding="utf-8") as file:
         rows = [row for line in csv.reader(file) if (row := " ".join(line).split())]
-    found = {int(r[0]): r[1] for r in rows if len(r) >= 2 and r[0].isdigit() and _WNID.fullmatch(r[1])}
+    found = {
+        int(r[0]): r[1] for r in rows if len(r) >= 2 and r[0].isdigit() and _WNID.fullmatch(r[1])
+    }
     if not found:
         raise UserError(f"--meta {path!r} has no line 'id synset'")
     return found

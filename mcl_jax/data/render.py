@@ -45,7 +45,8 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Object:
-    """label; alpha float32 [h, w] and colour float32 [h, w, 3] of its patch; top-left corner in px."""
+    """label; alpha float32 [h, w] and colour float32 [h, w, 3] of its patch; top-left corner in
+    px."""
 
     label: int
     alpha: np.ndarray
@@ -215,7 +216,8 @@ def _window(item: _Object, height: int, width: int) -> tuple[tuple, tuple]:
 def _keep_visible(
     objects: list[_Object], height: int, width: int
 ) -> tuple[list[_Object], np.ndarray]:
-    """Take objects out until the rest is visible and one dominates; also int [H, W] owner, -1 ground."""
+    """Take objects out until the rest is visible and one dominates; also int [H, W] owner, -1
+    ground."""
     while True:
         owner = np.full((height, width), -1, np.int64)
         for i, item in enumerate(objects):

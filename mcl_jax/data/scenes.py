@@ -1,7 +1,7 @@
 """`scenes`: the built-in data set, rendered here, a TFDS builder that prepares itself offline.
 
-4,096 training and 1,024 validation images of textured objects on cluttered ground, with boxes, classes
-and a dominant label. Every image depends on its split and index alone.
+4,096 training and 1,024 validation images of textured objects on cluttered ground, with boxes,
+classes and a dominant label. Every image depends on its split and index alone.
 """
 
 import contextlib
@@ -65,7 +65,8 @@ def scene(split: str, index: int) -> Scene:
 
 
 def scene_example(split: str, index: int) -> dict:
-    """The TFDS example of a scene: JPEG bytes, dominant label, relative boxes (ymin, xmin, ymax, xmax)."""
+    """The TFDS example of a scene: JPEG bytes, dominant label, relative boxes (ymin, xmin, ymax,
+    xmax)."""
     drawn = scene(split, index)
     height, width = drawn.image.shape[:2]
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
@@ -84,8 +85,8 @@ def scene_example(split: str, index: int) -> dict:
 def prepare_scenes(data_dir: str | None) -> epath.Path:
     """Directory of the prepared data set; renders it first (seconds, offline) if it is not there.
 
-    Safe when several processes start at once, on one machine or on a shared file system: each writes
-    a directory of its own, and the first rename wins.
+    Safe when several processes start at once, on one machine or on a shared file system: each
+    writes a directory of its own, and the first rename wins.
 
     Args:
       data_dir: where to keep it; None: $MCL_JAX_DATA or ~/.cache/mcl_jax.

@@ -1,7 +1,7 @@
 """Data sets by name: `scenes`, `folder:/path`, `tfds:NAME[/CONFIG][:VERSION]`.
 
-TFDS data sets are read from their directory in ArrayRecord form with tensorflow-datasets, which then
-never imports TensorFlow; the code that once built them is not needed.
+TFDS data sets are read from their directory in ArrayRecord form with tensorflow-datasets, which
+then never imports TensorFlow; the code that once built them is not needed.
 """
 
 import os
@@ -109,8 +109,8 @@ def _how_to_prepare(name: str) -> str:
     if name in _PREPARE:
         return f"prepare it with `python scripts/prepare_data.py {_PREPARE[name]} --help`"
     return (
-        "prepare it with `python scripts/prepare_data.py folder --help`, or have TFDS write it with "
-        "file_format='array_record', and pass the directory as data_dir"
+        "prepare it with `python scripts/prepare_data.py folder --help`, or have TFDS write it "
+        "with file_format='array_record', and pass the directory as data_dir"
     )
 
 
@@ -122,7 +122,8 @@ class TfdsSource:
     """
 
     def __init__(self, directory: str, split: str):
-        """Open `split` of the ArrayRecord data set in `directory`; UserError as `open_source` says."""
+        """Open `split` of the ArrayRecord data set in `directory`; UserError as `open_source`
+        says."""
         self._directory = directory
         self._split = split
         self._open()
@@ -139,14 +140,14 @@ class TfdsSource:
         self.class_names = tuple(features[self._label_key].names) if self._label_key else None
         decoders = {self._image_key: tfds.decode.SkipDecoding()}
         try:
+            if builder.info.splits[self._split].num_examples == 0:
+                raise ValueError("it is empty")
             self._data = builder.as_data_source(split=self._split, decoders=decoders)
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"split {self._split!r} cannot be read from {self._directory}, which has "
                 f"{self._splits(builder)}: {str(error).splitlines()[0]}"
             ) from error
-        if len(self._data) == 0:
-            raise UserError(f"split {self._split!r} of {self._directory} is empty")
 
     def _check_format(self, builder: tfds.core.DatasetBuilder) -> None:
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:

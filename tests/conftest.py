@@ -1,0 +1,56 @@
+"""Eight CPU devices, and one tiny configuration that every test of the method shares."""
+
+import os
+
+# Both have to stand before JAX is imported anywhere. The last jobs of LLVM's optimiser cost more
+# than they win on networks this small.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+flags = os.environ.get("XLA_FLAGS", "")
+if "host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from configs import base  # noqa: E402
+
+
+def tiny_config():
+    """All parts of the method at their smallest: ResNet-18 of width 4, 64 px, 4 levels."""
+    config = base.get_config()
+    config.data.dataset = "scenes"
+    config.data.batch_size = 64
+    config.data.image_size = 64
+    config.data.canvas_size = 64
+    config.data.threads = 1
+    config.model.backbone = "resnet18"
+    config.model.width = 4
+    config.model.fpn_channels = 8
+    config.model.head_convs = 2
+    config.model.projector_hidden = 16
+    config.model.projector_out = 8
+    config.model.predictor_hidden = 16
+    config.knn.every_epochs = 0.0
+    return config
+
+
+@pytest.fixture
+def config():
+    return tiny_config()
+
+
+def perturbed(tree, seed=0):
+    """Norm scales, biases and running statistics away from 1, 0 (0.1-0.5 hides nothing)."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, x):
+        name = str(path[-1].key)
+        x = np.asarray(x)
+        if name in ("scale", "var"):
+            return (x * rng.uniform(0.6, 1.4, x.shape)).astype(x.dtype)
+        if name in ("bias", "mean"):
+            return (x + rng.normal(0, 0.2, x.shape)).astype(x.dtype)
+        return x
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)

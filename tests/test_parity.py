@@ -1,0 +1,143 @@
+"""`pyramid='full'` against the torch restatement: loss, gradients, LARS, EMA, running statistics.
+
+The official weights arrive through `convert`, so names and layouts are tested on the way.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch_mcl
+from conftest import perturbed, tiny_config
+
+from convert import authors
+from mcl_jax import program
+from mcl_jax.objectives.mcl import Inputs
+from mcl_jax.state import TrainState
+from mcl_jax.train_step import apply_gradients
+
+IMAGES = 32
+STEPS = 2
+# Rounding of two frameworks over some thirty layers; measured 2e-5 (float32) and 1e-13 (float64)
+# for gradients, relative to the largest entry of each tensor.
+TOLERANCES = {"float32": 2e-4, "float64": 1e-9}
+
+
+def single_device_program(dtype):
+    config = tiny_config()
+    config.data.batch_size = IMAGES
+    config.loss.pyramid = "full"
+    config.loss.temperature = 0.5
+    config.optimizer.epochs = 10
+    config.optimizer.warmup_epochs = 0.0
+    config.numerics.compute_dtype = dtype
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    return program.build(config, mesh, images=IMAGES)
+
+
+def random_inputs(counts, dtype, seed):
+    rng = np.random.default_rng(seed)
+    canvases = rng.normal(size=(2, sum(counts), 64, 64, 3)).astype(dtype)
+    labels = []
+    for level, count in enumerate(counts):
+        tiles = count * 4**level
+        orders = [rng.permutation(tiles) % IMAGES for _ in range(2)]
+        labels.append(np.stack([np.arange(IMAGES)] * 2 if level == 0 else orders))
+    return canvases, tuple(labels)
+
+
+def to_torch(names):
+    weights = {name: torch.tensor(value) for name, value in names.items()}
+    for name, value in weights.items():
+        value.requires_grad_("running" not in name and not name.startswith("encoder_k."))
+    return weights
+
+
+def worst(ours, theirs):
+    """Largest difference relative to the tensor's own largest entry, over all tensors."""
+    found = {}
+    for name, theirs_value in theirs.items():
+        theirs_value = theirs_value.detach().numpy()
+        scale = max(float(np.abs(theirs_value).max()), 1e-6)
+        found[name] = float(np.abs(np.asarray(ours[name]) - theirs_value).max()) / scale
+    name = max(found, key=found.get)
+    return found[name], name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_full_pyramid_equals_the_torch_restatement(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        run = single_device_program(dtype)
+        config = run.config
+        objective = program.make_objective(config, IMAGES, axis_name=None)
+        cast = jax.tree.map(lambda x: np.asarray(x, dtype), perturbed(program.new_state(run).params))
+        stats = jax.tree.map(lambda x: np.asarray(x, dtype), program.new_state(run).batch_stats)
+        state = TrainState(
+            step=jnp.int32(0),
+            params=cast,
+            batch_stats=stats,
+            # a target that differs from the online network, or mixing them up would not show
+            target_params=perturbed(cast["encoder"], seed=1),
+            target_batch_stats=stats["encoder"],
+            opt_state=run.optimizer.init(cast),
+            memory={},
+        )
+        names = authors.to_names(vars(state), objective.architecture, 4, "test")
+        weights = to_torch(names)
+        imported = authors.from_names(names, objective.architecture, 4, "test")
+        state = state.replace(**imported)
+
+        @jax.jit
+        def step(state, canvases, labels):
+            grad = jax.value_and_grad(objective.loss, has_aux=True)
+            inputs = Inputs(canvases.reshape(-1, *canvases.shape[2:]), labels)
+            (loss, outcome), grads = grad(state.params, state, inputs, None)
+            new, metrics = apply_gradients(
+                state, grads, outcome, run.optimizer, run.lr, run.ema, {"loss": loss}
+            )
+            return new, metrics, grads
+
+        buffers = {}
+        for k in range(STEPS):
+            canvases, labels = random_inputs(objective.counts, dtype, seed=k)
+            state, metrics, grads = step(state, jnp.asarray(canvases), labels)
+
+            loss = torch_mcl.loss(
+                weights,
+                torch.tensor(canvases).permute(0, 1, 4, 2, 3),
+                [torch.tensor(level) for level in labels],
+                objective.counts,
+                config["loss"]["level_weights"],
+                config["loss"]["temperature"],
+            )
+            trained = [name for name, value in weights.items() if value.requires_grad]
+            gradients = dict(
+                zip(trained, torch.autograd.grad(loss, [weights[n] for n in trained]), strict=True)
+            )
+            tolerance = TOLERANCES[dtype]
+            assert abs(float(metrics["loss"]) - loss.item()) < tolerance * loss.item()
+            zeros = jax.tree.map(jnp.zeros_like, state)
+            ours = authors.to_names(
+                vars(zeros.replace(params=grads)), objective.architecture, 4, "test"
+            )
+            assert worst(ours, gradients) < (tolerance, "")
+            norm = torch.sqrt(sum(g.square().sum() for g in gradients.values())).item()
+            assert abs(float(metrics["grad_norm"]) - norm) < tolerance * norm
+
+            options = config["optimizer"]
+            torch_mcl.lars_step(
+                weights,
+                gradients,
+                buffers,
+                lr=float(run.lr(k)),
+                eta=options["trust_coefficient"],
+                momentum=options["momentum"],
+                decay=options["weight_decay"],
+                clip=options["clip_norm"],
+                excluded=lambda name: weights[name].ndim == 1,
+            )
+            torch_mcl.ema_step(weights, float(run.ema(k)))
+            # parameters, targets and both networks' running statistics after the step
+            ours = authors.to_names(vars(state), objective.architecture, 4, "test")
+            assert worst(ours, weights) < (tolerance, "")
