@@ -2,11 +2,16 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
 
+from mcl_jax.data.benchmark import SyntheticPhotos, benchmark, table
 from mcl_jax.data.decode import decode_to_canvas
 from mcl_jax.data.pipeline import batches, evaluation_batches
 from mcl_jax.data.record import Record
@@ -205,6 +210,7 @@ def test_source_smaller_than_the_batch_repeats_and_warns(caplog):
         ({"start_step": -1}, "start_step is -1"),
         ({"workers": -1}, "workers is -1"),
         ({"threads": -2}, "threads is -2"),
+        ({"max_unreadable_share": 1.5}, "max_unreadable_share is 1.5"),
     ],
 )
 def test_bad_settings_name_the_value(changes, message):
@@ -238,6 +244,55 @@ def test_evaluation_shards_agree_with_one_process():
         {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
     ]
     assert_same(alone, joined)
+
+
+def test_workers_end_when_the_program_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import multiprocessing, os, signal\n"
+        "from mcl_jax.data.benchmark import SyntheticPhotos\n"
+        "from mcl_jax.data.pipeline import batches\n"
+        "if __name__ == '__main__':\n"
+        f"    iterator = batches(SyntheticPhotos(64), **{SETTINGS | {'workers': 1}!r})\n"
+        "    next(iterator)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": root}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        worker = int(program.stdout.readline())
+        assert program.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(worker)
+
+
+def _is_running(pid):
+    """False also for a zombie, which nobody may be there to reap."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_evaluation_with_more_workers_than_batches():
+    settings = EVALUATION | {"workers": 2, "threads": 1}
+    with evaluation_batches(NumberedSource(5), **settings) as iterator:
+        (batch,) = iterator
+    np.testing.assert_array_equal(batch["index"], [*range(5), -1, -1, -1])
+
+
+def test_benchmark_reports_every_stage():
+    rows = benchmark(
+        SyntheticPhotos(100), canvas_size=64, batch_size=2, seconds=0.02, pipelines=[(0, 1)]
+    )
+    assert len(rows) == 6 and all(row["images_per_s"] > 0 for row in rows)
+    assert len(table(rows).splitlines()) == 7
 
 
 def test_real_photographs_reach_the_canvas(tmp_path):

@@ -123,7 +123,7 @@ def test_tensorflow_is_never_imported(tmp_path):
         "from mcl_jax.data import scenes\n"
         "scenes.Scenes.split_sizes = {'train': 4}\n"
         "from mcl_jax.data.sources import open_source\n"
-        "from mcl_jax.data import pipeline, prepare\n"
+        "from mcl_jax.data import pipeline, prepare_coco, prepare_folder, prepare_imagenet\n"
         f"print(len(open_source('scenes', 'train', {str(tmp_path / 'data')!r})[3].data) > 0)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

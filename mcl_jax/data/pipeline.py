@@ -11,6 +11,9 @@ hold images of two epochs.
 """
 
 import logging
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +61,8 @@ def batches(
       start_step: first step to give, in steps of B images since the beginning of training.
       process_index, process_count: which part of each global batch is ours.
       workers: spawned decoding processes; 0 decodes in this process. With workers the program's
-        entry must be guarded by `if __name__ == '__main__'`.
+        entry must be guarded by `if __name__ == '__main__'`, and a container needs room in /dev/shm
+        for two batches per worker.
       threads: decoding threads in each of these processes; 0 decodes on demand. Each thread makes a
         whole batch, so about max(threads, 1) batches are in memory per process.
       shuffle: False keeps the source's order in every epoch.
@@ -130,6 +134,8 @@ class BatchIterator:
     """
 
     def __init__(self, batches: Iterator[Batch], source: Source, max_share: float, min_judged: int):
+        if not 0 <= max_share <= 1:
+            raise UserError(f"max_unreadable_share is {max_share}; it must be in 0..1")
         self._batches = batches
         self._source = source
         self._max_share = max_share
@@ -248,8 +254,20 @@ def _iterate(blocks: grain.MapDataset, workers: int, threads: int) -> Iterator[B
             # Grain reads its own absl flags before spawning; a program without absl.app never
             # parses.
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        workers_options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(workers_options, worker_init_fn=_die_with_parent)
     return iter(dataset)
+
+
+def _die_with_parent(worker_index: int, worker_count: int) -> None:
+    """Run in each worker: a parent killed without warning would leave it waiting for ever."""
+    del worker_index, worker_count
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:

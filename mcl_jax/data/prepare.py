@@ -45,14 +45,28 @@ class SplitJob:
     expected: int | None
 
 
-def write_splits(
-    builder: tfds.core.DatasetBuilder, jobs: list[SplitJob], *, partial: bool
-) -> dict[str, int]:
+class JobBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder whose splits are jobs over local files; subclasses give `_info`."""
+
+    def __init__(self, *, jobs: list[SplitJob], data_dir: str, config: str | None = None):
+        """jobs: the splits to write; config: name of the builder config, if there are any."""
+        self.jobs = jobs
+        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager  # The files are given, nothing is downloaded.
+        return {job.name: self._generate_examples(job) for job in self.jobs}
+
+    def _generate_examples(self, job: SplitJob) -> Examples:
+        return job.examples()
+
+
+def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
     """Write the splits that are not there yet; each is published whole or not at all.
 
     Args:
-      builder: gives name, version, features and the directory.
-      jobs: the splits wanted; splits of earlier runs stay.
+      builder: gives name, version, features, the directory and the splits wanted; splits of
+        earlier runs stay.
       partial: accept counts other than the published ones.
 
     Returns:
@@ -65,7 +79,7 @@ def write_splits(
     final = os.fspath(builder.data_path)
     os.makedirs(final, exist_ok=True)
     _save_features(builder, final)
-    for job in jobs:
+    for job in builder.jobs:
         there = split_counts(final)
         if job.name in there:
             _check_count(job, there[job.name], partial)
@@ -105,7 +119,7 @@ def _read_info(directory: str) -> dict:
         return json.load(file)
 
 
-def _save_features(builder: tfds.core.DatasetBuilder, final: str) -> None:
+def _save_features(builder: JobBuilder, final: str) -> None:
     """Write the feature files; refuse to change those that finished splits were written with."""
     staging = os.path.join(final, ".features.writing")
     shutil.rmtree(staging, ignore_errors=True)
@@ -131,9 +145,7 @@ def _same_text(left: str, right: str) -> bool:
         return one.read() == other.read()
 
 
-def _write_split(
-    builder: tfds.core.DatasetBuilder, job: SplitJob, final: str, partial: bool
-) -> int:
+def _write_split(builder: JobBuilder, job: SplitJob, final: str, partial: bool) -> int:
     """Write the shards aside, check the count, move them in, then name the split in the
     metadata."""
     staging = os.path.join(final, f".{job.name}.writing")
@@ -199,7 +211,7 @@ def _check_count(job: SplitJob, count: int, partial: bool) -> None:
         )
 
 
-def _publish(builder: tfds.core.DatasetBuilder, final: str, split: dict) -> None:
+def _publish(builder: JobBuilder, final: str, split: dict) -> None:
     """Name the split in dataset_info.json by an atomic replacement."""
     splits = [s for s in _read_info(final)["splits"] if s["name"] != split["name"]]
     info = {

@@ -10,7 +10,15 @@ import zipfile
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcl_jax.data.prepare import Examples, SplitJob, existing_file, hash_of, usage, write_splits
+from mcl_jax.data.prepare import (
+    Examples,
+    JobBuilder,
+    SplitJob,
+    existing_file,
+    hash_of,
+    usage,
+    write_splits,
+)
 from mcl_jax.errors import UserError
 
 EXPECTED = {"train": 118_287, "validation": 5_000, "unlabeled": 123_403}
@@ -18,16 +26,16 @@ _ANNOTATIONS = {"train": "instances_train2017.json", "validation": "instances_va
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Coco(JobBuilder, skip_registration=True):
     """COCO 2017 images with boxes and classes; the unlabeled split has none."""
 
     VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2017", description="COCO of 2017.")]
 
     def __init__(self, *, categories: list[str], jobs: list[SplitJob], data_dir: str):
-        """categories: class names in label order; jobs: what `_split_generators` gives."""
-        self._categories, self._jobs = categories, jobs
-        super().__init__(data_dir=data_dir, config="2017", file_format="array_record")
+        """categories: class names in label order; jobs: the splits."""
+        self._categories = categories
+        super().__init__(jobs=jobs, data_dir=data_dir, config="2017")
 
     def _info(self) -> tfds.core.DatasetInfo:
         objects = {
@@ -43,13 +51,6 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self, description=__doc__, features=tfds.features.FeaturesDict(features)
         )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # The zips are given.
-        return {job.name: job.examples() for job in self._jobs}
-
-    def _generate_examples(self) -> Examples:
-        raise NotImplementedError("every split has its own pass, see _split_generators")
 
 
 def prepare_coco(
@@ -96,7 +97,7 @@ def prepare_coco(
     ]
     builder = Coco(categories=categories, jobs=jobs, data_dir=data_dir)
     try:
-        counts = write_splits(builder, jobs, partial=partial)
+        counts = write_splits(builder, partial=partial)
     except zipfile.BadZipFile as error:
         raise UserError(f"damaged zip: {error}") from error
     return usage("coco/2017", data_dir, sorted(counts))

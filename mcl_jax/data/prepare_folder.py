@@ -8,11 +8,11 @@ import tensorflow_datasets as tfds
 
 from mcl_jax.data.decode import DecodeError, decode_to_canvas
 from mcl_jax.data.folder import FolderSource, open_folder
-from mcl_jax.data.prepare import Examples, SplitJob, hash_of, usage, write_splits
+from mcl_jax.data.prepare import Examples, JobBuilder, SplitJob, hash_of, usage, write_splits
 from mcl_jax.errors import UserError
 
 
-class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImageFolder(JobBuilder, skip_registration=True):
     """The images of a folder, labelled by sub-folder where sub-folders name classes."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -22,8 +22,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ):
         """name: of the data set; class_names: None without labels; jobs: the splits."""
         self.name = name
-        self._class_names, self._jobs = class_names, jobs
-        super().__init__(data_dir=data_dir, file_format="array_record")
+        self._class_names = class_names
+        super().__init__(jobs=jobs, data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
@@ -32,13 +32,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self, description=__doc__, features=tfds.features.FeaturesDict(features)
         )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # The folder is given.
-        return {job.name: job.examples() for job in self._jobs}
-
-    def _generate_examples(self) -> Examples:
-        raise NotImplementedError("every split has its own pass, see _split_generators")
 
 
 def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: int) -> str:
@@ -73,7 +66,7 @@ def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: in
     ]
     class_names = sources["train"].class_names
     builder = ImageFolder(name=name, class_names=class_names, jobs=jobs, data_dir=data_dir)
-    counts = write_splits(builder, jobs, partial=False)
+    counts = write_splits(builder, partial=False)
     return usage(name, data_dir, sorted(counts))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import scipy.io
 import tensorflow_datasets as tfds
 
-from mcl_jax.data.prepare import Examples, SplitJob, existing_file, usage, write_splits
+from mcl_jax.data.prepare import Examples, JobBuilder, SplitJob, existing_file, usage, write_splits
 from mcl_jax.errors import UserError
 
 EXPECTED = {"train": 1_281_167, "validation": 50_000}
@@ -19,15 +19,15 @@ _WNID = re.compile(r"n\d{8}")
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
-class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Imagenet2012(JobBuilder, skip_registration=True):
     """ILSVRC2012 classification images as in the tars; labels in sorted order of their synsets."""
 
     VERSION = tfds.core.Version("5.1.0")
 
     def __init__(self, *, synsets: list[str], jobs: list[SplitJob], data_dir: str):
-        """synsets: class names in label order; jobs: what `_split_generators` gives."""
-        self._synsets, self._jobs = synsets, jobs
-        super().__init__(data_dir=data_dir, file_format="array_record")
+        """synsets: class names in label order; jobs: the splits."""
+        self._synsets = synsets
+        super().__init__(jobs=jobs, data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -38,13 +38,6 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self, description=__doc__, features=tfds.features.FeaturesDict(features)
         )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # The tars are given.
-        return {job.name: job.examples() for job in self._jobs}
-
-    def _generate_examples(self) -> Examples:
-        raise NotImplementedError("every split has its own pass, see _split_generators")
 
 
 def prepare_imagenet(
@@ -77,7 +70,7 @@ def prepare_imagenet(
     try:
         synsets, jobs = _plan(train_tar, val_tar, val_labels, meta)
         builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
-        counts = write_splits(builder, jobs, partial=partial)
+        counts = write_splits(builder, partial=partial)
     except tarfile.TarError as error:
         raise UserError(f"damaged or incomplete tar: {error}") from error
     return usage("imagenet2012", data_dir, sorted(counts))
