@@ -14,12 +14,14 @@ def get_config() -> ConfigDict:
     data = config.data = ConfigDict()
     data.dataset = "tfds:imagenet2012"  # scenes | folder:/path | tfds:NAME[/CONFIG][:VERSION]
     data.split = "train"  # TFDS syntax: train+unlabeled, train[:10%]
-    data.data_dir = ""  # of TFDS data sets; empty: $MCL_JAX_DATA or ~/.cache/mcl_jax
+    # of TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets, for scenes $MCL_JAX_DATA or
+    # ~/.cache/mcl_jax
+    data.data_dir = ""
     data.batch_size = 4096  # images of all devices together (B)
     data.image_size = 224  # px, side of views and canvases (H), a multiple of 32
     data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
     data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
-    data.threads = 8  # decoding threads per process
+    data.threads = 8  # decoding threads per process; each makes a whole batch
     data.prefetch = 2  # batches on the device ahead of the step
     data.max_unreadable_share = 0.01  # of images seen; more stops the run
     data.unreadable_grace = 100  # images seen before that share is judged

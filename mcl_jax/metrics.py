@@ -27,7 +27,7 @@ class MetricWriter:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if not self._enabled:
+        if not self._enabled or not values:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")

@@ -25,12 +25,13 @@ def test_every_sub_image_is_bit_equal_to_its_strided_source(levels, images):
     views = random_views(levels, images)
     counts = montage.canvas_counts(images, layout(levels))
     orders = montage.draw_orders(jax.random.key(1), images, counts)
-    canvases, labels = montage.build(views, orders, layout(levels))
+    canvases, labels = jax.tree.map(np.asarray, montage.build(views, orders, layout(levels)))
+    views = np.asarray(views)
     assert canvases.shape == (sum(counts), H, H, 3)
     start = 0
     for s, count in enumerate(counts):
         r, side = 2**s, H // 2**s
-        for position, image in enumerate(np.asarray(labels[s])):
+        for position, image in enumerate(labels[s]):
             canvas, row, column = position // r**2, position % r**2 // r, position % r
             tile = canvases[start + canvas, row * side :, column * side :][:side, :side]
             np.testing.assert_array_equal(tile, views[s, image, ::r, ::r])

@@ -145,14 +145,14 @@ def test_full_pyramid_equals_the_torch_restatement(dtype):
                 weights,
                 gradients,
                 buffers,
-                lr=float(run.lr(k)),
+                lr=float(run.lr(jnp.int32(k))),
                 eta=options["trust_coefficient"],
                 momentum=options["momentum"],
                 decay=options["weight_decay"],
                 clip=options["clip_norm"],
                 excluded=lambda name: weights[name].ndim == 1,
             )
-            torch_mcl.ema_step(weights, float(run.ema(k)))
+            torch_mcl.ema_step(weights, float(run.ema(jnp.int32(k))))
             # parameters, targets and both networks' running statistics after the step
             ours = official_names(state, objective.architecture)
             assert worst(ours, weights) < (tolerance, "")
