@@ -119,12 +119,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     folder, step = find(path)
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.metadata(folder / str(step) / "state").item_metadata.tree
-            # numpy arrays need no devices, so a pod's checkpoint opens on a laptop
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            state = reader.restore(folder / str(step) / "state", arguments)
+        reader = ocp.PyTreeCheckpointHandler()
+        tree = reader.metadata(folder / str(step) / "state").tree
+        # numpy arrays need no devices, so a pod's checkpoint opens on a laptop
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        state = reader.restore(folder / str(step) / "state", args=arguments)
         meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mcl_jax.errors import UserError
@@ -22,6 +22,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
+        logging.set_verbosity(logging.WARNING)  # orbax and grain tell their life stories at INFO
         return main(argv)
 
     try:

@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 MODEL_INPUTS = ("image", "extent")
 
 
-def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
+def pretrain(
+    config: Mapping[str, Any], workdir: str | Path, stop_after: int | None = None
+) -> TrainState:
     """Pre-trains until the configured number of epochs, or until asked to stop.
 
     The same workdir resumes: 1. its newest checkpoint, 2. otherwise from scratch. Batches, views and
@@ -42,7 +44,8 @@ def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
     Args:
       config: as configs/base.py.
       workdir: created; receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
-        montage.png and curves.png.
+        montage.png and curves.png, and XLA's compile cache.
+      stop_after: steps of this call after which to save and stop; None: run to the end.
 
     Returns:
       The last state. SIGTERM or SIGINT returns early, after saving.
@@ -62,6 +65,7 @@ def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
         health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run)
         workdir.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
         with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
             state = _restore_or_start(run, checkpointer)
             start = int(state.step)
@@ -91,7 +95,8 @@ def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
                     state, values = compiled(state, sharding.put_batch(inputs, mesh))
                     preemption.guard_work()
                     done = step + 1
-                    last = done == run.total_steps or preemption.requested
+                    asked = preemption.requested or done - start == stop_after
+                    last = done == run.total_steps or asked
 
                     # metrics of an earlier step are fetched while this one runs
                     if pending is not None and (done > pending[0] or last):
@@ -107,7 +112,7 @@ def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
                         _record(pending, writer, health, bar)
                     if done % save_every == 0 or last:
                         checkpointer.save(state, meta)
-                    if monitor.due(done) and not preemption.requested:
+                    if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
                         mark, mark_step, waited = time.monotonic(), done, 0.0
                     bar.update(done - bar.n)
@@ -117,7 +122,7 @@ def pretrain(config: Mapping[str, Any], workdir: str | Path) -> TrainState:
             writer.close()
             if first_process:
                 plots.curves(workdir / "curves.png", metric_files.read(workdir))
-            if preemption.requested:
+            if int(state.step) < run.total_steps:
                 _say(f"stopped on request; step {int(state.step)} is saved", first_process)
             return state
 

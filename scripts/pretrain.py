@@ -14,6 +14,9 @@ from mcl_jax import cli
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and pictures")
+STOP_AFTER = flags.DEFINE_integer(
+    "stop_after", None, "save and stop after this many steps of this run", lower_bound=1
+)
 PROCESSES = flags.DEFINE_bool(
     "distributed", False, "several hosts: call jax.distributed.initialize() first"
 )
@@ -34,7 +37,7 @@ def main(_: Sequence[str]) -> int:
     if PROCESSES.value:
         jax.distributed.initialize()
     try:
-        train.pretrain(CONFIG.value.lock(), workdir)
+        train.pretrain(CONFIG.value.lock(), workdir, stop_after=STOP_AFTER.value)
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return UNHEALTHY

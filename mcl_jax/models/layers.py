@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcl_jax.models.convolution import convolve
 from mcl_jax.models.norm import BatchNorm
 
 Array = jax.Array
@@ -51,21 +52,6 @@ class Numerics:
             dtype=self.dtype,
             name=name,
         )
-
-
-def convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """torch.nn.Conv2d without bias: padding (k - 1) // 2 on every side, never 'SAME'.
-
-    'SAME' pads stride-2 convolutions on the right only and shifts every feature map.
-    """
-    pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class ConvNorm(nn.Module):

@@ -1,0 +1,21 @@
+"""Your own images, no labels needed, one GPU or a few: ResNet-50 FPN at B = 256.
+
+    python scripts/pretrain.py --config configs/folder.py --workdir runs/mine \\
+        --config.data.dataset=folder:/path/to/images
+
+The learning rate follows B (optimizer.base_lr per 256 images). InfoNCE compares with the other
+images of the batch, so a larger B is worth its memory.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.dataset = "folder:/path/to/images"
+    config.data.batch_size = 256
+    config.knn.bank_split = "train[:90%]"
+    config.knn.query_split = "train[90%:]"
+    return config

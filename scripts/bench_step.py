@@ -1,0 +1,88 @@
+"""Measures the train step of any config: images/s, FLOP/s, MFU; or, without running, its figures.
+
+    python scripts/bench_step.py --config configs/demo.py
+    python scripts/bench_step.py --config configs/mcl_r50_imagenet.py --compile-only \\
+        --config.data.batch_size=32
+
+--compile-only compiles both pyramid modes and prints JSON with FLOPs, bytes, peak memory and
+collectives of each, and their ratio full / assigned.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mcl_jax import cli
+
+CONFIG = cli.define_config()
+COMPILE_ONLY = flags.DEFINE_bool("compile-only", False, "figures of the compiled program, no run")
+STEPS = flags.DEFINE_integer("steps", 10, "timed steps after one warm-up step", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "also write the result to this file")
+
+
+def main(_: Sequence[str]) -> None:
+    if CONFIG.value is None:
+        cli.fail("--config FILE is missing, e.g. --config configs/demo.py")
+    result = compare_pyramids() if COMPILE_ONLY.value else time_steps(CONFIG.value)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if JSON.value:
+        Path(JSON.value).write_text(text + "\n")
+
+
+def compare_pyramids() -> dict:
+    from mcl_jax import compiled, program, sharding
+
+    result = {}
+    for pyramid in ("assigned", "full"):
+        config = CONFIG.value.copy_and_resolve_references()
+        config.loss.pyramid = pyramid
+        print(f"compiling pyramid={pyramid} ...", file=sys.stderr, flush=True)
+        run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)
+        result[pyramid] = compiled.figures(program.lower_step(run).compile())
+    for name in ("flops", "bytes", "peak_bytes"):
+        result[f"{name}_ratio"] = result["full"][name] / result["assigned"][name]
+    return result
+
+
+def time_steps(config) -> dict:
+    import jax
+    import numpy as np
+
+    from mcl_jax import compiled, program, sharding
+
+    mesh = sharding.make_mesh()
+    run = program.build(config, mesh, images=config.data.batch_size)
+    step = program.lower_step(run).compile()
+    rng = np.random.default_rng(0)
+    b, side = config.data.batch_size, config.data.canvas_size
+    batch = {
+        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
+        "extent": np.full((b, 2), side, np.int32),
+    }
+    batch, state = sharding.put_batch(batch, mesh), program.new_state(run)
+    seconds = []
+    for _ in range(STEPS.value + 1):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - start)
+    median = float(np.median(seconds[1:]))
+    result = compiled.figures(step)
+    flops, peak = result["flops"] / median, compiled.peak_flops(jax.devices()[0])
+    return result | {
+        "devices": mesh.size,
+        "device_kind": jax.devices()[0].device_kind,
+        "seconds_per_step": median,
+        "images_per_s": b / median,
+        "flops_per_s_per_device": flops,
+        "mfu": flops / peak if peak else None,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""Networks: published sizes, tiles at their places, formulations, the two pyramid modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import perturbed, tiny_config
+
+from mcl_jax import montage, program
+from mcl_jax.errors import UserError
+from mcl_jax.models import convolution
+from mcl_jax.models.heads import cut_tiles
+from mcl_jax.models.layers import max_pool, upsample_nearest
+from mcl_jax.models.pyramid import assigned_spans, full_spans
+from mcl_jax.models.resnet import architecture
+
+
+@pytest.mark.parametrize(
+    "backbone, millions",
+    # torchvision's counts less the 1000-way classifier
+    [("resnet18", 11.176512), ("resnet34", 21.284672), ("resnet50", 23.508032), ("resnet101", 42.500160)],
+)
+def test_backbones_have_the_published_number_of_parameters(config, backbone, millions):
+    config.model.backbone, config.model.width = backbone, 64
+    objective = program.make_objective(config, 8, None)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0)).params["encoder"]["backbone"]
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == round(millions * 1e6)
+
+
+def test_an_unknown_backbone_lists_the_known_ones():
+    with pytest.raises(UserError, match="'resnet20' is not one of resnet18, resnet34"):
+        architecture("resnet20")
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4, 8])
+def test_tiles_are_cut_where_the_montage_put_the_sub_images(grid):
+    images = jax.random.normal(jax.random.key(0), (2 * grid**2, 3, 3, 5))
+    order = jax.random.permutation(jax.random.key(1), 2 * grid**2)
+    tiles = cut_tiles(montage.assemble(images, order, grid), grid)
+    np.testing.assert_array_equal(tiles, images[order])
+
+
+@pytest.mark.parametrize("size, k, stride", [(2, 3, 1), (4, 3, 2), (5, 3, 2), (4, 1, 1), (8, 7, 2)])
+def test_patches_equal_the_direct_convolution_with_their_gradients(size, k, stride):
+    x = jax.random.normal(jax.random.key(0), (3, size, size, 6))
+    kernel = jax.random.normal(jax.random.key(1), (k, k, 6, 7))
+
+    def out_and_gradients(convolve):
+        out, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+        return out, *pull(jnp.cos(out))
+
+    both = zip(
+        out_and_gradients(convolution.convolve_patches),
+        out_and_gradients(convolution.convolve_directly),
+        strict=True,
+    )
+    for ours, direct in both:  # sums of up to 300 products in another order
+        np.testing.assert_allclose(ours, direct, rtol=0, atol=2e-6 * np.abs(direct).max() + 1e-6)
+
+
+def test_an_accelerators_program_is_xlas_own_convolution():
+    x, kernel = jnp.zeros((1, 2, 2, 4)), jnp.zeros((3, 3, 4, 4))
+    step = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, 1))
+    lowered = {p: step.trace(x, kernel).lower(lowering_platforms=(p,)) for p in ("cpu", "tpu")}
+    assert "stablehlo.convolution" in lowered["tpu"].as_text()
+    assert "stablehlo.dot_general" not in lowered["tpu"].as_text()
+    assert "stablehlo.convolution" not in lowered["cpu"].as_text()
+
+
+def test_pooling_and_upsampling_are_torchs():
+    import torch
+    import torch.nn.functional as F
+
+    x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
+    theirs = torch.tensor(x).permute(0, 3, 1, 2)
+    pooled = F.max_pool2d(theirs, 3, 2, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), pooled)
+    doubled = F.interpolate(theirs, scale_factor=2).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x)), doubled)
+
+
+def test_spans():
+    assert assigned_spans((8, 2, 1, 1)) == [(0, 8), (8, 10), (10, 11), (11, 12)]
+    assert full_spans(12) == [(0, 12)] * 4
+
+
+def test_assigned_differs_from_full_only_in_batch_statistics():
+    """With running statistics both modes give the same embeddings of the same sub-images."""
+    config = tiny_config()
+    objective = program.make_objective(config, 4, None)
+    encoder, counts = objective.encoder, objective.counts
+    variables = jax.jit(objective.init)(jax.random.key(0))
+    variables = {
+        "params": perturbed(variables.params["encoder"]),
+        "batch_stats": perturbed(variables.batch_stats["encoder"]),
+    }
+    canvases = jax.random.normal(jax.random.key(1), (2 * sum(counts), 64, 64, 3))
+
+    @jax.jit
+    def embed(canvases):
+        return [encoder.apply(variables, canvases, counts, 2, full, False) for full in (True, False)]
+
+    full, assigned = embed(canvases)
+    for s, (a, b) in enumerate(zip(full, assigned, strict=True)):
+        assert a.shape == (2, counts[s] * 4**s, config.model.projector_out)
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))

@@ -1,0 +1,80 @@
+"""BatchNorm against torch, group by group, and over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mcl_jax import sharding
+from mcl_jax.models.norm import BatchNorm
+
+GROUPS = (4, 8, 4)
+
+
+def ours(x, train, axis_name=None, groups=GROUPS):
+    norm = BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name)
+    scale, bias = np.linspace(0.5, 2, 6), np.linspace(-1, 1, 6)
+    variables = {
+        "params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)},
+        "batch_stats": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 1.7)},
+    }
+    return norm.apply(variables, x, groups, train, mutable=["batch_stats"])
+
+
+def torchs(x, train):
+    norm = torch.nn.BatchNorm2d(6)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 6))
+        norm.bias.copy_(torch.linspace(-1, 1, 6))
+        norm.running_mean.fill_(0.3)
+        norm.running_var.fill_(1.7)
+    norm.train(train)
+    parts = torch.split(torch.tensor(x).permute(0, 3, 1, 2), GROUPS)
+    out = torch.cat([norm(part) for part in parts]).permute(0, 2, 3, 1)
+    return out.detach().numpy(), norm.running_mean.numpy(), norm.running_var.numpy()
+
+
+@pytest.fixture
+def x():
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(5 * i, 1 + i, (n, 3, 3, 6)) for i, n in enumerate(GROUPS)]
+    return np.concatenate(groups).astype(np.float32)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_equals_torch_applied_to_one_group_after_another(x, train):
+    out, state = ours(jnp.asarray(x), train)
+    expected, mean, var = torchs(x, train)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(state["batch_stats"]["var"], var, rtol=1e-6)
+
+
+def test_devices_share_their_statistics_in_one_all_reduce(x):
+    spread = np.concatenate([x] * 8) * np.linspace(0.5, 3, 8).repeat(16)[:, None, None, None]
+    spread = spread.astype(np.float32) + 50  # a large mean: naive second moments would cancel
+    mesh = sharding.make_mesh()
+    spec = jax.sharding.PartitionSpec
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda part: ours(part, True, "data", groups=(16,)),
+            mesh=mesh,
+            in_specs=spec("data"),
+            out_specs=(spec("data"), spec()),
+        )
+    )
+    out, state = mapped(spread)
+    expected, expected_state = ours(jnp.asarray(spread), True, groups=(128,))
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            state["batch_stats"][name], expected_state["batch_stats"][name], rtol=2e-6
+        )
+    text = mapped.lower(spread).compile().as_text()
+    assert text.count(" all-reduce(") + text.count(" all-reduce-start(") == 1
+
+
+def test_wrong_groups_are_refused(x):
+    with pytest.raises(ValueError, match=r"groups \(4, 4\) sum to 8, batch is 16"):
+        ours(jnp.asarray(x), True, groups=(4, 4))

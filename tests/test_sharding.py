@@ -1,0 +1,131 @@
+"""One device equals eight given the same montages, in both pyramid modes; donation is used."""
+
+import warnings
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import perturbed, tiny_config
+
+from mcl_jax import program, sharding
+from mcl_jax.errors import UserError
+from mcl_jax.objectives.mcl import MCL, Inputs
+
+DEVICES, PER_DEVICE = 8, 4
+
+
+@dataclass(frozen=True)
+class Replay(MCL):
+    """The method on montages made elsewhere."""
+
+    given_counts: tuple[int, ...] = ()
+
+    @property
+    def counts(self):
+        return self.given_counts
+
+
+def eight_montages(objective, seed=0):
+    """Montages of eight devices: canvases [D, V, n, H, H, 3] and labels per level [D, V, m]."""
+    rng = np.random.default_rng(seed)
+    counts, side = objective.counts, objective.image_size
+    canvases = rng.normal(size=(DEVICES, 2, sum(counts), side, side, 3)).astype(np.float32)
+    labels = [
+        np.stack(
+            [[rng.permutation(n * 4**s) % PER_DEVICE for _ in range(2)] for _ in range(DEVICES)]
+        )
+        for s, n in enumerate(counts)
+    ]
+    labels[0][:] = np.arange(PER_DEVICE)
+    return canvases, labels
+
+
+def as_one_device(canvases, labels, counts):
+    """The same canvases ordered as one device would hold them; labels become global."""
+    ends = np.cumsum(counts)
+    levels = [canvases[:, :, end - n : end] for end, n in zip(ends, counts, strict=True)]
+    joined = [np.concatenate(list(level), axis=1) for level in levels]
+    flat = np.concatenate(joined, axis=1).reshape(-1, *canvases.shape[3:])
+    offset = np.arange(DEVICES)[:, None, None] * PER_DEVICE
+    global_labels = tuple(np.concatenate(list(level + offset), axis=1) for level in labels)
+    return Inputs(jnp.asarray(flat), global_labels)
+
+
+@pytest.mark.parametrize("pyramid", ["assigned", "full"])
+def test_one_device_equals_eight(pyramid):
+    config = tiny_config()
+    config.loss.pyramid = pyramid
+    config.loss.matching = "c"  # several target levels, gathered and put back in image order
+    config.data.batch_size = DEVICES * PER_DEVICE
+    mesh = sharding.make_mesh()
+    assert mesh.size == DEVICES
+    run = program.build(config, mesh, images=64)
+    state = program.new_state(run)
+    state = state.replace(
+        params=perturbed(state.params), target_params=perturbed(state.target_params, seed=1)
+    )
+    canvases, labels = eight_montages(run.objective)
+
+    def body(state, batch):
+        inputs = Inputs(batch[0][0].reshape(-1, *canvases.shape[3:]), [x[0] for x in batch[1]])
+        params = sharding.device_local(state.params, "data")
+        grad = jax.value_and_grad(run.objective.loss, has_aux=True)
+        (loss, outcome), grads = grad(params, state, inputs, "data")
+        grads, loss = jax.lax.pmean((grads, loss), "data")
+        return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
+
+    eight = jax.jit(sharding.per_device(body, mesh))(state, (canvases, labels))
+
+    counts = tuple(n * DEVICES for n in run.objective.counts)
+    single = program.make_objective(config, DEVICES * PER_DEVICE, axis_name=None)
+    # 32 images need not make the canvases of 8 x 4 (levels below one canvas), so they are given
+    single = Replay(**vars(single), given_counts=counts)
+
+    @jax.jit
+    def alone(state, inputs):
+        grad = jax.value_and_grad(single.loss, has_aux=True)
+        (loss, outcome), grads = grad(state.params, state, inputs, None)
+        return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
+
+    one = alone(jax.device_get(state), as_one_device(canvases, labels, counts))
+    # Eight partial sums instead of one, in another order, through some thirty layers.
+    assert float(eight[1]) == pytest.approx(float(one[1]), rel=1e-6)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(one[0][0]))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(eight[0]), jax.tree.leaves(one[0]), strict=True
+    ):
+        size = max(float(np.abs(b).max()), 1e-3 * scale)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * size, err_msg=str(path))
+
+
+def test_a_batch_that_does_not_divide_says_what_would():
+    mesh = sharding.make_mesh()
+    with pytest.raises(UserError, match="batch_size 20 does not divide over 8 devices; 16 would"):
+        sharding.images_per_device(20, mesh)
+    with pytest.raises(UserError, match="batch_size 4 .* 8 would"):
+        sharding.images_per_device(4, mesh)
+
+
+def test_the_step_donates_its_state_and_never_recompiles(config):
+    config.data.batch_size = 32
+    config.montage.levels = 2
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    run = program.build(config, mesh, images=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # JAX warns about donated buffers that went unused
+        compiled = program.lower_step(run).compile()
+    state, batch = program.new_state(run), {
+        "image": np.zeros((32, 64, 64, 3), np.uint8),
+        "extent": np.full((32, 2), 64, np.int32),
+    }
+    old = jax.tree.leaves(state)
+    for k in range(2):
+        # an ahead-of-time executable cannot recompile: it would refuse other shapes or shardings
+        state, metrics = compiled(state, sharding.put_batch(batch, mesh))
+        assert int(state.step) == k + 1
+    assert all(x.is_deleted() for x in old)
+    assert np.isfinite(float(metrics["loss"]))
+    text = compiled.as_text()
+    assert "all-to-all" not in text and "collective-permute" not in text
