@@ -82,7 +82,7 @@ def learning_rate(settings: Settings, batch_size: int, steps_per_epoch: int) -> 
             settings.final_lr + (peak - settings.final_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
         )
         done = jnp.clip(step / max(warmup, 1), 0.0, 1.0) if warmup else 1.0
-        return cosine * (1 - (1 - done) * (1 - settings.warmup_start))
+        return cosine * (settings.warmup_start + (1 - settings.warmup_start) * done)
 
     return schedule
 

@@ -55,8 +55,8 @@ def apply_gradients(
     metrics = metrics | {
         "lr": lr(state.step),
         "ema": m,
-        "grad_norm": optax.global_norm(grads),
-        "param_norm": optax.global_norm(params),
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
     }
     new_state = state.replace(
         step=state.step + 1,

@@ -47,7 +47,7 @@ def test_patches_equal_the_direct_convolution_with_their_gradients(size, k, stri
 
     def out_and_gradients(convolve):
         out, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
-        return out, *pull(jnp.cos(out))
+        return out, *pull(jax.random.normal(jax.random.key(2), out.shape))
 
     both = zip(
         out_and_gradients(convolution.convolve_patches),
@@ -55,7 +55,7 @@ def test_patches_equal_the_direct_convolution_with_their_gradients(size, k, stri
         strict=True,
     )
     for ours, direct in both:  # sums of up to 300 products in another order
-        np.testing.assert_allclose(ours, direct, rtol=0, atol=2e-6 * np.abs(direct).max() + 1e-6)
+        np.testing.assert_allclose(ours, direct, rtol=0, atol=3e-6 * np.abs(direct).max())
 
 
 def test_an_accelerators_program_is_xlas_own_convolution():

@@ -66,7 +66,8 @@ def test_devices_share_their_statistics_in_one_all_reduce(x):
     )
     out, state = mapped(spread)
     expected, expected_state = ours(jnp.asarray(spread), True, groups=(128,))
-    np.testing.assert_allclose(out, expected, atol=2e-5)
+    # float32 holds values near 200 to 1.5e-5 of their distance from the mean
+    np.testing.assert_allclose(out, expected, atol=5e-5)
     for name in ("mean", "var"):
         np.testing.assert_allclose(
             state["batch_stats"][name], expected_state["batch_stats"][name], rtol=2e-6

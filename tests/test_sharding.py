@@ -16,6 +16,13 @@ from mcl_jax.objectives.mcl import MCL, Inputs
 DEVICES, PER_DEVICE = 8, 4
 
 
+def feeds_a_norm(path):
+    """Linear biases that a BatchNorm's mean takes away."""
+    names = [getattr(key, "key", None) for key in path]
+    linear = "linear1" in names or ("linear2" in names and "projector" in names)
+    return linear and names[-1] == "bias"
+
+
 @dataclass(frozen=True)
 class Replay(MCL):
     """The method on montages made elsewhere."""
@@ -89,13 +96,18 @@ def test_one_device_equals_eight(pyramid):
         (loss, outcome), grads = grad(state.params, state, inputs, None)
         return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
 
-    one = alone(jax.device_get(state), as_one_device(canvases, labels, counts))
+    one = alone(
+        jax.device_get(state), as_one_device(canvases, labels, run.objective.counts)
+    )
     # Eight partial sums instead of one, in another order, through some thirty layers.
     assert float(eight[1]) == pytest.approx(float(one[1]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(one[0][0]))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(eight[0]), jax.tree.leaves(one[0]), strict=True
     ):
+        if path[0].idx == 0 and feeds_a_norm(path):  # the true gradient is zero: rounding is left
+            assert max(np.abs(a).max(), np.abs(b).max()) < 1e-5 * scale, path
+            continue
         size = max(float(np.abs(b).max()), 1e-3 * scale)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * size, err_msg=str(path))
 

@@ -1,0 +1,186 @@
+"""The training program as users run it: sub-processes, kill -9, SIGTERM, typing errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcl_jax import metrics
+
+REPO = Path(__file__).resolve().parent.parent
+STEPS = 12
+TINY = [
+    "--config.data.batch_size=16",
+    "--config.data.canvas_size=64",
+    "--config.data.threads=1",
+    "--config.model.width=4",
+    "--config.model.fpn_channels=8",
+    "--config.model.head_convs=1",
+    "--config.model.projector_hidden=16",
+    "--config.model.projector_out=8",
+    "--config.model.predictor_hidden=16",
+    "--config.montage.levels=2",
+    "--config.knn.every_epochs=0.0",
+    "--config.optimizer.epochs=6.0",
+    "--config.optimizer.warmup_epochs=1.0",
+    "--config.log.every_steps=1",
+    "--config.log.checkpoint_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """32 small images and one that is broken: 33 files, two steps of 16 an epoch."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        picture = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (80, 60))
+        cv2.imwrite(str(folder / f"{i:02}.jpg"), picture)
+    (folder / "broken.jpg").write_text("<html>not found</html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device and one compile cache for all sub-processes."""
+    cache = tmp_path_factory.mktemp("cache")
+    return os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+
+
+def command(workdir, images, *extra):
+    script = [sys.executable, str(REPO / "scripts/pretrain.py"), "--config"]
+    return [
+        *script,
+        str(REPO / "configs/demo.py"),
+        f"--workdir={workdir}",
+        f"--config.data.dataset=folder:{images}",
+        "--config.data.max_unreadable_share=0.1",
+        *TINY,
+        *extra,
+    ]
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in metrics.read(workdir)}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images, environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(
+        command(workdir, images), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stderr
+
+
+def test_a_run_leaves_what_the_readme_promises(uninterrupted):
+    workdir, messages = uninterrupted
+    assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
+    last = metrics.read(workdir)[-1]
+    for name in ("positive", "negative", "top1", "std", "loss"):
+        assert {f"{name}/level0", f"{name}/level1"} <= set(last)
+    assert {"lr", "ema", "grad_norm", "param_norm", "images_per_s", "data_wait"} <= set(last)
+    for name in ("montage.png", "curves.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 10, 12]
+    assert "images/s" in messages and "broken.jpg" in messages
+
+
+def test_kill_9_then_the_same_command_repeats_the_run_bit_by_bit(
+    uninterrupted, images, environment, tmp_path
+):
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(workdir, images), env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "checkpoints" / "4").exists():  # renamed there when complete
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    again = subprocess.run(
+        command(workdir, images), env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "(resumed)" in again.stderr
+    assert losses(workdir) == losses(uninterrupted[0])
+    assert [line["step"] for line in metrics.read(workdir)] == list(range(1, STEPS + 1))
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_sigterm_saves_and_exits_with_0(uninterrupted, images, environment, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(workdir, images), env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+    steps = losses(workdir)
+    if len(steps) < STEPS:
+        assert f"step {max(steps)} is saved" in messages
+    assert (workdir / "checkpoints" / str(max(steps))).exists()
+    whole = losses(uninterrupted[0])
+    assert steps == {step: whole[step] for step in steps}
+
+
+def test_sigterm_before_the_first_step_leaves_at_once(images, environment, tmp_path):
+    slow = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "empty")}
+    workdir = tmp_path / "early"
+    process = subprocess.Popen(
+        command(workdir, images), env=slow, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "config.json").exists():  # written right before the compilation
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate()
+    assert process.returncode == 0 and "nothing to save" in messages
+    assert time.monotonic() - sent < 5  # compiling takes longer
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--config.data.batchsize=3"], "batchsize"),
+        (["--config.data.batch_size=many"], "many"),
+        (["--config.model.backbone=resnet20"], "'resnet20' is not one of resnet18"),
+        (["--config.data.dataset=folder:/nowhere"], "/nowhere"),
+        (["--config.data.dataset=tfds:imagenet2012", "--config.data.data_dir=/nowhere"], "/nowhere"),
+        (["--config.data.max_unreadable_share=0.0"], "broken.jpg"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(images, environment, tmp_path, extra, message):
+    run = subprocess.run(
+        command(tmp_path / "w", images, *extra, "--config.data.unreadable_grace=16"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2, run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert "Traceback" not in run.stderr
