@@ -38,7 +38,9 @@ def own_images(folder: str) -> list[str]:
     try:
         count = len(open_source(dataset, "train[:90%]", None))
         if count < 16:
-            raise UserError(f"{folder} has too few images ({count} to train on); 18 or more, please")
+            raise UserError(
+                f"{folder} has too few images ({count} to train on); 18 or more, please"
+            )
     except UserError as error:
         cli.fail(str(error))
     batch = 64 if count >= 64 else 16

@@ -16,17 +16,22 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import base  # noqa: E402
+from mcl_jax.models import resnet  # noqa: E402
+
+# One block a stage: every kind of layer at the shortest compile time.
+resnet.ARCHITECTURES["resnet10"] = ((1, 1, 1, 1), False)
+resnet.ARCHITECTURES["resnet14"] = ((1, 1, 1, 1), True)
 
 
 def tiny_config():
-    """All parts of the method at their smallest: ResNet-18 of width 4, 64 px, 4 levels."""
+    """All parts of the method at their smallest: one block a stage, width 4, 64 px, 4 levels."""
     config = base.get_config()
     config.data.dataset = "scenes"
     config.data.batch_size = 64
     config.data.image_size = 64
     config.data.canvas_size = 64
     config.data.threads = 1
-    config.model.backbone = "resnet18"
+    config.model.backbone = "resnet10"
     config.model.width = 4
     config.model.fpn_channels = 8
     config.model.head_convs = 2

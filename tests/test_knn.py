@@ -12,7 +12,9 @@ def test_votes_equal_scikit_learns():
     centres = rng.normal(size=(5, 16))
     labels = rng.integers(0, 5, 300)
     features = (centres[labels] + rng.normal(size=(300, 16)) * 1.5).astype(np.float32)
-    queries = (centres[rng.integers(0, 5, 101)] + rng.normal(size=(101, 16)) * 1.5).astype(np.float32)
+    queries = (centres[rng.integers(0, 5, 101)] + rng.normal(size=(101, 16)) * 1.5).astype(
+        np.float32
+    )
     ours = knn.classify(features, labels, queries, neighbours=20, temperature=0.07, chunk=32)
 
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731

@@ -18,7 +18,12 @@ from mcl_jax.models.resnet import architecture
 @pytest.mark.parametrize(
     "backbone, millions",
     # torchvision's counts less the 1000-way classifier
-    [("resnet18", 11.176512), ("resnet34", 21.284672), ("resnet50", 23.508032), ("resnet101", 42.500160)],
+    [
+        ("resnet18", 11.176512),
+        ("resnet34", 21.284672),
+        ("resnet50", 23.508032),
+        ("resnet101", 42.500160),
+    ],
 )
 def test_backbones_have_the_published_number_of_parameters(config, backbone, millions):
     config.model.backbone, config.model.width = backbone, 64
@@ -98,7 +103,9 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
 
     @jax.jit
     def embed(canvases):
-        return [encoder.apply(variables, canvases, counts, 2, full, False) for full in (True, False)]
+        return [
+            encoder.apply(variables, canvases, counts, 2, full, False) for full in (True, False)
+        ]
 
     full, assigned = embed(canvases)
     for s, (a, b) in enumerate(zip(full, assigned, strict=True)):

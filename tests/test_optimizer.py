@@ -48,6 +48,7 @@ def test_the_published_network_has_225_trainable_tensors():
 
 
 def test_the_authors_rule_misses_shortcut_and_mlp_scales(config):
+    config.model.backbone = "resnet18"
     shapes = parameter_shapes(config)
     ours = paths(optimizer.excluded_mask(shapes, "norm_and_bias"))
     theirs = paths(optimizer.excluded_mask(shapes, "authors"))

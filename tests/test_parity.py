@@ -24,8 +24,9 @@ STEPS = 2
 TOLERANCES = {"float32": 2e-4, "float64": 1e-9}
 
 
-def single_device_program(dtype):
+def single_device_program(dtype, backbone):
     config = tiny_config()
+    config.model.backbone = backbone
     config.data.batch_size = IMAGES
     config.loss.pyramid = "full"
     config.loss.temperature = 0.5
@@ -76,13 +77,15 @@ def worst(ours, theirs):
     return found[name], name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_full_pyramid_equals_the_torch_restatement(dtype):
+@pytest.mark.parametrize("dtype, backbone", [("float32", "resnet10"), ("float64", "resnet14")])
+def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
     with jax.enable_x64(dtype == "float64"):
-        run = single_device_program(dtype)
+        run = single_device_program(dtype, backbone)
         config = run.config
         objective = program.make_objective(config, IMAGES, axis_name=None)
-        cast = jax.tree.map(lambda x: np.asarray(x, dtype), perturbed(program.new_state(run).params))
+        cast = jax.tree.map(
+            lambda x: np.asarray(x, dtype), perturbed(program.new_state(run).params)
+        )
         stats = jax.tree.map(lambda x: np.asarray(x, dtype), program.new_state(run).batch_stats)
         state = TrainState(
             step=jnp.int32(0),

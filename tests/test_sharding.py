@@ -96,9 +96,7 @@ def test_one_device_equals_eight(pyramid):
         (loss, outcome), grads = grad(state.params, state, inputs, None)
         return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
 
-    one = alone(
-        jax.device_get(state), as_one_device(canvases, labels, run.objective.counts)
-    )
+    one = alone(jax.device_get(state), as_one_device(canvases, labels, run.objective.counts))
     # Eight partial sums instead of one, in another order, through some thirty layers.
     assert float(eight[1]) == pytest.approx(float(one[1]), rel=1e-6)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(one[0][0]))
@@ -128,10 +126,13 @@ def test_the_step_donates_its_state_and_never_recompiles(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # JAX warns about donated buffers that went unused
         compiled = program.lower_step(run).compile()
-    state, batch = program.new_state(run), {
-        "image": np.zeros((32, 64, 64, 3), np.uint8),
-        "extent": np.full((32, 2), 64, np.int32),
-    }
+    state, batch = (
+        program.new_state(run),
+        {
+            "image": np.zeros((32, 64, 64, 3), np.uint8),
+            "extent": np.full((32, 2), 64, np.int32),
+        },
+    )
     old = jax.tree.leaves(state)
     for k in range(2):
         # an ahead-of-time executable cannot recompile: it would refuse other shapes or shardings

@@ -104,9 +104,7 @@ def test_kill_9_then_the_same_command_repeats_the_run_bit_by_bit(
     uninterrupted, images, environment, tmp_path
 ):
     workdir = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(workdir, images), env=environment, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command(workdir, images), env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (workdir / "checkpoints" / "4").exists():  # renamed there when complete
         assert process.poll() is None and time.monotonic() < deadline
@@ -164,12 +162,9 @@ def test_sigterm_before_the_first_step_leaves_at_once(images, environment, tmp_p
     "extra, message",
     [
         (["--config.data.batchsize=3"], "batchsize"),
-        (["--config.data.batch_size=many"], "many"),
         (["--config.model.backbone=resnet20"], "'resnet20' is not one of resnet18"),
         (["--config.data.dataset=folder:/nowhere"], "/nowhere"),
-        (["--config.data.dataset=tfds:imagenet2012", "--config.data.data_dir=/nowhere"], "/nowhere"),
         (["--config.data.max_unreadable_share=0.0"], "broken.jpg"),
-        (["stray"], "unexpected argument 'stray'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(images, environment, tmp_path, extra, message):

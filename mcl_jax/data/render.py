@@ -3,7 +3,8 @@
 Legend: H, W image size in px; N objects; P side of an object's patch in supersampled px.
 
 A class is a shape with a texture (4 shapes x 2 textures); neither alone tells it, and colours,
-position, size, angle and ground are drawn independently of it.
+position, size and angle are drawn independently of it. As in photographs, surroundings hint at the
+class: most often its objects lie on the ground they like, among others of their kind.
 """
 
 import dataclasses
@@ -15,6 +16,12 @@ import numpy as np
 SHAPES = ("disc", "square", "triangle", "star")
 TEXTURES = ("striped", "dotted")
 CLASS_NAMES = tuple(f"{texture}_{shape}" for shape, texture in itertools.product(SHAPES, TEXTURES))
+
+# (pattern, coarse?) of the ground that a class likes, in the order of CLASS_NAMES.
+GROUNDS = tuple(itertools.product(("waves", "weave", "rings", "speckle"), (True, False)))
+# How often a scene shows the dominant class's own ground, and a smaller object its kind; otherwise
+# any of the eight.
+TYPICAL_SHARE = 0.8
 
 # The dominant object covers at least this share of all visible object pixels.
 DOMINANT_SHARE = 0.6
@@ -59,8 +66,10 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     """Render a scene whose longer side is `longer_side` px; the rng decides everything."""
     shorter = int(longer_side * rng.uniform(0.75, 1.0))
     height, width = (longer_side, shorter) if rng.random() < 0.5 else (shorter, longer_side)
+    main = int(rng.integers(len(CLASS_NAMES)))
     canvas = _background(rng, height, width)
-    objects = _draw_objects(rng, height, width)
+    canvas += _ground(rng, height, width, *GROUNDS[_typical(rng, main)])[..., None]
+    objects = _draw_objects(rng, height, width, main)
     objects, owner = _keep_visible(objects, height, width)
     for item in objects:
         _shadow(canvas, item)
@@ -74,18 +83,22 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     return Scene(image, boxes, labels, areas, int(areas.argmax()))
 
 
-def _draw_objects(rng: np.random.Generator, height: int, width: int) -> list[_Object]:
-    """Back-to-front: one large object at a random depth among up to six smaller ones."""
+def _typical(rng: np.random.Generator, main: int) -> int:
+    """The main class in TYPICAL_SHARE of the cases, otherwise any."""
+    return main if rng.random() < TYPICAL_SHARE else int(rng.integers(len(CLASS_NAMES)))
+
+
+def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) -> list[_Object]:
+    """Back-to-front: one large object of class `main` at a random depth among up to six smaller."""
     side = min(height, width)
     main_size = side * rng.uniform(0.4, 0.85)
     count = int(rng.integers(1, 7))
     # Log-uniform sizes: as many small objects as there are scales to see them at.
     sizes = np.exp(rng.uniform(np.log(_SMALLEST_PX), np.log(0.7 * main_size), count))
-    order = list(sizes)
-    order.insert(int(rng.integers(0, count + 1)), main_size)
+    order = [(float(size), _typical(rng, main)) for size in sizes]
+    order.insert(int(rng.integers(0, count + 1)), (main_size, main))
     objects = []
-    for size in order:
-        label = int(rng.integers(len(CLASS_NAMES)))
+    for size, label in order:
         alpha, colour = _object_patch(rng, label, size)
         # Up to a fifth of an object may leave the image.
         slack = 0.2 * size
@@ -183,6 +196,30 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     canvas = canvas + noise * np.float32(rng.uniform(0, 22))
     return _clutter(rng, canvas, colours[2]) if rng.random() < 0.6 else canvas
+
+
+def _ground(
+    rng: np.random.Generator, height: int, width: int, pattern: str, coarse: bool
+) -> np.ndarray:
+    """float32 [H, W] lightness pattern around 0 at a random angle, place and strength."""
+    period = rng.uniform(14, 20) if coarse else rng.uniform(6, 8)  # px
+    angle = rng.uniform(0, 2 * np.pi)
+    y = np.arange(height, dtype=np.float32)[:, None] - np.float32(rng.uniform(0, height))
+    x = np.arange(width, dtype=np.float32)[None, :] - np.float32(rng.uniform(0, width))
+    scale = np.float32(2 * np.pi / period)
+    u = scale * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
+    v = scale * (np.float32(np.cos(angle)) * y - np.float32(np.sin(angle)) * x)
+    if pattern == "waves":
+        layer = np.sin(u)
+    elif pattern == "weave":
+        layer = np.sin(u) * np.sin(v)
+    elif pattern == "rings":
+        layer = np.sin(scale * np.sqrt(x * x + y * y))
+    else:
+        cells = (max(2, round(height * 2 / period)), max(2, round(width * 2 / period)))
+        noise = rng.standard_normal(cells, np.float32)
+        layer = cv2.resize(np.sign(noise), (width, height), interpolation=cv2.INTER_CUBIC)
+    return layer * np.float32(rng.uniform(16, 34))
 
 
 def _clutter(rng: np.random.Generator, canvas: np.ndarray, tint: np.ndarray) -> np.ndarray:
