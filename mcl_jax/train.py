@@ -98,19 +98,21 @@ def pretrain(
                     asked = preemption.requested or done - start == stop_after
                     last = done == run.total_steps or asked
 
-                    # metrics of an earlier step are fetched while this one runs
-                    if pending is not None and (done > pending[0] or last):
+                    if (
+                        pending is not None
+                    ):  # an earlier step's metrics, fetched while this one runs
                         _record(pending, writer, health, bar)
                         pending = None
-                    if done % log_every == 0 or last:
+                    save = done % save_every == 0 or last
+                    if done % log_every == 0 or save:
                         seconds = max(time.monotonic() - mark, 1e-9)
                         rate = (done - mark_step) * data["batch_size"] / seconds
                         speed = {"images_per_s": rate, "data_wait": waited / seconds}
                         pending = (done, values, speed)
                         waited, mark, mark_step = 0.0, time.monotonic(), done
-                    if last and pending is not None:
+                    if save:  # only what passed the health check
                         _record(pending, writer, health, bar)
-                    if done % save_every == 0 or last:
+                        pending = None
                         checkpointer.save(state, meta)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))

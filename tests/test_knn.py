@@ -22,8 +22,6 @@ def test_votes_equal_scikit_learns():
         20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(unit(features), labels)
     np.testing.assert_array_equal(ours, reference.predict(unit(queries)))
-    assert 0.3 < np.mean(ours == reference.predict(unit(queries)))
-
 
 def test_fewer_images_than_neighbours():
     out = knn.classify(

@@ -1,0 +1,109 @@
+"""What the tests of convert/ share: networks, states, and both sides' files of them.
+
+Shapes: here HWIO and [in, out]; Detectron2's and the authors' arrays OIHW and [out, in].
+"""
+
+import ast
+import pickle
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from convert import authors, detectron2, strict, table
+from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.layers import Numerics
+
+DATA = Path(__file__).parent / "data"
+NUMERICS = Numerics(jnp.float32, bn_momentum=0.9, bn_epsilon=1e-5, axis_name=None)
+R50 = Architecture("resnet50", 64, 256, 4, 2048, 256, 2048)
+NARROW_R50 = Architecture("resnet50", 4, 8, 4, 16, 12, 24)
+R18 = Architecture("resnet18", 8, 16, 2, 32, 12, 24)
+LEVELS = 4
+STEP = 1234
+
+
+def random_state(a, seed):
+    """A state with perturbed norms and running statistics, activations of order one."""
+    r = np.random.RandomState(seed)
+    flat = {}
+    for t in table.online(a) + table.target(a) + table.predictor(a, 4):
+        leaf = t.source.rsplit("/", 1)[1]
+        x = r.randn(*t.shape)
+        if leaf == "kernel":
+            x *= np.sqrt(2 / np.prod(t.shape[:-1]))
+        else:
+            x = {"scale": 1 + 0.2 * x, "var": 1 + 0.2 * np.abs(x)}.get(leaf, 0.1 * x)
+        flat[t.source] = x.astype(np.float32)
+    return strict.unflatten(flat)
+
+
+def meta_of(a, step=3):
+    return {"config": {"model": vars(a), "montage": {"levels": 4}}, "step": step}
+
+
+def export(a, state, out):
+    detectron2.export(state, meta_of(a), "runs/test", out)
+    with (out / f"mcl_{a.backbone}.pkl").open("rb") as file:
+        return pickle.load(file)
+
+
+def model_keys(name):
+    """Detectron2 name -> shape of a running model."""
+    rows = [line.split("\t") for line in (DATA / f"keys_{name}.txt").read_text().splitlines()]
+    return {row[0]: ast.literal_eval(row[1]) for row in rows}
+
+
+def matches(model, names):
+    """Detectron2's matching heuristics: the longest name that is a dot-suffix of the model's."""
+    found = {}
+    for key in model:
+        fitting = [name for name in names if key == name or key.endswith("." + name)]
+        if fitting:
+            found[key] = max(fitting, key=len)
+    assert len(set(found.values())) == len(found), "ambiguous: Detectron2 raises"
+    return found
+
+
+def make_arrays(a, seed=0):
+    """The authors' names -> arrays without a common value, in the modules' order."""
+    r = np.random.RandomState(seed)
+    rows = authors.tensors(a, LEVELS)
+    arrays = {t.authors: r.randn(*t.torch_shape).astype(np.float32) for t in rows}
+    order = ("encoder_q", "encoder_k", "head")
+    return {name: arrays[name] for top in order for name in arrays if name.startswith(top)}
+
+
+def write_npz(path, arrays, **extra):
+    np.savez(path, **arrays, **extra)
+    return path
+
+
+def as_tensors(arrays, prefix=""):
+    return {prefix + name: torch.from_numpy(x) for name, x in arrays.items()}
+
+
+def optimizer_dict(arrays, prefixes, seed=1):
+    """torch's optimiser state_dict with a group per parameter, as the authors build it."""
+    names = [n for n in arrays if "running" not in n and n.startswith(prefixes)]
+    r = np.random.RandomState(seed)
+    buffers = {n: r.randn(*arrays[n].shape).astype(np.float32) for n in names}
+    trained = {n: x for n, x in buffers.items() if not n.startswith("encoder_k")}
+    states = {
+        i: {"momentum_buffer": torch.from_numpy(trained[n])}
+        for i, n in enumerate(names)
+        if n in trained
+    }
+    groups = [{"params": [i], "lr": 4.8, "momentum": 0.9} for i in range(len(names))]
+    return {"state": states, "param_groups": groups}, trained
+
+
+def config_file(folder, model, **optimizer_keys):
+    """A config file of the user's: base.py with this section `model`."""
+    path = folder / "given.py"
+    lines = ["from configs import base", "def get_config():", "    config = base.get_config()"]
+    lines += [f"    config.model.{key} = {value!r}" for key, value in model.items()]
+    lines += [f"    config.optimizer.{key} = {value!r}" for key, value in optimizer_keys.items()]
+    path.write_text("\n".join([*lines, "    return config", ""]))
+    return path
