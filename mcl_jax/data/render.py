@@ -21,7 +21,7 @@ CLASS_NAMES = tuple(f"{texture}_{shape}" for shape, texture in itertools.product
 GROUNDS = tuple(itertools.product(("waves", "weave", "rings", "speckle"), (True, False)))
 # How often a scene shows the dominant class's own ground, and a smaller object its kind; otherwise
 # any of the eight.
-TYPICAL_SHARE = 0.8
+TYPICAL_SHARE = 0.9
 
 # The dominant object covers at least this share of all visible object pixels.
 DOMINANT_SHARE = 0.6
@@ -183,7 +183,7 @@ def _hsv(values: np.ndarray) -> np.ndarray:
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """float32 [H, W, 3]: a gradient, soft noise over it, and often muted clutter."""
     colours = _hsv(
-        np.stack([rng.uniform(0, 180, 3), rng.uniform(0, 110, 3), rng.uniform(50, 215, 3)], axis=-1)
+        np.stack([rng.uniform(0, 180, 3), rng.uniform(0, 80, 3), rng.uniform(70, 195, 3)], axis=-1)
     )
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -219,7 +219,7 @@ def _ground(
         cells = (max(2, round(height * 2 / period)), max(2, round(width * 2 / period)))
         noise = rng.standard_normal(cells, np.float32)
         layer = cv2.resize(np.sign(noise), (width, height), interpolation=cv2.INTER_CUBIC)
-    return layer * np.float32(rng.uniform(16, 34))
+    return layer * np.float32(rng.uniform(30, 60))
 
 
 def _clutter(rng: np.random.Generator, canvas: np.ndarray, tint: np.ndarray) -> np.ndarray:
