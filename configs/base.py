@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
     data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
     data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
     data.threads = 8  # decoding threads per process; each makes a whole batch
-    data.prefetch = 2  # batches on the device ahead of the step
     data.max_unreadable_share = 0.01  # of images seen; more stops the run
     data.unreadable_grace = 100  # images seen before that share is judged
 

@@ -27,13 +27,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, STATE_SPEC)
 
 
-def images_per_device(batch_size: int, mesh: Mesh) -> int:
-    """b = B / D; UserError if the global batch does not divide."""
+def images_per_device(batch_size: int, mesh: Mesh, key: str = "data.batch_size") -> int:
+    """b = B / D; UserError naming the config key if the global batch does not divide."""
     if batch_size < mesh.size or batch_size % mesh.size:
         nearest = max(1, round(batch_size / mesh.size)) * mesh.size
         raise UserError(
-            f"data.batch_size {batch_size} does not divide over {mesh.size} devices; "
-            f"{nearest} would"
+            f"{key} {batch_size} does not divide over {mesh.size} devices; {nearest} would"
         )
     return batch_size // mesh.size
 

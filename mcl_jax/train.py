@@ -1,5 +1,6 @@
 """The training program: one loop that reads top to bottom."""
 
+import contextlib
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from mcl_jax.health import HealthCheck
 from mcl_jax.preemption import Preemption
 from mcl_jax.program import Program
 from mcl_jax.state import TrainState
+from mcl_jax.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -65,30 +67,33 @@ def pretrain(
         health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run)
         workdir.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
+        if not jax.config.jax_compilation_cache_dir:  # unless $JAX_COMPILATION_CACHE_DIR says where
+            jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
         with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
             state = _restore_or_start(run, checkpointer)
             start = int(state.step)
             _announce(run, source, start, first_process, workdir)
             if start >= run.total_steps:
                 return state
-            writer = metric_files.MetricWriter(workdir, start, enabled=first_process)
             compiled = program.lower_step(run).compile()
             _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
-            if start == 0:
-                writer.write(0, monitor.evaluate(state))
-
             log_every = config["log"]["every_steps"]
             save_every = config["log"]["checkpoint_steps"]
             meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
-            pending: tuple[int, Any, dict[str, float]] | None = None
-            waited, mark, mark_step = 0.0, time.monotonic(), start
+            pending: tuple[int, Any] | None = None  # (step, its metrics, still on the device)
+            meter = Throughput(data["batch_size"], start)
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
-            with open_batches(run, source, start) as batches, bar:
+            with (
+                _results(workdir, start, first_process) as writer,
+                open_batches(run, source, start) as batches,
+                bar,
+            ):
+                if start == 0:
+                    writer.write(0, monitor.evaluate(state))
+                    meter.restart(0)
                 for step in range(start, run.total_steps):
-                    wait_from = time.monotonic()
-                    batch = next(batches)
-                    waited += time.monotonic() - wait_from
+                    with meter.waiting():
+                        batch = next(batches)
                     if step == 0 and first_process:
                         _draw_montages(run, batch, workdir)
                     inputs = {name: batch[name] for name in MODEL_INPUTS}
@@ -98,35 +103,39 @@ def pretrain(
                     asked = preemption.requested or done - start == stop_after
                     last = done == run.total_steps or asked
 
-                    if (
-                        pending is not None
-                    ):  # an earlier step's metrics, fetched while this one runs
-                        _record(pending, writer, health, bar)
+                    # an earlier step's metrics, fetched while this one runs
+                    if pending is not None:
+                        _record(*pending, meter, writer, health, bar)
                         pending = None
                     save = done % save_every == 0 or last
                     if done % log_every == 0 or save:
-                        seconds = max(time.monotonic() - mark, 1e-9)
-                        rate = (done - mark_step) * data["batch_size"] / seconds
-                        speed = {"images_per_s": rate, "data_wait": waited / seconds}
-                        pending = (done, values, speed)
-                        waited, mark, mark_step = 0.0, time.monotonic(), done
+                        pending = (done, values)
                     if save:  # only what passed the health check
-                        _record(pending, writer, health, bar)
+                        _record(*pending, meter, writer, health, bar)
                         pending = None
                         checkpointer.save(state, meta)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
-                        mark, mark_step, waited = time.monotonic(), done, 0.0
+                        meter.restart(done)
                     bar.update(done - bar.n)
                     if last:
                         break
             checkpointer.wait()
-            writer.close()
-            if first_process:
-                plots.curves(workdir / "curves.png", metric_files.read(workdir))
             if int(state.step) < run.total_steps:
                 _say(f"stopped on request; step {int(state.step)} is saved", first_process)
             return state
+
+
+@contextlib.contextmanager
+def _results(workdir: Path, start: int, enabled: bool) -> Iterator[metric_files.MetricWriter]:
+    """The metrics file; however the run ends, it is closed and curves.png drawn from it."""
+    writer = metric_files.MetricWriter(workdir, start, enabled)
+    try:
+        yield writer
+    finally:
+        writer.close()
+        if enabled:
+            plots.curves(workdir / "curves.png", metric_files.read(workdir))
 
 
 def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":
@@ -206,14 +215,16 @@ def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path)
 
 
 def _record(
-    pending: tuple[int, Any, dict[str, float]],
+    step: int,
+    values: Any,
+    meter: Throughput,
     writer: metric_files.MetricWriter,
     health: HealthCheck,
     bar: tqdm,
 ) -> None:
     """Writes one step's metrics, shows them, and stops an unhealthy run."""
-    step, values, speed = pending
-    values = {name: float(value) for name, value in jax.device_get(values).items()} | speed
+    values = {name: float(value) for name, value in jax.device_get(values).items()}
+    values |= meter.read(step)  # now that the step is known to have finished
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     writer.write(step, finite)
     bar.set_postfix_str(

@@ -1,75 +1,67 @@
 """Images per second of decoding, canvases and the whole input pipeline, beside Pillow's eight views.
 
-  python scripts/bench_data.py                                      # synthetic 500x375 photographs
-  python scripts/bench_data.py --dataset tfds:imagenet2012 --split train --data_dir DIR \\
-      --canvas_size 384 --pipelines 0,8 4,2 --json bench_data.json
+    python scripts/bench_data.py                                  # synthetic 500x375 photographs
+    python scripts/bench_data.py --config configs/demo.py         # any config's own data
+    python scripts/bench_data.py --pipelines=0,8 --pipelines=4,2 --json=bench_data.json
 
-`--pipelines WORKERS,THREADS ...` are the settings of the whole pipeline to try.
+--pipelines=WORKERS,THREADS are the settings of the whole pipeline to try; repeat the flag.
 """
 
-import argparse
 import json
 import os
 import platform
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from mcl_jax.data.benchmark import SyntheticPhotos, benchmark, table
-from mcl_jax.data.sources import open_source
+from absl import flags
+
+from mcl_jax import cli
 from mcl_jax.errors import UserError
+
+CONFIG = cli.define_config()
+PIPELINES = flags.DEFINE_multi_string(
+    "pipelines", None, "WORKERS,THREADS; default: the config's, or 0 workers with 1 and all threads"
+)
+SECONDS = flags.DEFINE_float("seconds", 2.0, "per stage", lower_bound=0.1)
+JSON = flags.DEFINE_string("json", None, "also write the rows to this file")
+
+SYNTHETIC = {"canvas_size": 512, "batch_size": 32}  # px; images per batch
+
+
+def main(_: Sequence[str]) -> None:
+    from mcl_jax.data.benchmark import SyntheticPhotos, benchmark, table
+    from mcl_jax.data.sources import open_source
+
+    cores = len(os.sched_getaffinity(0))
+    if CONFIG.value is None:
+        name, source, data = "synthetic photographs", SyntheticPhotos(100_000), SYNTHETIC
+        pipelines = [(0, 1), (0, cores)]
+    else:
+        data = CONFIG.value.data
+        name = f"{data.dataset} {data.split}"
+        source = open_source(data.dataset, data.split, data.data_dir or None)
+        pipelines = [(data.workers, data.threads)]
+    rows = benchmark(
+        source,
+        canvas_size=data["canvas_size"],
+        batch_size=data["batch_size"],
+        seconds=SECONDS.value,
+        pipelines=[_pair(text) for text in PIPELINES.value] if PIPELINES.value else pipelines,
+    )
+    print(f"{name}, {cores} cores; single-image stages use one")
+    print(table(rows))
+    if JSON.value:
+        header = {"dataset": name, "cores": cores, "machine": platform.machine()}
+        result = header | {"canvas_size": data["canvas_size"], "rows": rows}
+        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _pair(text: str) -> tuple[int, int]:
-    workers, threads = text.split(",")
+    workers, comma, threads = text.partition(",")
+    if not (comma and workers.isdigit() and threads.isdigit()):
+        raise UserError(f"--pipelines {text!r} is not WORKERS,THREADS, e.g. 0,2")
     return int(workers), int(threads)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="synthetic", help="synthetic, or as in the config")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--canvas_size", type=int, default=512, help="in px")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per batch")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per stage")
-    parser.add_argument(
-        "--pipelines",
-        type=_pair,
-        nargs="*",
-        metavar="WORKERS,THREADS",
-        default=[(0, 1), (0, len(os.sched_getaffinity(0)))],
-    )
-    parser.add_argument("--json", help="also write the rows to this file")
-    return parser.parse_args()
-
-
-def main() -> int:
-    arguments = _arguments()
-    try:
-        if arguments.dataset == "synthetic":
-            source = SyntheticPhotos(100_000)
-        else:
-            source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
-        rows = benchmark(
-            source,
-            canvas_size=arguments.canvas_size,
-            batch_size=arguments.batch_size,
-            seconds=arguments.seconds,
-            pipelines=arguments.pipelines,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    cores = len(os.sched_getaffinity(0))
-    print(f"{arguments.dataset}, {cores} cores; single-image stages use one")
-    print(table(rows))
-    if arguments.json:
-        header = {"dataset": arguments.dataset, "cores": cores, "machine": platform.machine()}
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(header | {"canvas_size": arguments.canvas_size, "rows": rows}, file, indent=2)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

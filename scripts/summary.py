@@ -39,7 +39,7 @@ def main() -> int:
     }
     for name, pattern in names.items():
         for path in sorted(workdir.glob(pattern)):
-            print(f"{name:<11}{path}")
+            print(f"{name:<12} {path}")
     return 0 if learned else 1
 
 

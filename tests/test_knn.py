@@ -23,6 +23,7 @@ def test_votes_equal_scikit_learns():
     ).fit(unit(features), labels)
     np.testing.assert_array_equal(ours, reference.predict(unit(queries)))
 
+
 def test_fewer_images_than_neighbours():
     out = knn.classify(
         np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.eye(3, dtype=np.float32)[:1],

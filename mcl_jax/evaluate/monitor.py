@@ -5,6 +5,7 @@ import logging
 import jax
 import numpy as np
 
+from mcl_jax import sharding
 from mcl_jax.data import pipeline
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
@@ -38,6 +39,7 @@ class KnnMonitor:
         self._sources = [
             open_source(data["dataset"], split, data["data_dir"] or None) for split in splits
         ]
+        sharding.images_per_device(settings["batch_size"], run.mesh, "knn.batch_size")
         self._features = knn.feature_function(run.config, run.objective.encoder, run.mesh)
 
     def due(self, step: int) -> bool:

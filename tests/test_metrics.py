@@ -1,0 +1,52 @@
+"""Metric lines survive a kill and a resume; rates and pictures."""
+
+import json
+
+import numpy as np
+
+from mcl_jax import metrics, plots
+from mcl_jax.throughput import Throughput
+
+
+def test_a_resumed_run_drops_the_lines_it_will_redo_and_a_line_cut_by_a_kill(tmp_path):
+    first = metrics.MetricWriter(tmp_path, 0, enabled=True)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": step / 7})
+    first.close()
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 4, "lo')
+    again = metrics.MetricWriter(tmp_path, 2, enabled=True)
+    again.write(3, {"loss": 0.5})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / metrics.FILE).read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "loss": 1 / 7},
+        {"step": 2, "loss": 2 / 7},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    metrics.MetricWriter(tmp_path, 0, enabled=False).write(1, {"loss": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_throughput_counts_images_and_waiting(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 8.0, 8.0])  # start, wait from 1 to 3, read at 8
+    monkeypatch.setattr("mcl_jax.throughput.time.monotonic", lambda: next(now))
+    meter = Throughput(batch_size=16, step=10)
+    with meter.waiting():
+        pass
+    assert meter.read(20) == {"images_per_s": 20.0, "data_wait": 0.25}
+
+
+def test_pictures_show_every_level_and_curve(tmp_path):
+    import matplotlib.image
+
+    canvases = np.random.default_rng(0).normal(size=(7, 32, 32, 3))
+    plots.montage_sheet(tmp_path / "m.png", canvases, (4, 2, 1), (0.5,) * 3, (0.2,) * 3, columns=3)
+    lines = [{"step": 0, "knn": 0.1}, {"step": 1, "loss": 2.0, "loss/level0": 1.0, "lr": 0.1}]
+    plots.curves(tmp_path / "c.png", lines)
+    for name in ("m.png", "c.png"):
+        picture = matplotlib.image.imread(tmp_path / name)
+        assert picture.shape[0] > 300 and picture[..., :3].std() > 0.05

@@ -1,0 +1,96 @@
+"""The benches and the summary run on any config and say what a user did wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from mcl_jax import metrics
+
+REPO = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--config.data.batch_size=16",
+    "--config.data.canvas_size=64",
+    "--config.model.width=4",
+    "--config.model.fpn_channels=8",
+    "--config.montage.levels=2",
+]
+
+
+def script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, REPO / "scripts" / name, *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_bench_step_prints_the_figures_of_both_pyramids(tmp_path):
+    path = tmp_path / "figures.json"
+    config = f"--config={REPO / 'configs/demo.py'}"
+    done = script("bench_step.py", config, *SMALL, "--compile-only", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(path.read_text())
+    assert json.loads(done.stdout) == figures
+    for pyramid in ("assigned", "full"):
+        assert figures[pyramid]["flops"] > 1e6 and figures[pyramid]["peak_bytes"] > 1e5
+        assert figures[pyramid]["bytes"] > 1e6 and "collectives" in figures[pyramid]
+    assert figures["flops_ratio"] > 1.2  # two levels; four at R50 are in the README
+
+
+def test_bench_step_times_a_config():
+    config = f"--config={REPO / 'configs/demo.py'}"
+    done = script("bench_step.py", config, *SMALL, "--steps=2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["images_per_s"] == pytest.approx(16 / result["seconds_per_step"])
+    assert result["mfu"] is None and result["flops_per_s_per_device"] > 0
+
+
+def test_bench_data_measures_a_configs_own_data(tmp_path):
+    import cv2
+    import numpy as np
+
+    for i in range(4):
+        picture = np.random.default_rng(i).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{i}.jpg"), picture)
+    config = [f"--config={REPO / 'configs/demo.py'}", f"--config.data.dataset=folder:{tmp_path}"]
+    config += ["--config.data.batch_size=4", "--seconds=0.1"]
+    done = script("bench_data.py", *config, "--pipelines=0,1", f"--json={tmp_path / 'out.json'}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert len(rows) >= 4 and str(tmp_path) in done.stdout
+    wrong = script("bench_data.py", *config, "--pipelines=two")
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().splitlines()[-1].startswith("error: --pipelines 'two' is not")
+
+
+@pytest.mark.parametrize("last, code", [(1.0, 0), (3.0, 1)])
+def test_summary_says_whether_the_run_learned(tmp_path, last, code):
+    writer = metrics.MetricWriter(tmp_path, 0, enabled=True)
+    for step, loss in ((1, 2.0), (2, last)):
+        writer.write(step, {"loss": loss, "top1/level0": 0.1, "knn": step / 10})
+    writer.close()
+    done = script("summary.py", tmp_path)
+    assert done.returncode == code
+    assert f"loss       2.000 -> {last:.3f}" in done.stdout and "10.0% untrained" in done.stdout
+
+
+def test_every_config_file_builds():
+    from importlib import import_module
+
+    from mcl_jax import program
+
+    names = [path.stem for path in (REPO / "configs").glob("*.py") if path.stem != "__init__"]
+    assert len(names) >= 5
+    keys = set(tiny_config().to_dict())
+    for name in names:
+        config = import_module(f"configs.{name}").get_config()
+        assert set(config.to_dict()) == keys
+        assert program.make_objective(config, 64, None).counts[0] == 64
