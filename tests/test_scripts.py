@@ -21,20 +21,28 @@ SMALL = [
 ]
 
 
-def script(name, *arguments):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One compile cache: the two uses of bench_step share the assigned program."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+
+
+def script(name, *arguments, environment=None):
     return subprocess.run(
         [sys.executable, REPO / "scripts" / name, *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"},
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | (environment or {}),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_bench_step_prints_the_figures_of_both_pyramids(tmp_path):
+def test_bench_step_prints_the_figures_of_both_pyramids(tmp_path, cache):
     path = tmp_path / "figures.json"
     config = f"--config={REPO / 'configs/demo.py'}"
-    done = script("bench_step.py", config, *SMALL, "--compile-only", f"--json={path}")
+    done = script(
+        "bench_step.py", config, *SMALL, "--compile-only", f"--json={path}", environment=cache
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(path.read_text())
     assert json.loads(done.stdout) == figures
@@ -44,9 +52,9 @@ def test_bench_step_prints_the_figures_of_both_pyramids(tmp_path):
     assert figures["flops_ratio"] > 1.2  # two levels; four at R50 are in the README
 
 
-def test_bench_step_times_a_config():
+def test_bench_step_times_a_config(cache):
     config = f"--config={REPO / 'configs/demo.py'}"
-    done = script("bench_step.py", config, *SMALL, "--steps=2")
+    done = script("bench_step.py", config, *SMALL, "--steps=2", environment=cache)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["images_per_s"] == pytest.approx(16 / result["seconds_per_step"])
