@@ -13,9 +13,11 @@ STEPS = 240  # of a user's own images; the built-in scenes follow configs/demo.p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", help="your own images (default: built-in scenes)")
-    parser.add_argument("--out", default=str(REPO / "runs" / "quickstart"), help="results go here")
+    parser.add_argument("--out", help="results go here (default: runs/quickstart[-FOLDER'S NAME])")
     options = parser.parse_args()
-    started, out = time.monotonic(), Path(options.out)
+    suffix = f"-{Path(options.folder).expanduser().resolve().name}" if options.folder else ""
+    out = Path(options.out or REPO / "runs" / f"quickstart{suffix}").resolve()
+    started = time.monotonic()
     overrides = own_images(options.folder) if options.folder else []
     train = [REPO / "scripts/pretrain.py", "--config", REPO / "configs/demo.py", "--workdir", out]
     say("1/4 pre-training, stopped on the way as a pre-empted machine would")
