@@ -48,6 +48,7 @@ def own_images(folder: str) -> list[str]:
     batch = 64 if count >= 64 else 16
     return [
         f"--config.data.dataset={dataset}",
+        "--config.data.max_unreadable_share=0.1",
         "--config.data.split=train[:90%]",
         f"--config.data.batch_size={batch}",
         f"--config.optimizer.epochs={STEPS / max(1, count // batch)}",
