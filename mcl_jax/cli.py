@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mcl_jax.errors import UserError
 
@@ -14,6 +14,22 @@ USER_ERROR = 2  # exit code of mistakes that the user can mend
 def define_config() -> flags.FlagHolder:
     """The `--config FILE` flag with `--config.key=value` overrides."""
     return config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+
+
+def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
+    """The loaded --config; a missing flag (where required) or file is a user error.
+
+    ml_collections keeps a file's failure to itself until the config is first used.
+    """
+    if flag.value is None:
+        if required:
+            fail("--config FILE is missing, e.g. --config configs/demo.py")
+        return None
+    try:
+        return flag.value.lock()
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        fail(f"--config cannot be loaded: {reason}")
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -33,11 +33,12 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax.data.sources import open_source
 
     cores = len(os.sched_getaffinity(0))
-    if CONFIG.value is None:
+    config = cli.config_of(CONFIG, required=False)
+    if config is None:
         name, source, data = "synthetic photographs", SyntheticPhotos(100_000), SYNTHETIC
         pipelines = [(0, 1), (0, cores)]
     else:
-        data = CONFIG.value.data
+        data = config.data
         name = f"{data.dataset} {data.split}"
         source = open_source(data.dataset, data.split, data.data_dir or None)
         pipelines = [(data.workers, data.threads)]

@@ -25,21 +25,20 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    if CONFIG.value is None:
-        cli.fail("--config FILE is missing, e.g. --config configs/demo.py")
-    result = compare_pyramids() if COMPILE_ONLY.value else time_steps(CONFIG.value)
+    config = cli.config_of(CONFIG)
+    result = compare_pyramids(config) if COMPILE_ONLY.value else time_steps(config)
     text = json.dumps(result, indent=2)
     print(text)
     if JSON.value:
         Path(JSON.value).write_text(text + "\n")
 
 
-def compare_pyramids() -> dict:
+def compare_pyramids(given) -> dict:
     from mcl_jax import compiled, program, sharding
 
     result = {}
     for pyramid in ("assigned", "full"):
-        config = CONFIG.value.copy_and_resolve_references()
+        config = given.copy_and_resolve_references().unlock()
         config.loss.pyramid = pyramid
         print(f"compiling pyramid={pyramid} ...", file=sys.stderr, flush=True)
         run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)

@@ -31,13 +31,12 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.health import TrainingStopped
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if CONFIG.value is None:
-        cli.fail("--config FILE is missing, e.g. --config configs/demo.py")
+    config = cli.config_of(CONFIG)
     workdir = train.check_workdir(WORKDIR.value)
     if PROCESSES.value:
         jax.distributed.initialize()
     try:
-        train.pretrain(CONFIG.value.lock(), workdir, stop_after=STOP_AFTER.value)
+        train.pretrain(config, workdir, stop_after=STOP_AFTER.value)
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return UNHEALTHY

@@ -79,6 +79,14 @@ def test_bench_data_measures_a_configs_own_data(tmp_path):
     assert wrong.stderr.strip().splitlines()[-1].startswith("error: --pipelines 'two' is not")
 
 
+@pytest.mark.parametrize("flags", [[], ["--config=configs/dmo.py"], ["--config=demo", "stray"]])
+def test_a_config_that_is_not_there_is_one_line(flags, tmp_path):
+    done = script("pretrain.py", *flags, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("last, code", [(1.0, 0), (3.0, 1)])
 def test_summary_says_whether_the_run_learned(tmp_path, last, code):
     writer = metrics.MetricWriter(tmp_path, 0, enabled=True)

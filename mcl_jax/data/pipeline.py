@@ -173,7 +173,7 @@ class BatchIterator:
         raise UserError(
             f"{self.unreadable} of {self.seen} images ({share:.1%}) are unreadable, more than the "
             f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or "
-            "remove them, or raise the allowed share"
+            "remove them, or raise data.max_unreadable_share"
         )
 
     def close(self) -> None:
