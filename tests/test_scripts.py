@@ -30,7 +30,7 @@ def cache(tmp_path_factory):
 def script(name, *arguments, environment=None):
     return subprocess.run(
         [sys.executable, REPO / "scripts" / name, *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | (environment or {}),
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | (environment or {}),
         capture_output=True,
         text=True,
         check=False,
