@@ -19,9 +19,9 @@ from mcl_jax.train_step import apply_gradients
 
 IMAGES = 32
 STEPS = 2
-# Rounding of two frameworks over some thirty layers; measured 2e-5 (float32) and 1e-13 (float64)
-# for gradients, relative to the largest entry of each tensor.
-TOLERANCES = {"float32": 2e-4, "float64": 1e-9}
+# Rounding of two frameworks over some thirty layers. Measured, relative to the largest entry of each
+# tensor: gradients 9.0e-6 (float32) and 2.5e-13 (float64), the state after a step 4.0e-7 and 1.0e-14.
+TOLERANCES = {"float32": 1e-4, "float64": 1e-11}
 
 
 def single_device_program(dtype, backbone):
