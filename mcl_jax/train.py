@@ -65,7 +65,7 @@ def pretrain(
         mesh = sharding.make_mesh()
         run = program.build(config, mesh, images=len(source))
         health = HealthCheck(config["log"], config["model"]["projector_out"])
-        monitor = KnnMonitor(run)
+        monitor = KnnMonitor(run, source)
         workdir.mkdir(parents=True, exist_ok=True)
         if not jax.config.jax_compilation_cache_dir:  # unless $JAX_COMPILATION_CACHE_DIR says where
             jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))

@@ -21,9 +21,13 @@ class KnnMonitor:
 
     Data without labels switches it off (with a message). Splits are opened at once, so that a
     wrong name fails before training, not after hours.
+
+    Args:
+      run: the program whose config says what to evaluate, and when.
+      trained_on: the training split; its first record tells whether there are labels.
     """
 
-    def __init__(self, run: Program):
+    def __init__(self, run: Program, trained_on: Source):
         self._run = run
         settings = run.config["knn"]
         self._every = round(settings["every_epochs"] * run.steps_per_epoch)
@@ -31,7 +35,6 @@ class KnnMonitor:
         if settings["every_epochs"] <= 0:
             return
         data = run.config["data"]
-        trained_on = open_source(data["dataset"], data["split"], data["data_dir"] or None)
         if trained_on[0].label < 0:
             log.warning("%s has no labels: kNN accuracy is not measured", data["dataset"])
             return
@@ -74,6 +77,7 @@ class KnnMonitor:
             workers=data["workers"],
             threads=data["threads"],
             max_unreadable_share=data["max_unreadable_share"],
+            min_images_judged=data["unreadable_grace"],
         ) as batches:
             return knn.collect(
                 self._features,
