@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything random: parameters, order of images, views, montages
+    config.method = "mcl"  # mcl | supervised | byol | moco | detco
 
     data = config.data = ConfigDict()
     data.dataset = "tfds:imagenet2012"  # scenes | folder:/path | tfds:NAME[/CONFIG][:VERSION]
@@ -26,8 +27,10 @@ def get_config() -> ConfigDict:
     data.unreadable_grace = 100  # images seen before that share is judged
 
     model = config.model = ConfigDict()
-    model.backbone = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
-    model.width = 64  # channels of the stem; stages have width * (1, 2, 4, 8) * expansion
+    model.backbone = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | swin_t
+    model.width = 64  # channels of the stem; ResNet stages have width * (1, 2, 4, 8) * expansion
+    model.drop_path = 0.0  # highest probability of leaving out a residual branch (Swin only)
+    model.neck = "fpn"  # fpn | c4 (the last map, resized; paper section 3.2 and Table 12)
     model.fpn_channels = 256  # of P2..P5 and the RoI head
     model.head_convs = 4  # 3x3 convolutions of the RoI head
     model.projector_hidden = 2048
@@ -40,6 +43,7 @@ def get_config() -> ConfigDict:
     numerics.bn_epsilon = 1e-5  # added to variances
 
     montage = config.montage = ConfigDict()
+    montage.assembly = "montage"  # montage | mosaic (level 1 alone) | copy_paste (paper Table 8)
     montage.levels = 4  # S; level s shrinks by 2^s (paper Table 10a: 1..4)
     montage.copies = (1, 1, 1, 2)  # times an image appears per level (released code)
     montage.shrink = "nearest"  # nearest | antialias
@@ -50,6 +54,24 @@ def get_config() -> ConfigDict:
     loss.matching = "a"  # a | b | c | d (paper section 3.3, Table 10b)
     loss.temperature = 1.0  # tau (released code)
     loss.level_weights = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # released; paper's text: 1/2^(s+1)
+
+    supervised = config.supervised = ConfigDict()  # paper appendix A.1, Figure 4
+    supervised.classes = 1000  # of the labels
+    supervised.pooling = "montage"  # montage (multi-level, RoI features) | image (vanilla: res5)
+    supervised.label_smoothing = 0.0
+
+    moco = config.moco = ConfigDict()  # MoCo v2 (Chen et al., 2020); the first four also DetCo's
+    moco.queue_size = 65_536  # keys per queue
+    moco.temperature = 0.2
+    moco.norm = "sync"  # sync: statistics over all devices | shuffle: MoCo's shuffled BN
+    moco.norm_group = 32  # images normalised together under 'shuffle' (MoCo: one GPU's batch)
+
+    detco = config.detco = ConfigDict()  # DetCo (Xie et al., 2021)
+    detco.stage_weights = (0.1, 0.4, 0.7, 1.0)  # of res2..res5
+    detco.crop_size = 255  # px of the crop that is cut in 3 x 3 cells
+    detco.patch_size = 64  # px of the random patch out of each cell
+    detco.local_area = (0.6, 1.0)  # share of the image that this crop covers (PIRL's jigsaw)
+    detco.shuffle_patches = False  # concatenate the nine features in a random order
 
     augment = config.augment = ConfigDict()  # BYOL's, as released; per side: (q, k)
     augment.area = (0.2, 1.0)  # share of the image that a crop covers
@@ -80,8 +102,9 @@ def get_config() -> ConfigDict:
     optimizer.weight_decay = 1e-5
     optimizer.trust_coefficient = 1e-3  # LARS eta
     optimizer.trust_denominator = "sum"  # sum: |g| + wd |w| (released) | optax: |g + wd w|
-    optimizer.excluded = "norm_and_bias"  # from decay and trust; or 'authors' (see optimizer.py)
-    optimizer.clip_norm = 500.0  # global gradient norm
+    # from decay and trust ratio: norm_and_bias | authors | none (see optimizer.py)
+    optimizer.excluded = "norm_and_bias"
+    optimizer.clip_norm = 500.0  # global gradient norm; 0: no clipping
 
     ema = config.ema = ConfigDict()  # of the target network's parameters
     ema.base = 0.99  # at step 0
@@ -95,6 +118,21 @@ def get_config() -> ConfigDict:
     knn.every_epochs = 5.0  # 0: never
     knn.neighbours = 20
     knn.temperature = 0.07
+    knn.shrinks = (2, 4, 8)  # queries are also classified when shrunk by these factors
+
+    linear = config.linear = ConfigDict()  # linear evaluation (paper appendix B)
+    linear.train_split = "train"
+    linear.test_split = "validation"
+    linear.batch_size = 256  # images of all devices together
+    linear.lrs = (10.0,)  # at the start; one classifier each, trained on the same features
+    linear.momentum = 0.9
+    linear.weight_decay = 0.0
+    linear.epochs = 100.0
+    linear.schedule = "cosine"  # cosine (to 0) | constant; the paper gives the start alone
+    linear.area = (0.08, 1.0)  # share of the image that a crop covers
+    linear.aspect = (3 / 4, 4 / 3)
+    linear.flip_prob = 0.5
+    linear.checkpoint_epochs = 1.0
 
     log = config.log = ConfigDict()
     log.every_steps = 50  # metrics to disk and progress bar

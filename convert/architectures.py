@@ -6,10 +6,13 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from mcl_jax.errors import UserError
-from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.backbone import Architecture, is_swin
 from mcl_jax.models.resnet import ARCHITECTURES
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+# Of params['encoder'], what a detector has too.
+PARTS = ("backbone", "fpn", "head")
 
 # Vectors whose length is a size of the network: a vector cannot arrive transposed.
 SIZES = {
@@ -31,6 +34,31 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     if missing:
         raise UserError(f"the checkpoint's configuration lacks model.{', model.'.join(missing)}")
     return Architecture(**{name: model[name] for name in names})
+
+
+def demand_resnet(a: Architecture, target: str) -> None:
+    """UserError where a target has no Swin, saying which one does."""
+    if is_swin(a.backbone):
+        raise UserError(
+            f"{target} has no {a.backbone}; --to torchvision exports its backbone, which "
+            "torchvision and detectors with torchvision's Swin names load"
+        )
+
+
+def method(config: Mapping[str, Any]) -> str:
+    """The configured method; a configuration from before there was a choice is MCL's."""
+    return config.get("method", "mcl")
+
+
+def classifies_images(config: Mapping[str, Any]) -> bool:
+    """Whether the run trained a classifier of whole images on pooled res5."""
+    return method(config) == "supervised" and config["supervised"]["pooling"] == "image"
+
+
+def detector_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of PARTS a run has pre-trained in a form that an FPN detector can load."""
+    of_regions = method(config) in ("mcl", "supervised") and not classifies_images(config)
+    return PARTS if of_regions and config["model"]["neck"] == "fpn" else PARTS[:1]
 
 
 def infer(shapes: Shapes) -> tuple[Architecture, int]:
@@ -59,7 +87,10 @@ def infer(shapes: Shapes) -> tuple[Architecture, int]:
         )
     convs = _count(shapes, r"encoder_q\.2\.cls_convs\.(\d+)\.")
     levels = _count(shapes, r"head\.predictor\.(\d+)\.")
-    return Architecture(backbone=fitting[0], head_convs=convs, **sizes), levels
+    network = Architecture(
+        backbone=fitting[0], head_convs=convs, neck="fpn", drop_path=0.0, **sizes
+    )
+    return network, levels
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

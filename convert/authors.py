@@ -16,7 +16,7 @@ import optax
 from convert import architectures, authors_files, strict, table
 from mcl_jax import checkpoint, optimizer, program
 from mcl_jax.errors import UserError
-from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.backbone import Architecture
 from mcl_jax.state import TrainState
 
 FIELDS = ("params", "batch_stats", "target_params", "target_batch_stats")
@@ -50,6 +50,13 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], out: Path) -> list
     """Writes --to mcl-official; returns what the user should know."""
     config = meta["config"]
     a, levels = architectures.from_config(config), config["montage"]["levels"]
+    architectures.demand_resnet(a, "the authors' code")
+    method = architectures.method(config)
+    if method != "mcl" or a.neck != "fpn":
+        raise UserError(
+            f"mcl-official holds MCL with an FPN; this checkpoint is {method} with neck {a.neck}. "
+            "--to detectron2 and --to torchvision export its backbone"
+        )
     arrays = to_names(state, a, levels, "the checkpoint does not fit its own configuration")
     authors_files.write(out, arrays, int(meta["step"]))
     return [

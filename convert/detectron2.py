@@ -5,17 +5,14 @@ Shapes: convolution kernels leave as OIHW, everything else as [C]; all float32, 
 
 import hashlib
 import pickle
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert import architectures, detectron2_config, report, strict, table
-from mcl_jax.errors import UserError
-from mcl_jax.models.encoder import Architecture
+from convert import architectures, detectron2_config, folder, report, strict, table
+from mcl_jax.models.backbone import Architecture
 
 # Detectron2's model -> (what of the file it loads, what it trains from scratch), for the report.
 EVERYTHING = "everything (box head as in the YAML)"
@@ -29,14 +26,11 @@ MODELS = {
     ),
 }
 
-LEFT_OUT = (
-    ("params/encoder/projector/", "projector: pre-training only"),
-    ("batch_stats/encoder/projector/", "projector: pre-training only"),
-    ("params/predictor/", "predictors: pre-training only"),
-    ("batch_stats/predictor/", "predictors: pre-training only"),
-    ("target_params/", "target network: the online network is the one that is transferred"),
-    ("target_batch_stats/", "target network: the online network is the one that is transferred"),
-)
+# The same, for checkpoints that hold nothing of a detector but the backbone.
+BACKBONE_ONLY = {
+    name: (("backbone", f"FPN, box head, {scratch}") if "FPN" in name else (loads, scratch))
+    for name, (loads, scratch) in MODELS.items()
+}
 
 
 class _Pickler(pickle.Pickler):
@@ -52,23 +46,32 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def tensors(state: Mapping[str, Any], a: Architecture) -> dict[str, np.ndarray]:
-    """Detectron2 name -> array, after checking the whole online network strictly.
+def rows(a: Architecture, parts: Sequence[str]) -> list[table.Tensor]:
+    """Every array that goes to Detectron2, given which of architectures.PARTS are to."""
+    roots = tuple(f"/encoder/{part}/" for part in parts)
+    return [t for t in table.online(a) if t.detectron2 and any(r in t.source for r in roots)]
+
+
+def tensors(
+    state: Mapping[str, Any], a: Architecture, parts: Sequence[str] = architectures.PARTS
+) -> dict[str, np.ndarray]:
+    """Detectron2 name -> array, after checking these parts of the online network strictly.
 
     Args:
       state: nested dicts of arrays with the fields of TrainState.
       a: its networks.
+      parts: which of architectures.PARTS.
 
     Raises:
       UserError: names every missing, unexpected, misshapen or non-finite array.
     """
     fields = ("params", "batch_stats")
     arrays = strict.flatten({field: state.get(field, {}) for field in fields})
-    ours = [t for t in table.online(a) if t.detectron2]
-    left_out = tuple(prefix for prefix, _ in LEFT_OUT)
+    ours = rows(a, parts)
+    roots = tuple(f"{field}/encoder/{part}/" for field in fields for part in parts)
     strict.demand(
         strict.problems(
-            {name: x for name, x in arrays.items() if not name.startswith(left_out)},
+            {name: x for name, x in arrays.items() if name.startswith(roots)},
             {t.source: t.shape for t in ours},
         ),
         f"the checkpoint does not hold the {a.backbone} that its configuration names",
@@ -99,10 +102,7 @@ def verify(path: Path, model: Mapping[str, np.ndarray]) -> str:
 
 
 def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: Path) -> list[Path]:
-    """Writes pkl, YAML, report.json and report.txt into `out`.
-
-    Everything is written into a temporary folder beside `out` and moved when all of it is there
-    and verified. Files of the same names in `out` are replaced, others are left alone.
+    """Writes pkl, YAML, report.json and report.txt into `out`, see `folder.write`.
 
     Args:
       state, meta: what `mcl_jax.checkpoint.read` returns.
@@ -111,29 +111,26 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: 
 
     Returns:
       The written files.
+
+    Raises:
+      UserError: for a backbone that Detectron2 does not have, and as `tensors`.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
     a = architectures.from_config(meta["config"])
-    model = tensors(state, a)
+    architectures.demand_resnet(a, "stock Detectron2")
+    parts = architectures.detector_parts(meta["config"])
+    model = tensors(state, a, parts)
     weights = f"mcl_{a.backbone}.pkl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    depth = a.backbone.removeprefix("resnet")
+
+    def fill(temporary: Path) -> None:
         write_pickle(temporary / weights, model)
         digest = verify(temporary / weights, model)
         config = detectron2_config.text(a, str(out.resolve() / weights))
-        depth = a.backbone.removeprefix("resnet")
         (temporary / f"mask_rcnn_R_{depth}_FPN_1x.yaml").write_text(config, encoding="utf-8")
-        content = _report(state, meta, source, model, a) | {"file": weights, "sha256": digest}
-        report.write(temporary, content)
-        out.mkdir(exist_ok=True)
-        names = sorted(path.name for path in temporary.iterdir())
-        for name in names:
-            (temporary / name).replace(out / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return [out / name for name in names]
+        content = _report(state, meta, source, model, a, parts)
+        report.write(temporary, content | {"file": weights, "sha256": digest})
+
+    return folder.write(out, fill)
 
 
 def _report(
@@ -142,26 +139,30 @@ def _report(
     source: str,
     model: Mapping[str, np.ndarray],
     a: Architecture,
+    parts: Sequence[str],
 ) -> dict[str, Any]:
-    sources = {t.detectron2: t.source for t in table.online(a) if t.detectron2}
-    everything = strict.flatten({field: x for field, x in state.items() if isinstance(x, Mapping)})
-    left_out = [
-        report.left_out(
-            prefix, [x for name, x in everything.items() if name.startswith(prefix)], why
+    sources = {t.detectron2: t.source for t in rows(a, parts)}
+    taken = set(sources.values())
+    whole = parts == architectures.PARTS
+    notes = detectron2_config.limits(a)
+    if not whole:
+        notes.append(
+            f"{architectures.method(meta['config'])} with neck {a.neck} pre-trains the backbone "
+            "alone: a detector's FPN and box head start from scratch"
         )
-        for prefix, why in LEFT_OUT
-    ]
-    left_out.append({"source": "opt_state, memory", "reason": "training state: not weights"})
     return {
         "target": "detectron2",
         "checkpoint": source,
         "step": int(meta["step"]),
         "backbone": a.backbone,
-        "notes": detectron2_config.limits(a),
+        "notes": notes,
         "models": {
             name: {"loads": loads, "from_scratch": scratch}
-            for name, (loads, scratch) in MODELS.items()
+            for name, (loads, scratch) in (MODELS if whole else BACKBONE_ONLY).items()
         },
         "tensors": [report.tensor(name, sources[name], x) for name, x in model.items()],
-        "left_out": left_out,
+        "left_out": report.left_out(
+            {name: x for name, x in report.networks(state).items() if name not in taken},
+            {"head": "RoI head: it reads another map than a detector's"},
+        ),
     }

@@ -7,7 +7,7 @@ Keys and types are Detectron2 0.6's; the file is complete without a `_BASE_`.
 
 import json
 
-from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.resnet import architecture
 
 TEMPLATE = """\

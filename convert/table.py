@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.models.resnet import architecture
 

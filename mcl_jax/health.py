@@ -31,7 +31,8 @@ class HealthCheck:
                     f"{name} is {values[name]} at step {step}: lower optimizer.base_lr or lengthen "
                     "optimizer.warmup_epochs; the newest checkpoint is from before"
                 )
-        spread = min(value for name, value in values.items() if name.startswith("std/"))
+        stds = [value for name, value in values.items() if name.startswith("std/")]
+        spread = min(stds, default=math.inf)  # supervised features have labels to keep them apart
         self._below = self._below + 1 if spread < self._floor else 0
         if self._below >= self._patience:
             raise TrainingStopped(

@@ -16,6 +16,10 @@ class Purpose(enum.IntEnum):
     INIT = 0
     AUGMENT = 1
     MONTAGE = 2
+    SHUFFLE = 3  # of MoCo's key batch, before groups of it are normalised
+    JIGSAW = 4  # DetCo's local patches
+    DROP_PATH = 5  # residual branches left out (Swin)
+    PROBE = 6  # detection probe and linear classifiers
 
 
 def key_for(seed: int, step: Array | int, device: Array | int, purpose: Purpose) -> Array:

@@ -103,6 +103,8 @@ def multi_level(
     """
     total, metrics = jnp.zeros(()), {}
     for s, (u_both, labels_both) in enumerate(zip(online, labels, strict=True)):
+        if u_both.shape[1] == 0:  # a level without sub-images (mosaic)
+            continue
         level_loss, level_metrics = jnp.zeros(()), {}
         sides = u_both.shape[0]
         for side in range(sides):

@@ -16,6 +16,7 @@ from mcl_jax.errors import UserError
 
 Array = jax.Array
 
+ASSEMBLIES = ("montage", "mosaic", "copy_paste")
 SHRINK_METHODS = ("nearest", "antialias")
 
 
@@ -24,6 +25,8 @@ class Layout:
     """How the canvases of one side are made; the fields are the keys of `config.montage`.
 
     Attributes:
+      assembly: 'montage' (the method), 'mosaic' (2 x 2 canvases alone: level 1 without level 0) or
+        'copy_paste' (see mcl_jax.copy_paste); the last two are the baselines of paper Table 8.
       levels: S, number of montage levels; level s shrinks its views by 2^s.
       copies: per level, how often each image appears among the level's sub-images.
       shrink: 'nearest' (the authors': every r-th pixel) or 'antialias' (mean of r x r pixels).
@@ -31,6 +34,7 @@ class Layout:
         .5); None for no mask.
     """
 
+    assembly: str
     levels: int
     copies: tuple[int, ...]
     shrink: str
@@ -42,18 +46,24 @@ class Montage(NamedTuple):
 
     canvases: Array  # [n, H, W, C]
     labels: tuple[Array, ...]  # per level int32 [n_s * 4^s]
+    cells: tuple[Array | None, ...]  # per level None: all cells; see Encoder
 
 
 def canvas_counts(images: int, layout: Layout) -> tuple[int, ...]:
     """Canvases per level on one device: n_s = images * copies_s / 4^s, at least 1.
 
-    Below one canvas, one canvas is made and images repeat to fill it.
+    Below one canvas, one canvas is made and images repeat to fill it. A mosaic has no canvas of
+    level 0.
 
     Raises:
       UserError: if copies do not fit the levels, or a count above 1 is not whole.
     """
     if not 1 <= layout.levels <= 4:
         raise UserError(f"montage.levels must be 1..4 (P5 to P2), got {layout.levels}")
+    if layout.assembly not in ASSEMBLIES:
+        raise UserError(f"montage.assembly {layout.assembly!r} is not one of {ASSEMBLIES}")
+    if layout.assembly == "mosaic" and layout.levels != 2:
+        raise UserError(f"a mosaic is level 1 alone: montage.levels must be 2, is {layout.levels}")
     if len(layout.copies) < layout.levels:
         raise UserError(
             f"montage.copies {layout.copies} has {len(layout.copies)} entries, "
@@ -73,6 +83,8 @@ def canvas_counts(images: int, layout: Layout) -> tuple[int, ...]:
                 f"device would"
             )
         counts.append(max(1, sub_images // grid))
+    if layout.assembly == "mosaic":
+        counts[0] = 0
     return tuple(counts)
 
 
@@ -116,8 +128,8 @@ def assemble(images: Array, order: Array, grid: int) -> Array:
 
 
 def draw_orders(key: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
-    """Per level `permutation(n_s * 4^s) mod images`; level 0 stays in image order."""
-    orders = [jnp.arange(images, dtype=jnp.int32)]
+    """Per level `permutation(n_s * 4^s) mod images`; level 0, if any, stays in image order."""
+    orders = [jnp.arange(images if counts[0] else 0, dtype=jnp.int32)]
     for s, n in enumerate(counts[1:], start=1):
         permutation = jax.random.permutation(jax.random.fold_in(key, s), n * 4**s)
         orders.append((permutation % images).astype(jnp.int32))
@@ -140,7 +152,19 @@ def build(views: Array, orders: Sequence[Array], layout: Layout) -> Montage:
             mask = boundary_mask(height, width, layout.boundary_sigma)
             sub_images = sub_images * mask.astype(views.dtype)
         canvases.append(assemble(sub_images, order, 2**s))
-    return Montage(jnp.concatenate(canvases), tuple(orders))
+    return Montage(jnp.concatenate(canvases), tuple(orders), (None,) * len(orders))
+
+
+def rows(canvases: Array, counts: Sequence[int]) -> dict[str, Array]:
+    """One side's canvases as titled rows of a picture, a level each."""
+    side, start, titled = canvases.shape[1], 0, {}
+    for s, count in enumerate(counts):
+        plural = "s" if s else ""
+        title = f"level {s} → P{5 - s}: {4**s} image{plural} of {side // 2**s} px"
+        if count:
+            titled[title] = canvases[start : start + count]
+        start += count
+    return titled
 
 
 def first_copies(labels: Array, images: int) -> Array:

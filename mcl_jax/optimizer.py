@@ -43,10 +43,13 @@ def is_excluded(path: tuple[str, ...], rule: str) -> bool:
     Args:
       path: keys from the root of the parameter tree.
       rule: 'norm_and_bias' excludes every bias and norm scale. 'authors' reproduces the released
-        code's regular expression, which misses the scales of shortcut norms and MLP norms.
+        code's regular expression, which misses the scales of shortcut norms and MLP norms. 'none'
+        excludes nothing (MoCo, torchvision). Swin's position biases count as biases.
     """
     leaf = path[-1]
-    if leaf == "bias":
+    if rule == "none":
+        return False
+    if leaf in ("bias", "relative_position_bias_table"):
         return True
     if leaf != "scale":
         return False
@@ -132,7 +135,7 @@ def create(settings: Settings, params: Any, lr: Schedule) -> optax.GradientTrans
     choices = {
         "name": ("lars", "sgd", "adamw"),
         "trust_denominator": ("sum", "optax"),
-        "excluded": ("norm_and_bias", "authors"),
+        "excluded": ("norm_and_bias", "authors", "none"),
         "warmup_shape": ("sequential", "multiplied"),
     }
     for field, allowed in choices.items():
@@ -142,7 +145,8 @@ def create(settings: Settings, params: Any, lr: Schedule) -> optax.GradientTrans
             )
     excluded = excluded_mask(params, settings.excluded)
     decayed = jax.tree.map(lambda skip: not skip, excluded)
-    clip = optax.clip_by_global_norm(settings.clip_norm)
+    clip_norm = settings.clip_norm
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     if settings.name == "adamw":
         adamw = optax.adamw(lr, weight_decay=settings.weight_decay, mask=decayed)
         return optax.chain(clip, adamw)

@@ -14,42 +14,35 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen fir
 import numpy as np  # noqa: E402
 
 
-def montage_sheet(
+def sheet(
     path: str | Path,
-    canvases: np.ndarray,
-    counts: Sequence[int],
+    rows: Mapping[str, np.ndarray],
     mean: Sequence[float],
     std: Sequence[float],
     columns: int,
 ) -> None:
-    """A row of canvases per montage level with the pyramid level that reads them.
+    """What the network is given, a titled row each, as one PNG.
 
     Args:
-      path: PNG to write.
-      canvases: one side's, ordered by level.
-      counts: canvases per level.
+      path: file to write.
+      rows: title -> [n, h, w, 3], normalised.
       mean, std: of the normalisation to undo.
-      columns: canvases shown per level at most.
+      columns: images shown per row at most.
     """
-    pixels = np.clip(np.asarray(canvases, np.float32) * std + mean, 0, 1)
-    rows, side = len(counts), pixels.shape[1]
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False, layout="constrained"
+        len(rows),
+        columns,
+        figsize=(2.4 * columns, 2.6 * len(rows)),
+        squeeze=False,
+        layout="constrained",
     )
-    start = 0
-    for s, count in enumerate(counts):
-        for column, axis in enumerate(axes[s]):
+    for row, (title, images) in zip(axes, rows.items(), strict=True):
+        pixels = np.clip(np.asarray(images[:columns], np.float32) * std + mean, 0, 1)
+        row[0].set_title(title, fontsize=9, loc="left")
+        for column, axis in enumerate(row):
             axis.set_axis_off()
-            if column >= count:
-                continue
-            axis.imshow(pixels[start + column], interpolation="nearest")
-            if column == 0:
-                axis.set_title(
-                    f"level {s} → P{5 - s}: {4**s} image{'s' if s else ''} of {side // 2**s} px",
-                    fontsize=9,
-                    loc="left",
-                )
-        start += count
+            if column < len(pixels):
+                axis.imshow(pixels[column], interpolation="nearest")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -62,16 +55,17 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         ("retrieval top-1", _per_level("top1", lines)),
         ("cosine to the positive", _per_level("positive", lines)),
         ("std of normalised features", _per_level("std", lines)),
-        ("kNN accuracy", ("knn",)),
+        ("kNN accuracy", ("knn", *_per_level("knn", lines))),
+        ("shrunk images that find themselves", _per_level("retrieval", lines)),
         ("gradient norm", ("grad_norm",)),
         ("learning rate", ("lr",)),
     )
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(12, 9), layout="constrained")
     for axis, (title, names) in zip(axes.flat, panels, strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                label = name.rpartition("/")[2] if "/" in name else None
+                label = name.rpartition("/")[2]
                 axis.plot(*zip(*points, strict=True), label=label, marker="." * (len(points) < 30))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
@@ -80,6 +74,34 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         if len(names) > 1:
             axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str) -> None:
+    """Distributions of instance sizes over one logarithmic axis, as one PNG.
+
+    Args:
+      path: file to write.
+      sizes: name -> float [n] in px, above 0.
+      title: of the picture.
+    """
+    # Half-open bins, four an octave, so that powers of two begin a bin.
+    low = np.floor(np.log2(min(x.min() for x in sizes.values())))
+    high = np.ceil(np.log2(max(x.max() for x in sizes.values())) + 0.01)
+    edges = 2 ** np.arange(low, high + 0.25, 0.25)
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, x in sizes.items():
+        label = f"{name}\nmean {x.mean():.1f}, std {x.std():.1f} px"
+        share = np.full(len(x), 100 / len(x))
+        axis.hist(x, edges, weights=share, histtype="stepfilled", alpha=0.5, label=label)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("square root of the area [px]")
+    axis.set_ylabel("share of the instances [%]")
+    axis.set_title(title, fontsize=11)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

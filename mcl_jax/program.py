@@ -2,28 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from mcl_jax import augment, montage, sharding
 from mcl_jax import optimizer as optimizers
+from mcl_jax import sharding
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.encoder import Architecture
-from mcl_jax.models.layers import Numerics
-from mcl_jax.models.resnet import architecture
+from mcl_jax.methods import make_objective, settings
 from mcl_jax.objectives.base import Objective
-from mcl_jax.objectives.mcl import MCL, LossSettings
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import train_step
-
-COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
 @dataclass(frozen=True)
@@ -38,51 +34,6 @@ class Program:
     ema: optimizers.Schedule
     steps_per_epoch: int
     total_steps: int
-
-
-def settings(cls: type, section: Mapping[str, Any], **overrides: Any) -> Any:
-    """Fills a settings dataclass from the config section whose keys are its field names."""
-    names = [field.name for field in fields(cls) if field.name not in overrides]
-    values = {name: section[name] for name in names}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**values, **overrides)
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """`numerics.compute_dtype` -> dtype; 'auto' is bfloat16 on TPU and GPU, float32 on CPU."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in COMPUTE_DTYPES:
-        raise UserError(
-            f"numerics.compute_dtype {name!r} is not auto or one of {', '.join(COMPUTE_DTYPES)}"
-        )
-    return COMPUTE_DTYPES[name]
-
-
-def make_objective(
-    config: Mapping[str, Any], images_per_device: int, axis_name: str | None
-) -> Objective:
-    """The configured method for b images per device; validates the config on the way."""
-    architecture(config["model"]["backbone"])
-    numerics = config["numerics"]
-    return MCL(
-        architecture=settings(Architecture, config["model"]),
-        numerics=Numerics(
-            dtype=compute_dtype(numerics["compute_dtype"]),
-            bn_momentum=numerics["bn_momentum"],
-            bn_epsilon=numerics["bn_epsilon"],
-            axis_name=axis_name,
-        ),
-        layout=settings(
-            montage.Layout,
-            config["montage"],
-            boundary_sigma=config["montage"]["boundary_sigma"] or None,
-        ),
-        loss_settings=settings(LossSettings, config["loss"]),
-        views=augment.Settings.from_config(config["augment"]),
-        image_size=config["data"]["image_size"],
-        images_per_device=images_per_device,
-    )
 
 
 def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
@@ -121,20 +72,27 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
 def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
 
-    def create() -> TrainState:
-        variables = program.objective.init(key_for(program.config["seed"], 0, 0, Purpose.INIT))
+    def create(seed: jax.Array) -> TrainState:
+        variables = program.objective.init(key_for(seed, 0, 0, Purpose.INIT))
+        has_target = program.objective.has_target
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables.params,
             batch_stats=variables.batch_stats,
-            target_params=variables.params["encoder"],
-            target_batch_stats=variables.batch_stats["encoder"],
+            target_params=variables.params["encoder"] if has_target else {},
+            target_batch_stats=variables.batch_stats["encoder"] if has_target else {},
             opt_state=program.optimizer.init(variables.params),
             memory=variables.memory,
         )
 
     # One jit output per leaf: online and target get buffers of their own, as donation needs.
-    return jax.jit(create, out_shardings=sharding.replicated(program.mesh))()
+    placed = sharding.replicated(program.mesh)
+    return jax.jit(create, out_shardings=placed)(seed_argument(program))
+
+
+def seed_argument(program: Program) -> np.ndarray:
+    """The config's seed as the steps take it."""
+    return np.asarray(program.config["seed"], np.uint32)
 
 
 def abstract_state(program: Program) -> TrainState:
@@ -151,10 +109,12 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     data = program.config["data"]
     b, side = data["batch_size"], data["canvas_size"]
     placed = NamedSharding(program.mesh, sharding.BATCH_SPEC)
-    return {
+    fields = {
         "image": jax.ShapeDtypeStruct((b, side, side, 3), jnp.uint8, sharding=placed),
         "extent": jax.ShapeDtypeStruct((b, 2), jnp.int32, sharding=placed),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=placed),
     }
+    return {name: fields[name] for name in program.objective.batch_fields}
 
 
 def lower_step(program: Program) -> jax.stages.Lowered:
@@ -165,11 +125,11 @@ def lower_step(program: Program) -> jax.stages.Lowered:
         optimizer=program.optimizer,
         lr=program.lr,
         ema=program.ema,
-        seed=program.config["seed"],
         axis_name=sharding.DATA_AXIS,
     )
     step = jax.jit(sharding.per_device(body, program.mesh), donate_argnums=0)
-    return step.lower(abstract_state(program), abstract_batch(program))
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(program.mesh))
+    return step.lower(abstract_state(program), abstract_batch(program), seed)
 
 
 def plain_config(config: Any) -> dict[str, Any]:

@@ -38,13 +38,16 @@ def images_per_device(batch_size: int, mesh: Mesh, key: str = "data.batch_size")
 
 
 def per_device(body: Callable, mesh: Mesh) -> Callable:
-    """Maps body(state, batch) -> (state, metrics) over the data axis.
+    """Maps body(state, batch, seed) -> (state, metrics) over the data axis.
 
     Inside, `state` is the whole state, `batch` the device's images; what comes out must be equal
     on all devices (checked while tracing).
     """
     return jax.shard_map(
-        body, mesh=mesh, in_specs=(STATE_SPEC, BATCH_SPEC), out_specs=(STATE_SPEC, STATE_SPEC)
+        body,
+        mesh=mesh,
+        in_specs=(STATE_SPEC, BATCH_SPEC, STATE_SPEC),
+        out_specs=(STATE_SPEC, STATE_SPEC),
     )
 
 

@@ -31,8 +31,6 @@ from mcl_jax.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
-MODEL_INPUTS = ("image", "extent")
-
 
 def pretrain(
     config: Mapping[str, Any], workdir: str | Path, stop_after: int | None = None
@@ -62,6 +60,7 @@ def pretrain(
     with Preemption() as preemption:
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+        _check_labels(config, source)
         mesh = sharding.make_mesh()
         run = program.build(config, mesh, images=len(source))
         health = HealthCheck(config["log"], config["model"]["projector_out"])
@@ -80,6 +79,7 @@ def pretrain(
             log_every = config["log"]["every_steps"]
             save_every = config["log"]["checkpoint_steps"]
             meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
+            seed = program.seed_argument(run)
             pending: tuple[int, Any] | None = None  # (step, its metrics, still on the device)
             meter = Throughput(data["batch_size"], start)
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
@@ -96,8 +96,8 @@ def pretrain(
                         batch = next(batches)
                     if step == 0 and first_process:
                         _draw_montages(run, batch, workdir)
-                    inputs = {name: batch[name] for name in MODEL_INPUTS}
-                    state, values = compiled(state, sharding.put_batch(inputs, mesh))
+                    inputs = {name: batch[name] for name in run.objective.batch_fields}
+                    state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
                     preemption.guard_work()
                     done = step + 1
                     asked = preemption.requested or done - start == stop_after
@@ -157,6 +157,21 @@ def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.Bat
     )
 
 
+def _check_labels(config: Mapping[str, Any], source: Source) -> None:
+    """A supervised method needs labels, of as many classes as configured."""
+    if config["method"] != "supervised":
+        return
+    if source[0].label < 0:
+        raise UserError(
+            f"{config['data']['dataset']} has no labels: method 'supervised' needs them"
+        )
+    named, classes = len(source.class_names), config["supervised"]["classes"]
+    if named != classes:
+        raise UserError(
+            f"supervised.classes is {classes}, but {config['data']['dataset']} has {named} classes"
+        )
+
+
 def _restore_or_start(run: Program, checkpointer: Checkpointer) -> TrainState:
     if checkpointer.latest_step() is None:
         return program.new_state(run)
@@ -199,15 +214,13 @@ def _say(message: str, show: bool) -> None:
 
 
 def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path) -> None:
-    """montage.png: the first device's side-q canvases of step 0, exactly as the step makes them."""
+    """montage.png: the first device's inputs of step 0, exactly as the step makes them."""
     b = run.objective.images_per_device
-    images = {name: batch[name][:b] for name in MODEL_INPUTS}
-    inputs = jax.jit(run.objective.inputs)(run.config["seed"], 0, images, 0)
-    counts = run.objective.counts
-    plots.montage_sheet(
+    images = {name: batch[name][:b] for name in run.objective.batch_fields}
+    inputs = jax.jit(run.objective.inputs)(program.seed_argument(run), 0, images, 0)
+    plots.sheet(
         workdir / "montage.png",
-        np.asarray(inputs.canvases[: sum(counts)]),
-        counts,
+        run.objective.pictures(inputs),
         run.config["augment"]["mean"],
         run.config["augment"]["std"],
         columns=run.config["log"]["montages"],

@@ -17,15 +17,18 @@ Array = jax.Array
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
+    seed: Array,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     lr: Schedule,
     ema: Schedule,
-    seed: int,
     axis_name: str,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step on one device's images inside shard_map; everything returned is replicated."""
+    """One step on one device's images inside shard_map; everything returned is replicated.
+
+    `seed` is an argument, not a constant, so that runs that differ in it share a compiled step.
+    """
     inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(axis_name))
     params = sharding.device_local(state.params, axis_name)
     loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
@@ -46,15 +49,16 @@ def apply_gradients(
     """Optimiser step, then the target's EMA: t <- m t + (1 - m) online, of parameters only."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    m = ema(state.step)
-    target = jax.tree.map(
-        lambda old, new: m.astype(old.dtype) * old + (1 - m).astype(old.dtype) * new,
-        state.target_params,
-        params["encoder"],
-    )
-    metrics = metrics | {
-        "lr": lr(state.step),
-        "ema": m,
+    target, schedules = {}, {"lr": lr(state.step)}
+    if state.target_params:  # supervised objectives have no target network
+        m = schedules["ema"] = ema(state.step)
+        target = jax.tree.map(
+            lambda old, new: m.astype(old.dtype) * old + (1 - m).astype(old.dtype) * new,
+            state.target_params,
+            params["encoder"],
+        )
+    metrics = metrics | schedules
+    metrics |= {
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
     }

@@ -62,12 +62,14 @@ def time_steps(config) -> dict:
     batch = {
         "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
         "extent": np.full((b, 2), side, np.int32),
+        "label": np.zeros(b, np.int32),
     }
+    batch = {name: batch[name] for name in run.objective.batch_fields}
     batch, state = sharding.put_batch(batch, mesh), program.new_state(run)
-    seconds = []
+    seed, seconds = program.seed_argument(run), []
     for _ in range(STEPS.value + 1):
         start = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, seed)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     median = float(np.median(seconds[1:]))

@@ -30,7 +30,8 @@ from convert_states import (
 from convert import strict, table
 from convert.__main__ import main
 from mcl_jax import checkpoint
-from mcl_jax.models.encoder import Architecture, Encoder, predictors
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.state import TrainState
 
 
@@ -67,7 +68,7 @@ def r50_pickle(r50):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_table_lists_exactly_what_the_modules_create(backbone):
-    a = Architecture(backbone, 8, 16, 3, 32, 12, 24)
+    a = Architecture(backbone, 8, 16, 3, 32, 12, 24, "fpn", 0.0)
     rows = table.online(a) + table.predictor(a, 2)
     assert {t.source: t.shape for t in rows} == module_shapes(a, 2)
     assert len({t.authors for t in rows}) == len(rows)

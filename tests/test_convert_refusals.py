@@ -27,7 +27,7 @@ from convert_states import (
 from convert import detectron2, strict, table
 from convert.__main__ import main
 from mcl_jax.errors import UserError
-from mcl_jax.models.encoder import Architecture
+from mcl_jax.models.backbone import Architecture
 
 LEAVES = (
     "params/encoder/backbone/stem/kernel",

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from mcl_jax import metrics, plots
+from mcl_jax import metrics, montage, plots
 from mcl_jax.throughput import Throughput
 
 
@@ -44,7 +44,7 @@ def test_pictures_show_every_level_and_curve(tmp_path):
     import matplotlib.image
 
     canvases = np.random.default_rng(0).normal(size=(7, 32, 32, 3))
-    plots.montage_sheet(tmp_path / "m.png", canvases, (4, 2, 1), (0.5,) * 3, (0.2,) * 3, columns=3)
+    plots.sheet(tmp_path / "m.png", montage.rows(canvases, (4, 2, 1)), (0.5,) * 3, (0.2,) * 3, 3)
     lines = [{"step": 0, "knn": 0.1}, {"step": 1, "loss": 2.0, "loss/level0": 1.0, "lr": 0.1}]
     plots.curves(tmp_path / "c.png", lines)
     for name in ("m.png", "c.png"):

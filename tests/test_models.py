@@ -93,21 +93,20 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
     """With running statistics both modes give the same embeddings of the same sub-images."""
     config = tiny_config()
     objective = program.make_objective(config, 4, None)
-    encoder, counts = objective.encoder, objective.counts
+    encoder, spans = objective.encoder, objective.spans
     variables = jax.jit(objective.init)(jax.random.key(0))
     variables = {
         "params": perturbed(variables.params["encoder"]),
         "batch_stats": perturbed(variables.batch_stats["encoder"]),
     }
-    canvases = jax.random.normal(jax.random.key(1), (2 * sum(counts), 64, 64, 3))
+    canvases = jax.random.normal(jax.random.key(1), (2 * spans[-1][1], 64, 64, 3))
 
     @jax.jit
     def embed(canvases):
-        return [
-            encoder.apply(variables, canvases, counts, 2, full, False) for full in (True, False)
-        ]
+        return [encoder.apply(variables, canvases, spans, 2, full, False) for full in (True, False)]
 
     full, assigned = embed(canvases)
     for s, (a, b) in enumerate(zip(full, assigned, strict=True)):
-        assert a.shape == (2, counts[s] * 4**s, config.model.projector_out)
+        start, stop = spans[s]
+        assert a.shape == (2, (stop - start) * 4**s, config.model.projector_out)
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))

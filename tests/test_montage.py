@@ -12,7 +12,7 @@ H = 32
 
 
 def layout(levels=4, copies=(1, 1, 1, 2), shrink="nearest", boundary_sigma=None):
-    return montage.Layout(levels, copies, shrink, boundary_sigma)
+    return montage.Layout("montage", levels, copies, shrink, boundary_sigma)
 
 
 def random_views(levels, images, seed=0):
@@ -25,7 +25,7 @@ def test_every_sub_image_is_bit_equal_to_its_strided_source(levels, images):
     views = random_views(levels, images)
     counts = montage.canvas_counts(images, layout(levels))
     orders = montage.draw_orders(jax.random.key(1), images, counts)
-    canvases, labels = jax.tree.map(np.asarray, montage.build(views, orders, layout(levels)))
+    canvases, labels, _ = jax.tree.map(np.asarray, montage.build(views, orders, layout(levels)))
     views = np.asarray(views)
     assert canvases.shape == (sum(counts), H, H, 3)
     start = 0
@@ -91,7 +91,7 @@ def test_antialiased_shrinking_averages_blocks():
 def test_the_boundary_mask_is_the_papers_gaussian_on_shrunk_levels_alone(k):
     views = jnp.ones((2, 4, H, H, 3))
     orders = montage.draw_orders(jax.random.key(0), 4, (4, 1))
-    canvases, _ = montage.build(views, orders, layout(2, boundary_sigma=k))
+    canvases, *_ = montage.build(views, orders, layout(2, boundary_sigma=k))
     np.testing.assert_array_equal(canvases[:4], 1.0)
     side = H // 2
     x = np.arange(side) - (side - 1) / 2

@@ -75,7 +75,7 @@ def test_one_device_equals_eight(pyramid):
     )
     canvases, labels = eight_montages(run.objective)
 
-    def body(state, batch):
+    def body(state, batch, seed):
         inputs = Inputs(batch[0][0].reshape(-1, *canvases.shape[3:]), [x[0] for x in batch[1]])
         params = sharding.device_local(state.params, "data")
         grad = jax.value_and_grad(run.objective.loss, has_aux=True)
@@ -83,7 +83,7 @@ def test_one_device_equals_eight(pyramid):
         grads, loss = jax.lax.pmean((grads, loss), "data")
         return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
 
-    eight = jax.jit(sharding.per_device(body, mesh))(state, (canvases, labels))
+    eight = jax.jit(sharding.per_device(body, mesh))(state, (canvases, labels), 0)
 
     counts = tuple(n * DEVICES for n in run.objective.counts)
     single = program.make_objective(config, DEVICES * PER_DEVICE, axis_name=None)
@@ -136,7 +136,7 @@ def test_the_step_donates_its_state_and_never_recompiles(config):
     old = jax.tree.leaves(state)
     for k in range(2):
         # an ahead-of-time executable cannot recompile: it would refuse other shapes or shardings
-        state, metrics = compiled(state, sharding.put_batch(batch, mesh))
+        state, metrics = compiled(state, sharding.put_batch(batch, mesh), program.seed_argument(run))
         assert int(state.step) == k + 1
     assert all(x.is_deleted() for x in old)
     assert np.isfinite(float(metrics["loss"]))

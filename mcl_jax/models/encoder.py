@@ -1,95 +1,119 @@
 """The encoder that is pre-trained and exported: backbone, FPN, RoI head; plus its projector.
 
-Shapes: canvases [V*n, H, W, 3], side-major, and within a side ordered by montage level;
-counts (n_0, ..., n_{S-1}) canvases per level; embeddings per level [V, n_s*4^s, D].
+Shapes: canvases [V*n, H, W, 3], side-major; spans: per montage level s the canvases [start, stop)
+of each side on which it is read; m_s its sub-images on one side: 4^s for every canvas of the span,
+or one where `cells` picks it; embeddings per level [V, m_s, D].
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.models.heads import Predictors, RoIHead, cut_tiles, pool, projector
+from mcl_jax.models.backbone import Architecture, make_backbone
+from mcl_jax.models.heads import Predictors, RoIHead, cut_tiles, pick_tiles, pool, projector
 from mcl_jax.models.layers import Context, Numerics, group_sizes
-from mcl_jax.models.pyramid import COARSEST, FPN, assigned_spans, full_spans
-from mcl_jax.models.resnet import ResNet
+from mcl_jax.models.pyramid import COARSEST, Span, full_spans, make_neck
 
 Array = jax.Array
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of the networks; the fields are the keys of `config.model`."""
-
-    backbone: str
-    width: int
-    fpn_channels: int
-    head_convs: int
-    projector_hidden: int
-    projector_out: int
-    predictor_hidden: int
-
-
 class Encoder(nn.Module):
-    """Backbone -> FPN -> tiles -> RoI head -> projector (paper section 3.2, equation 1)."""
+    """Backbone -> pyramid -> tiles -> RoI head -> projector (paper section 3.2, equation 1)."""
 
     architecture: Architecture
     numerics: Numerics
 
     def setup(self):
         a = self.architecture
-        self.backbone = ResNet(a.backbone, a.width, self.numerics)
-        self.fpn = FPN(a.fpn_channels, self.numerics)
+        self.backbone = make_backbone(a, self.numerics)
+        self.fpn = make_neck(a.neck, a.fpn_channels, self.numerics)
         self.head = RoIHead(a.fpn_channels, a.head_convs, self.numerics)
         self.projector = projector(a.projector_hidden, a.projector_out, self.numerics)
 
     def __call__(
-        self, canvases: Array, counts: Sequence[int], sides: int, full: bool, train: bool
+        self,
+        canvases: Array,
+        spans: Sequence[Span],
+        sides: int,
+        full: bool,
+        train: bool,
+        cells: Sequence[Array | None] | None = None,
     ) -> tuple[Array, ...]:
         """Embeds every sub-image.
 
         Args:
           canvases: [V*n, H, W, 3] normalised float images.
-          counts: canvases per montage level of one side; they sum to n.
+          spans: per level the canvases that hold its sub-images; starts must not decrease. An
+            empty span is a level without sub-images.
           sides: V.
           full: run all four pyramid levels and the head on every canvas as the authors do, or
             (False) only what level s reads, P_{5-s}. Batch statistics differ, nothing else.
           train: batch (True) or running (False) normalisation statistics.
+          cells: per level None, if all 4^s cells of a canvas are its sub-images, or the one cell
+            of each canvas that is, int [V, stop - start] in row-major order.
 
         Returns:
-          Per montage level s the projections [V, n_s*4^s, D] of its sub-images.
+          Per montage level s the projections [V, m_s, D] of its sub-images.
         """
-        n = sum(counts)
+        computed, regions = self._regions(canvases, spans, sides, full, train, cells)
+        projected = self._by_level(self.projector, regions, sides, train)
+        return _wanted(projected, spans, computed)
+
+    def regions(
+        self, canvases: Array, spans: Sequence[Span], sides: int, full: bool, train: bool
+    ) -> tuple[Array, ...]:
+        """As `__call__`, without the projector: pooled RoI features float32 [V, m_s, F]."""
+        computed, regions = self._regions(canvases, spans, sides, full, train, None)
+        return _wanted(regions, spans, computed)
+
+    def _regions(
+        self,
+        canvases: Array,
+        spans: Sequence[Span],
+        sides: int,
+        full: bool,
+        train: bool,
+        cells: Sequence[Array | None] | None,
+    ) -> tuple[Sequence[Span], list[Array | None]]:
+        """The spans that were computed, and per level the pooled head features (None: empty)."""
+        n = canvases.shape[0] // sides
         stages = self.backbone(canvases, Context(group_sizes(sides, [n]), train))
-        spans = full_spans(n) if full else assigned_spans(counts)
-        pyramid = self.fpn(stages, spans, sides, train)
-        tiles = [
-            cut_tiles(pyramid[f"P{COARSEST - depth}"], 2**depth) for depth in range(len(spans))
-        ]
-        projected = self._project(tiles, sides, train)
-        wanted = assigned_spans(counts)
-        return tuple(
-            projected[s][:, (start - spans[s][0]) * 4**s : (stop - spans[s][0]) * 4**s]
-            for s, (start, stop) in enumerate(wanted)
+        computed = full_spans(n) if full else spans
+        pyramid = self.fpn(stages, computed, sides, train)
+        tiles: list[Array | None] = []
+        for depth in range(len(computed)):
+            features = pyramid.get(f"P{COARSEST - depth}")
+            x = None if features is None else cut_tiles(features, 2**depth)
+            if x is not None and cells is not None and cells[depth] is not None:
+                x = pick_tiles(x, cells[depth].reshape(-1))
+            tiles.append(None if x is None else x.reshape(sides, -1, *x.shape[1:]))
+        return computed, self._by_level(
+            lambda x, context: pool(self.head(x, context)), tiles, sides, train
         )
 
-    def _project(self, tiles: list[Array], sides: int, train: bool) -> list[Array]:
-        """Head and projector on all levels' tiles as one batch, one group per (side, level).
+    def _by_level(
+        self, layer: Callable, levels: list[Array | None], sides: int, train: bool
+    ) -> list[Array | None]:
+        """Runs a layer that all levels share as one batch, one group per (side, level).
 
         Groups run P2..P5 of side q, then of side k: the order in which the authors' code
         updates the shared head's running statistics.
         """
-        sizes = [x.shape[0] // sides for x in tiles]
-        finest_first = [x.reshape(sides, -1, *x.shape[1:]) for x in reversed(tiles)]
+        present = [s for s, x in enumerate(levels) if x is not None]
+        finest_first = [levels[s] for s in reversed(present)]
+        sizes = [x.shape[1] for x in finest_first]
         batch = jnp.concatenate(finest_first, axis=1)
-        batch = batch.reshape(-1, *batch.shape[2:])
-        context = Context(group_sizes(sides, sizes[::-1]), train)
-        x = self.projector(pool(self.head(batch, context)), context)
-        x = x.reshape(sides, -1, x.shape[-1])
-        ends = [sum(sizes[s:]) for s in range(len(sizes))]
-        return [x[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        context = Context(group_sizes(sides, sizes), train)
+        x = layer(batch.reshape(-1, *batch.shape[2:]), context)
+        x = x.reshape(sides, -1, *x.shape[1:])
+        result: list[Array | None] = [None] * len(levels)
+        start = 0
+        for s, size in zip(reversed(present), sizes, strict=True):
+            result[s] = x[:, start : start + size]
+            start += size
+        return result
 
     def features(self, images: Array, train: bool = False) -> dict[str, Array]:
         """res2..res5 and P2..P5 of plain images [N, H, W, 3], as a detector would see them."""
@@ -101,9 +125,25 @@ class Encoder(nn.Module):
         """RoI head with running statistics on pooled regions [M, h, w, F]."""
         return self.head(rois, Context((rois.shape[0],), False))
 
-    def stage5(self, images: Array) -> Array:
-        """Average-pooled res5 [N, C5] with running statistics: the features of the kNN monitor."""
-        return pool(self.backbone(images, Context((images.shape[0],), False))["res5"])
+    def stage5(self, images: Array, train: bool = False) -> Array:
+        """Average-pooled res5 [N, C5]: what a classifier reads, and the kNN monitor."""
+        return pool(self.backbone(images, Context((images.shape[0],), train))["res5"])
+
+
+def _wanted(
+    levels: Sequence[Array | None], spans: Sequence[Span], computed: Sequence[Span]
+) -> tuple[Array, ...]:
+    """Cuts the sub-images of `spans` out of what was computed on wider ones."""
+    some = next(x for x in levels if x is not None)
+    wanted = []
+    for x, (start, stop), (first, last) in zip(levels, spans, computed, strict=False):
+        if x is None:
+            x = jnp.zeros((some.shape[0], 0, some.shape[-1]), some.dtype)
+        else:
+            per_canvas = x.shape[1] // (last - first)
+            x = x[:, (start - first) * per_canvas : (stop - first) * per_canvas]
+        wanted.append(x)
+    return tuple(wanted)
 
 
 def predictors(architecture: Architecture, numerics: Numerics) -> Predictors:

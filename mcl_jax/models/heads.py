@@ -35,6 +35,12 @@ def cut_tiles(features: Array, grid: int) -> Array:
     return x.reshape(n * grid * grid, t_h, t_w, channels)
 
 
+def pick_tiles(tiles: Array, cells: Array) -> Array:
+    """[N*g*g, t, t, F], int [N] -> [N, t, t, F]: one tile of each canvas."""
+    per_canvas = tiles.reshape(cells.shape[0], -1, *tiles.shape[1:])
+    return jax.vmap(lambda own, cell: own[cell])(per_canvas, cells)
+
+
 class RoIHead(nn.Module):
     """conv3x3-BN-ReLU repeated; Detectron2's box head without its fully connected layer."""
 
@@ -96,6 +102,9 @@ class Predictors(nn.Module):
         predicted = []
         for s, x in enumerate(embeddings):
             sides, rows, width = x.shape
+            if rows == 0:  # a level without sub-images (mosaic)
+                predicted.append(jnp.zeros((sides, 0, self.out), x.dtype))
+                continue
             mlp = MLP(self.hidden, self.out, False, predictor_init, self.numerics, name=f"level{s}")
             y = mlp(x.reshape(-1, width), Context((rows,) * sides, train))
             predicted.append(y.reshape(sides, rows, -1))

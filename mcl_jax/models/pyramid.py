@@ -1,4 +1,4 @@
-"""Feature pyramid network whose levels run only on the canvases that need them.
+"""Feature pyramids whose levels run only on the canvases that need them.
 
 Shapes: res_j [V*n, H/2^j, W/2^j, C_j] -> P_j [V*m, H/2^j, W/2^j, F]; V sides (side-major batch),
 n canvases a side, m the canvases in the level's span.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from mcl_jax.errors import UserError
 from mcl_jax.models.layers import (
     Context,
     ConvNorm,
@@ -28,6 +29,16 @@ COARSEST = 5  # P5, which level 0 reads; level s reads P_{5-s}
 PYRAMID_LEVELS = 4
 
 Span = tuple[int, int]
+
+
+NECKS = ("fpn", "c4")
+
+
+def make_neck(kind: str, features: int, numerics: Numerics) -> nn.Module:
+    """The pyramid of `model.neck`; UserError lists the kinds there are."""
+    if kind not in NECKS:
+        raise UserError(f"model.neck {kind!r} is not one of {', '.join(NECKS)}")
+    return FPN(features, numerics) if kind == "fpn" else ResizedMap()
 
 
 def full_spans(canvases: int) -> list[Span]:
@@ -65,7 +76,7 @@ class FPN(nn.Module):
           train: see Context.
 
         Returns:
-          {'P5': [V*(stop-start), h, w, F], 'P4': ..., ...}.
+          {'P5': [V*(stop-start), h, w, F], 'P4': ..., ...}, without levels of empty span.
         """
         canvases = stages["res5"].shape[0] // sides
         pyramid: dict[str, Array] = {}
@@ -81,7 +92,8 @@ class FPN(nn.Module):
             top, top_start = lateral, start
             context = Context(group_sizes(sides, [stop - start]), train)
             own = by_side(lateral, sides, 0, stop - start)
-            pyramid[f"P{level}"] = self._conv(f"output{level}", 3)(own, context)
+            if start < stop:
+                pyramid[f"P{level}"] = self._conv(f"output{level}", 3)(own, context)
         return pyramid
 
     def _conv(self, name: str, kernel_size: int) -> ConvNorm:
@@ -93,3 +105,24 @@ class FPN(nn.Module):
             kernel_init=xavier_uniform,
             name=name,
         )
+
+
+class ResizedMap(nn.Module):
+    """A network without FPN: every level is the last map, resized (paper sections 3.2 and B).
+
+    Bilinear with half-pixel centres, torch's F.interpolate(align_corners=False). No parameters.
+    """
+
+    def __call__(
+        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+    ) -> dict[str, Array]:
+        """As `FPN.__call__`, with C5 channels on every level."""
+        pyramid = {}
+        for depth, (start, stop) in enumerate(spans):
+            level = COARSEST - depth
+            own = by_side(stages["res5"], sides, start, stop)
+            size = stages[f"res{level}"].shape[1:3]
+            if start < stop:
+                shape = (own.shape[0], *size, own.shape[-1])
+                pyramid[f"P{level}"] = jax.image.resize(own, shape, "bilinear")
+        return pyramid

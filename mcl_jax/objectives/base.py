@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -27,7 +28,19 @@ class Outcome(NamedTuple):
 
 
 class Objective(Protocol):
-    """Static description of a method; all numbers that vary live in the arguments."""
+    """Static description of a method; all numbers that vary live in the arguments.
+
+    Attributes:
+      images_per_device: b.
+      has_target: whether the state keeps a target network, the EMA of params['encoder'].
+      batch_fields: what `inputs` reads of a batch: 'image', 'extent', 'label'.
+      encoder: the flax module of params['encoder']; its `stage5(images)` gives pooled res5.
+    """
+
+    images_per_device: int
+    has_target: bool
+    batch_fields: tuple[str, ...]
+    encoder: Any
 
     def init(self, key: Array) -> Variables:
         """Fresh parameters, running statistics and memory."""
@@ -35,7 +48,19 @@ class Objective(Protocol):
     def inputs(self, seed: int, step: Array, batch: dict[str, Array], device: Array) -> Any:
         """Turns the device's raw images into network inputs; everything random happens here."""
 
+    def pictures(self, inputs: Any) -> dict[str, Array]:
+        """Titled rows [n, h, w, 3] of a picture that shows what the network is given."""
+
     def loss(
         self, params: Any, state: TrainState, inputs: Any, axis_name: str | None
     ) -> tuple[Array, Outcome]:
         """Mean loss over this device's share. Only `params` receives gradients."""
+
+
+def check_image_size(image_size: int) -> None:
+    """UserError unless P5's stride divides the side of the views."""
+    if image_size % 32:
+        raise UserError(
+            f"data.image_size {image_size} is not a multiple of 32 (P5's stride); "
+            f"{max(32, round(image_size / 32) * 32)} would do"
+        )

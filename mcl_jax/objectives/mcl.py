@@ -1,8 +1,9 @@
 """Multi-Level Contrastive Learning (paper section 3; design section 3).
 
 Shapes: b images of this device, V = 2 sides (q, k), S levels, H image side;
-canvases [V*n, H, H, 3] side-major, level-ordered; labels per level int32 [V, n_s*4^s] local image
-numbers; online u_s [V, n_s*4^s, D]; target v_j [V, B, D] over all devices in image order.
+m_s sub-images of level s on one side; canvases [V*n, H, H, 3] side-major, level-ordered; labels per
+level int32 [V, m_s] local image numbers; online u_s [V, m_s, D]; target v_j [V, B, D] over all
+devices in image order.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mcl_jax import augment, losses, montage
+from mcl_jax import augment, copy_paste, losses, montage
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.encoder import Architecture, Encoder, predictors
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.models.layers import Numerics
-from mcl_jax.objectives.base import Outcome, Variables
+from mcl_jax.models.pyramid import Span, assigned_spans
+from mcl_jax.objectives.base import Outcome, Variables, check_image_size
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -48,7 +52,9 @@ class Inputs(NamedTuple):
     """Both sides' montages of one device."""
 
     canvases: Array  # [V*n, H, H, 3]
-    labels: tuple[Array, ...]  # per level int32 [V, n_s*4^s]
+    labels: tuple[Array, ...]  # per level int32 [V, m_s]
+    cells: tuple[Array | None, ...] | None = None  # per level int32 [V, canvases]; see Encoder
+    drop_path_key: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,11 @@ class MCL:
     image_size: int
     images_per_device: int
 
+    has_target = True
+    batch_fields = ("image", "extent")
+
     def __post_init__(self):
-        if self.image_size % 32:
-            raise UserError(
-                f"data.image_size {self.image_size} is not a multiple of 32 (P5's stride); "
-                f"{max(32, round(self.image_size / 32) * 32)} would do"
-            )
+        check_image_size(self.image_size)
         if self.loss_settings.pyramid not in PYRAMIDS:
             raise UserError(
                 f"loss.pyramid {self.loss_settings.pyramid!r} is not one of {', '.join(PYRAMIDS)}"
@@ -79,16 +84,44 @@ class MCL:
                 f"loss.level_weights {weights} has {len(weights)} entries, "
                 f"montage.levels is {self.layout.levels}"
             )
-        self.counts, self.matching  # noqa: B018 (both validate)
+        if self.layout.assembly != "montage":
+            self._check_other_assembly()
+
+    def _check_other_assembly(self):
+        """What paper Table 8's baselines can be combined with."""
+        if self.loss_settings.pyramid == "full" and self.layout.assembly == "copy_paste":
+            raise UserError(
+                "loss.pyramid 'full' is the authors' computation of a montage; "
+                "with montage.assembly 'copy_paste' use 'assigned'"
+            )
+        targets = set(np.flatnonzero(self.matching.any(0)).tolist())
+        whole = {0} if self.layout.assembly == "copy_paste" else {1}  # levels with every image
+        if targets - whole:
+            mode = "a" if whole == {0} else "b"
+            raise UserError(
+                f"loss.matching {self.loss_settings.matching!r} targets levels {sorted(targets)}, "
+                f"but with montage.assembly {self.layout.assembly!r} only level {min(whole)} holds "
+                f"every image; use {mode!r}"
+            )
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Canvases per level of one side on one device."""
+        """Canvases per level of one side on one device (montage and mosaic)."""
         return montage.canvas_counts(self.images_per_device, self.layout)
 
     @property
-    def matching(self):
-        return losses.matching_matrix(self.loss_settings.matching, self.layout.levels)
+    def spans(self) -> tuple[Span, ...]:
+        """Per level the canvases of one side on which it is read."""
+        if self.layout.assembly == "copy_paste":
+            return copy_paste.spans(self.images_per_device, self.layout)
+        return tuple(assigned_spans(self.counts))
+
+    @property
+    def matching(self) -> np.ndarray:
+        """The matching matrix; rows of levels without sub-images are zero."""
+        matrix = losses.matching_matrix(self.loss_settings.matching, self.layout.levels)
+        present = [start < stop for start, stop in self.spans]
+        return matrix * np.array(present, float)[:, None]
 
     @property
     def encoder(self) -> Encoder:
@@ -103,9 +136,11 @@ class MCL:
         encoder_key, predictor_key = jax.random.split(key)
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
-        encoder = self.encoder.init(encoder_key, canvases, (1,) * levels, 1, True, True)
+        spans = assigned_spans((1,) * levels)
+        encoder = self.encoder.init(encoder_key, canvases, spans, 1, True, True)
         embeddings = tuple(
-            jnp.zeros((1, 2, self.architecture.projector_out)) for _ in range(levels)
+            jnp.zeros((1, 2 * (start < stop), self.architecture.projector_out))
+            for start, stop in self.spans
         )
         predictor = self.predictors.init(predictor_key, embeddings, True)
         collections = {
@@ -132,20 +167,44 @@ class MCL:
             levels=self.layout.levels,
         )
         key = key_for(seed, step, device, Purpose.MONTAGE)
-        orders = [
-            montage.draw_orders(jax.random.fold_in(key, side), views.shape[2], self.counts)
-            for side in range(SIDES)
-        ]
-        return self.assemble(views, orders)
+        keys = [jax.random.fold_in(key, side) for side in range(SIDES)]
+        if self.layout.assembly == "copy_paste":
+            plans = [copy_paste.draw(key, views.shape[2], self.layout) for key in keys]
+        else:
+            plans = [montage.draw_orders(key, views.shape[2], self.counts) for key in keys]
+        inputs = self.assemble(views, plans)
+        if self.architecture.drop_path > 0:
+            key = key_for(seed, step, device, Purpose.DROP_PATH)
+            inputs = inputs._replace(drop_path_key=key)
+        return inputs
 
-    def assemble(self, views: Array, orders: Sequence[Sequence[Array]]) -> Inputs:
-        """Montages of given views [V, S, b, H, H, 3] in given orders (per side, per level)."""
-        sides = [
-            montage.build(v, order, self.layout) for v, order in zip(views, orders, strict=True)
-        ]
+    def assemble(self, views: Array, plans: Sequence[Any]) -> Inputs:
+        """Canvases of given views [V, S, b, H, H, 3].
+
+        Args:
+          views: normalised.
+          plans: per side the orders of `montage.draw_orders` or `copy_paste.Pastes`.
+        """
+        build = copy_paste.build if self.layout.assembly == "copy_paste" else montage.build
+        sides = [build(v, plan, self.layout) for v, plan in zip(views, plans, strict=True)]
         canvases = jnp.concatenate([side.canvases for side in sides])
-        labels = zip(*(side.labels for side in sides), strict=True)
-        return Inputs(canvases, tuple(jnp.stack(level) for level in labels))
+
+        def stacked(levels):
+            return None if levels[0] is None else jnp.stack(levels)
+
+        labels, cells = (
+            tuple(map(stacked, zip(*(getattr(side, name) for side in sides), strict=True)))
+            for name in ("labels", "cells")
+        )
+        return Inputs(canvases, labels, cells)
+
+    def pictures(self, inputs: Inputs) -> dict[str, Array]:
+        """Rows of a picture of one device's inputs: side q's canvases, level by level."""
+        canvases = inputs.canvases.reshape(SIDES, -1, *inputs.canvases.shape[1:])[0]
+        if self.layout.assembly == "copy_paste":
+            groups = enumerate(self.spans[1:], start=1)
+            return {f"level {s} pasted in": canvases[start:stop] for s, (start, stop) in groups}
+        return montage.rows(canvases, self.counts)
 
     def loss(
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
@@ -156,8 +215,17 @@ class MCL:
         targets, target_stats = self._targets(state, inputs, axis_name, full)
 
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
+        rngs = {} if inputs.drop_path_key is None else {"drop_path": inputs.drop_path_key}
         embeddings, encoder_stats = encoder.apply(
-            variables, inputs.canvases, self.counts, SIDES, full, True, mutable=["batch_stats"]
+            variables,
+            inputs.canvases,
+            self.spans,
+            SIDES,
+            full,
+            True,
+            inputs.cells,
+            mutable=["batch_stats"],
+            rngs=rngs,
         )
         variables = {"params": params["predictor"], "batch_stats": state.batch_stats["predictor"]}
         predictions, predictor_stats = self.predictors.apply(
@@ -180,22 +248,26 @@ class MCL:
 
     def _targets(
         self, state: TrainState, inputs: Inputs, axis_name: str | None, full: bool
-    ) -> tuple[list[Array], Any]:
+    ) -> tuple[list[Array | None], Any]:
         """Normalised target features per level [V, B, D] in image order, and running statistics.
 
         'assigned' runs the target network on the leading levels that the matching matrix reads
         (level 0 alone in mode a); 'full' on every canvas.
         """
         levels = losses.target_levels(self.matching)
-        counts = self.counts if full else self.counts[:levels]
+        spans = self.spans if full else self.spans[:levels]
         canvases = inputs.canvases.reshape(SIDES, -1, *inputs.canvases.shape[1:])
-        canvases = canvases[:, : sum(counts)].reshape(-1, *inputs.canvases.shape[1:])
+        canvases = canvases[:, : max(stop for _, stop in spans)]
+        canvases = canvases.reshape(-1, *inputs.canvases.shape[1:])
         variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         embeddings, stats = self.encoder.apply(
-            variables, canvases, counts, SIDES, full, True, mutable=["batch_stats"]
+            variables, canvases, spans, SIDES, full, True, mutable=["batch_stats"]
         )
         targets = []
         for v, labels in zip(embeddings[:levels], inputs.labels, strict=False):
+            if labels.shape[1] == 0:
+                targets.append(None)
+                continue
             first = jax.vmap(montage.first_copies, (0, None))(labels, self.images_per_device)
             v = losses.normalize(jax.vmap(lambda rows, at: rows[at])(v, first))
             if axis_name is not None:

@@ -1,0 +1,48 @@
+"""The comparison of docs/study.md: every method at one small budget on the built-in scenes.
+
+    python scripts/compare_methods.py --config configs/study_scenes.py
+
+All rows share data, images seen, network, optimiser, schedules and augmentation; a row changes what
+its method is made of and nothing else, so none is tuned more than another. The values are the
+demo's, chosen once for MCL at a short run; MoCo's queue is a quarter of the images, as long as its
+keys stay young in so short a run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config() -> ConfigDict:
+    config = demo.get_config()
+    config.supervised.classes = 8
+    config.moco.queue_size = 1024
+    config.moco.temperature = config.loss.temperature
+    config.moco.norm = "shuffle"  # one device: without it, keys share their queries' statistics
+    config.moco.norm_group = 16
+    config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
+    config.detco.patch_size = 16
+    config.knn.every_epochs = 3.0
+    config.log.checkpoint_steps = 200
+    config.log.keep_checkpoints = 1
+
+    study = config.study = ConfigDict()
+    study.seeds = 3  # of every row; seed 0 of all rows comes first
+    study.untrained = "random"  # the row that is scored as initialised
+    rows = study.rows = ConfigDict()  # name -> what differs
+    rows.random = {}
+    rows.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
+    rows.byol = {"method": "byol"}
+    rows.moco = {"method": "moco"}
+    rows.detco = {"method": "detco"}
+    rows.mosaic = {
+        "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
+        "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
+    }
+    rows.mcl = {}
+    for levels in (1, 2, 3):
+        rows[f"mcl_s{levels}"] = {"montage": {"levels": levels}}
+    for mode in "bcd":
+        rows[f"mcl_{mode}"] = {"loss": {"matching": mode}}
+    rows.supervised_mcl = {"method": "supervised"}
+    return config

@@ -1,0 +1,92 @@
+"""From a config to the objective it names; every method is built here."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcl_jax import augment, contrast, montage
+from mcl_jax.errors import UserError
+from mcl_jax.models.backbone import Architecture, check_backbone
+from mcl_jax.models.layers import Numerics
+from mcl_jax.objectives import detco
+from mcl_jax.objectives.base import Objective
+from mcl_jax.objectives.byol import BYOL
+from mcl_jax.objectives.mcl import MCL, LossSettings
+from mcl_jax.objectives.moco import MoCo
+from mcl_jax.objectives.supervised import Supervised, SupervisedSettings
+
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+METHODS = ("mcl", "supervised", "byol", "moco", "detco")
+
+
+def settings(cls: type, section: Mapping[str, Any], **overrides: Any) -> Any:
+    """Fills a settings dataclass from the config section whose keys are its field names."""
+    names = [field.name for field in fields(cls) if field.name not in overrides]
+    values = {name: section[name] for name in names}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**values, **overrides)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`numerics.compute_dtype` -> dtype; 'auto' is bfloat16 on TPU and GPU, float32 on CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in COMPUTE_DTYPES:
+        raise UserError(
+            f"numerics.compute_dtype {name!r} is not auto or one of {', '.join(COMPUTE_DTYPES)}"
+        )
+    return COMPUTE_DTYPES[name]
+
+
+def make_objective(
+    config: Mapping[str, Any], images_per_device: int, axis_name: str | None
+) -> Objective:
+    """The configured method for b images per device; validates the config on the way.
+
+    Raises:
+      UserError: for any value that cannot work, naming it and what would.
+    """
+    method = config["method"]
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    check_backbone(config["model"]["backbone"])
+    numerics = config["numerics"]
+    common = {
+        "architecture": settings(Architecture, config["model"]),
+        "numerics": Numerics(
+            dtype=compute_dtype(numerics["compute_dtype"]),
+            bn_momentum=numerics["bn_momentum"],
+            bn_epsilon=numerics["bn_epsilon"],
+            axis_name=axis_name,
+        ),
+        "image_size": config["data"]["image_size"],
+        "images_per_device": images_per_device,
+    }
+    layout = settings(
+        montage.Layout,
+        config["montage"],
+        boundary_sigma=config["montage"]["boundary_sigma"] or None,
+    )
+    views = augment.Settings.from_config(config["augment"])
+    if method == "mcl":
+        own = settings(LossSettings, config["loss"])
+        return MCL(layout=layout, loss_settings=own, views=views, **common)
+    if method == "supervised":
+        weights = tuple(config["loss"]["level_weights"])
+        own = settings(SupervisedSettings, config["supervised"], level_weights=weights)
+        return Supervised(layout=layout, settings=own, views=one_sided(views), **common)
+    if method == "byol":
+        return BYOL(views=views, **common)
+    queues = settings(contrast.Settings, config["moco"])
+    if method == "moco":
+        return MoCo(settings=queues, views=views, **common)
+    own = settings(detco.Settings, config["detco"])
+    return detco.DetCo(contrast_settings=queues, settings=own, views=views, **common)
+
+
+def one_sided(views: augment.Settings) -> augment.Settings:
+    """Side q's augmentation alone, for methods that compare nothing."""
+    return replace(views, blur_prob=views.blur_prob[:1], solarize_prob=views.solarize_prob[:1])

@@ -1,0 +1,193 @@
+"""Supervised pre-training: multi-level (paper appendix A.1, Figure 4) and the vanilla baseline.
+
+Shapes: b images of this device, S levels, m_s sub-images of level s, H image side, C classes.
+
+Multi-level: S augmented views of an image, assembled as in MCL; the labels travel with the
+sub-images; one linear classifier, shared by all levels as a detector's is, reads the pooled RoI
+features; loss = sum_s w_s mean CE_s. The paper fixes neither the sharing nor the weights: w_s are
+MCL's (loss.level_weights). Vanilla: one view, pooled res5, the same loss.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcl_jax import augment, montage
+from mcl_jax.errors import UserError
+from mcl_jax.keys import Purpose, key_for
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.encoder import Encoder
+from mcl_jax.models.layers import Linear, Numerics
+from mcl_jax.models.pyramid import Span, assigned_spans
+from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.state import TrainState
+
+Array = jax.Array
+
+POOLINGS = ("montage", "image")
+classifier_init = jax.nn.initializers.normal(0.01)
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """The keys of `config.supervised`, and the level weights of `config.loss`."""
+
+    classes: int
+    pooling: str
+    label_smoothing: float
+    level_weights: tuple[float, ...]
+
+
+class Inputs(NamedTuple):
+    canvases: Array  # [n, H, H, 3]
+    classes: tuple[Array, ...]  # per level int32 [m_s]
+    drop_path_key: Array | None
+
+
+def cross_entropy(logits: Array, classes: Array, smoothing: float) -> Array:
+    """Mean cross-entropy against (1 - e) one-hot + e / C, as torch's label_smoothing.
+
+    Args:
+      logits: [m, C].
+      classes: int [m] in [0, C).
+      smoothing: e.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    picked = jnp.take_along_axis(log_p, classes[:, None], axis=1)[:, 0]
+    return -((1 - smoothing) * picked + smoothing * log_p.mean(1)).mean()
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Classification of sub-images, or of whole images, as pure functions."""
+
+    architecture: Architecture
+    numerics: Numerics
+    layout: montage.Layout
+    settings: SupervisedSettings
+    views: augment.Settings
+    image_size: int
+    images_per_device: int
+
+    has_target = False
+    batch_fields = ("image", "extent", "label")
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+        if self.settings.pooling not in POOLINGS:
+            raise UserError(
+                f"supervised.pooling {self.settings.pooling!r} is not one of {', '.join(POOLINGS)}"
+            )
+        if self.settings.classes < 2:
+            raise UserError(f"supervised.classes must be at least 2, is {self.settings.classes}")
+        if not 0 <= self.settings.label_smoothing < 1:
+            raise UserError(
+                f"supervised.label_smoothing must be in [0, 1), is {self.settings.label_smoothing}"
+            )
+        if self.layout.assembly == "copy_paste":
+            raise UserError("montage.assembly 'copy_paste' is self-supervised only (paper Table 8)")
+        self.spans  # noqa: B018 (validates)
+
+    @property
+    def multi_level(self) -> bool:
+        return self.settings.pooling == "montage"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Canvases per level; whole images are level 0 alone."""
+        if not self.multi_level:
+            return (self.images_per_device,)
+        return montage.canvas_counts(self.images_per_device, self.layout)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(assigned_spans(self.counts))
+
+    @property
+    def encoder(self) -> Encoder:
+        return Encoder(self.architecture, self.numerics)
+
+    @property
+    def classifier(self) -> Linear:
+        return Linear(self.settings.classes, self.numerics.dtype, classifier_init)
+
+    def init(self, key: Array) -> Variables:
+        encoder_key, classifier_key = jax.random.split(key)
+        canvases = jnp.zeros((self.layout.levels, self.image_size, self.image_size, 3))
+        if self.multi_level:
+            spans = assigned_spans((1,) * self.layout.levels)
+            arguments = (canvases, spans, 1, True, True)
+            features, encoder = self.encoder.init_with_output(
+                encoder_key, *arguments, method="regions"
+            )
+        else:
+            features, encoder = self.encoder.init_with_output(
+                encoder_key, canvases, True, method="stage5"
+            )
+        width = jax.tree.leaves(features)[0].shape[-1]
+        classifier = self.classifier.init(classifier_key, jnp.zeros((1, width)))
+        params = {"encoder": encoder["params"], "classifier": classifier["params"]}
+        return Variables(params, {"encoder": encoder.get("batch_stats", {})}, memory={})
+
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+        """Views -> canvases and the class of every sub-image.
+
+        Args:
+          seed, step, device: see MCL.inputs.
+          batch: also {'label': int32 [b]} in [0, C).
+        """
+        views = augment.views(
+            key_for(seed, step, device, Purpose.AUGMENT),
+            batch["image"],
+            batch["extent"],
+            self.views,
+            image_size=self.image_size,
+            levels=len(self.counts),
+        )[0]
+        key = None
+        if self.architecture.drop_path > 0:
+            key = key_for(seed, step, device, Purpose.DROP_PATH)
+        if not self.multi_level:
+            return Inputs(views[0], (batch["label"],), key)
+        montage_key = key_for(seed, step, device, Purpose.MONTAGE)
+        orders = montage.draw_orders(montage_key, views.shape[1], self.counts)
+        built = montage.build(views, orders, self.layout)
+        return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
+
+    def pictures(self, inputs: Inputs) -> dict[str, Array]:
+        """Rows of a picture of one device's inputs."""
+        if not self.multi_level:
+            return {"views": inputs.canvases}
+        return montage.rows(inputs.canvases, self.counts)
+
+    def loss(
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+    ) -> tuple[Array, Outcome]:
+        """Weighted cross-entropy of all levels."""
+        variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
+        rngs = {} if inputs.drop_path_key is None else {"drop_path": inputs.drop_path_key}
+        options = {"mutable": ["batch_stats"], "rngs": rngs}
+        if self.multi_level:
+            levels, stats = self.encoder.apply(
+                variables, inputs.canvases, self.spans, 1, False, True, method="regions", **options
+            )
+            features = [x[0] for x in levels]
+        else:
+            x, stats = self.encoder.apply(
+                variables, inputs.canvases, True, method="stage5", **options
+            )
+            features = [x]
+        total, metrics = jnp.zeros(()), {}
+        for s, (x, classes) in enumerate(zip(features, inputs.classes, strict=True)):
+            if x.shape[0] == 0:
+                continue
+            logits = self.classifier.apply({"params": params["classifier"]}, x)
+            weight = self.settings.level_weights[s] if self.multi_level else 1.0
+            loss = weight * cross_entropy(logits, classes, self.settings.label_smoothing)
+            metrics[f"loss/level{s}"] = loss
+            metrics[f"top1/level{s}"] = (logits.argmax(1) == classes).mean()
+            total = total + loss
+        batch_stats = {"encoder": stats.get("batch_stats", {})}
+        return total, Outcome(batch_stats, {}, state.memory, metrics)
