@@ -4,11 +4,13 @@ Shapes: those of the written arrays.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from convert import strict
 
 
 def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:
@@ -22,10 +24,45 @@ def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def left_out(source: str, arrays: Sequence[np.ndarray], reason: str) -> dict[str, Any]:
-    """A group of arrays that was not converted."""
-    values = sum(array.size for array in arrays)
-    return {"source": source, "tensors": len(arrays), "values": values, "reason": reason}
+def networks(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every array of the online and target networks: source -> array."""
+    fields = ("params", "batch_stats", "target_params", "target_batch_stats")
+    return strict.flatten({field: state[field] for field in fields if state.get(field)})
+
+
+# Part of a checkpoint -> why it stays behind, where a target does not take it.
+REASONS = {
+    "projector": "projector: pre-training only",
+    "predictor": "predictors: pre-training only",
+    "target_params": "target network: the online network is the one that is transferred",
+    "target_batch_stats": "target network: the online network is the one that is transferred",
+    "classifier": "classifier of the pre-training's labels",
+}
+
+
+def left_out(arrays: Mapping[str, np.ndarray], reasons: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Groups of everything that was not converted.
+
+    Args:
+      arrays: source -> array of what stayed behind.
+      reasons: by part of the checkpoint, before REASONS; other parts are 'pre-training only'.
+    """
+    groups: dict[str, list[np.ndarray]] = {}
+    for source, array in arrays.items():
+        root, *parts = source.split("/")
+        depth = 0 if root.startswith("target_") else 2 if parts[0] == "encoder" else 1
+        groups.setdefault("/".join([root, *parts[:depth]]), []).append(array)
+    known = REASONS | dict(reasons)
+    rows = [
+        {
+            "source": f"{group}/",
+            "tensors": len(members),
+            "values": sum(array.size for array in members),
+            "reason": known.get(group.rsplit("/", 1)[-1], "pre-training only"),
+        }
+        for group, members in groups.items()
+    ]
+    return [*rows, {"source": "opt_state, memory", "reason": "training state: not weights"}]
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:

@@ -16,30 +16,37 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import base  # noqa: E402
-from mcl_jax.models import resnet  # noqa: E402
+from mcl_jax.models import resnet, swin  # noqa: E402
 
 # One block a stage: every kind of layer at the shortest compile time.
 resnet.ARCHITECTURES["resnet10"] = ((1, 1, 1, 1), False)
 resnet.ARCHITECTURES["resnet14"] = ((1, 1, 1, 1), True)
+# Odd window: at 32 px every map is padded, the last ones are smaller than a window, res3 shifts.
+swin.ARCHITECTURES["swin_tiny"] = swin.Size((1, 2, 1, 1), 3, 8, 2)
 
 
 def tiny_config():
     """All parts of the method at their smallest: one block a stage, width 4, 64 px, 4 levels."""
     config = base.get_config()
-    config.data.dataset = "scenes"
     config.data.batch_size = 64
     config.data.image_size = 64
     config.data.canvas_size = 64
-    config.data.threads = 1
-    config.model.backbone = "resnet10"
-    config.model.width = 4
-    config.model.fpn_channels = 8
     config.model.head_convs = 2
+    shrink_networks(config)
+    return config
+
+
+def shrink_networks(config):
+    """Any configuration with the smallest networks of its kind, on the built-in scenes."""
+    swins = config.model.backbone == "swin_t"
+    config.data.dataset, config.data.split = "scenes", "train"
+    config.data.threads = 1
+    config.model.backbone, config.model.width = ("swin_tiny", 8) if swins else ("resnet10", 4)
+    config.model.fpn_channels = 8
     config.model.projector_hidden = 16
     config.model.projector_out = 8
     config.model.predictor_hidden = 16
     config.knn.every_epochs = 0.0
-    return config
 
 
 @pytest.fixture

@@ -32,15 +32,16 @@ from convert.__main__ import main
 from mcl_jax import checkpoint
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder, predictors
+from mcl_jax.models.pyramid import assigned_spans
 from mcl_jax.state import TrainState
 
 
 def module_shapes(a, levels):
     """source -> shape of everything that the modules themselves create."""
     encoder = Encoder(a, NUMERICS)
-    counts = (1,) * levels
+    spans = assigned_spans((1,) * levels)
     images = jnp.zeros((2 * levels, 64, 64, 3))
-    init = lambda key: encoder.init(key, images, counts, 2, True, True)  # noqa: E731
+    init = lambda key: encoder.init(key, images, spans, 2, True, True)  # noqa: E731
     variables = jax.eval_shape(init, jax.random.key(0))
     tiles = tuple(jnp.zeros((2, 4**s, a.projector_out)) for s in range(levels))
     heads = jax.eval_shape(

@@ -1,0 +1,41 @@
+"""Writing a folder of results: all of its files, or none.
+
+Shapes: no arrays.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mcl_jax.errors import UserError
+
+
+def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
+    """Lets `fill` write into a temporary folder beside `out`, then moves the files there.
+
+    Files of the same names in `out` are replaced, others are left alone.
+
+    Args:
+      out: folder, made if need be.
+      fill: writes and verifies everything, given the folder to write in.
+
+    Returns:
+      The written files, sorted.
+
+    Raises:
+      UserError: if `out` is a file; and whatever `fill` raises, with nothing left behind.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        fill(temporary)
+        out.mkdir(exist_ok=True)
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
+            (temporary / name).replace(out / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [out / name for name in names]

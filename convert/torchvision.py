@@ -1,0 +1,202 @@
+"""Export to torchvision: the online backbone as a state_dict (.pth) of its classifiers, with report.
+
+Shapes: kernels leave as OIHW and [out, in], bias tables as they are, vectors [C]; all float32 but
+torchvision's integer buffers.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert import architectures, folder, report, strict, swin, table
+from convert.authors_files import COUNTER, import_torch
+from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
+from mcl_jax.models.windows import relative_position_index
+
+ROOTS = ("params/encoder/backbone/", "batch_stats/encoder/backbone/")
+CLASSIFIER = "params/classifier/"
+# The authors build their backbone as torchvision does, below this name.
+AUTHORS_BACKBONE = "encoder_q.0."
+COMPUTED = "computed"  # the source of buffers that hold nothing learned
+# The widths that torchvision's own constructors build.
+STOCK_WIDTH = {True: 96, False: 64}
+
+
+class Tensor(NamedTuple):
+    """One array: path in the state, shape in our layout, torchvision's name ('' if it has none)."""
+
+    source: str
+    shape: table.Shape
+    name: str
+
+
+def tensors(a: Architecture) -> list[Tensor]:
+    """Every array of the online backbone, in the order of torchvision's state_dict."""
+    if is_swin(a.backbone):
+        return [Tensor(*row) for row in swin.rows(a)]
+    return [
+        Tensor(t.source, t.shape, t.authors.removeprefix(AUTHORS_BACKBONE))
+        for t in table.online(a)
+        if t.authors.startswith(AUTHORS_BACKBONE)
+    ]
+
+
+def classifier(state: Mapping[str, Any], a: Architecture) -> list[Tensor]:
+    """The classifier of pooled res5, for as many classes as its bias has."""
+    bias = strict.flatten(state["params"]).get("classifier/bias", np.zeros(0))
+    name = classifier_name(a)
+    shape = (stage_channels(a)[-1], bias.size)
+    return [
+        Tensor(f"{CLASSIFIER}kernel", shape, f"{name}.weight"),
+        Tensor(f"{CLASSIFIER}bias", shape[1:], f"{name}.bias"),
+    ]
+
+
+def classifier_name(a: Architecture) -> str:
+    """torchvision's name of the last linear layer."""
+    return "head" if is_swin(a.backbone) else "fc"
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """Our layout -> torchvision's, as a C-contiguous copy."""
+    return array.copy() if name.endswith(swin.BIAS_TABLE) else table.to_torch(array)
+
+
+def from_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """The exact inverse of `to_torch`."""
+    return array.copy() if name.endswith(swin.BIAS_TABLE) else table.from_torch(array)
+
+
+def state_dict(
+    state: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(torchvision's name -> array, name -> source), after checking the backbone strictly.
+
+    Args:
+      state: nested dicts of arrays with the fields of TrainState.
+      config: of the run.
+
+    Raises:
+      UserError: names every missing, unexpected, misshapen or non-finite array.
+    """
+    a = architectures.from_config(config)
+    rows, roots = tensors(a), ROOTS
+    if architectures.classifies_images(config):
+        rows, roots = rows + classifier(state, a), (*roots, CLASSIFIER)
+    arrays = report.networks(state)
+    strict.demand(
+        strict.problems(
+            {source: x for source, x in arrays.items() if source.startswith(roots)},
+            {t.source: t.shape for t in rows},
+        ),
+        f"the checkpoint does not hold the {a.backbone} that its configuration names",
+    )
+    found, sources = {}, {}
+    for t in rows:
+        if not t.name:
+            continue
+        found[t.name], sources[t.name] = to_torch(t.name, arrays[t.source]), t.source
+        for name, buffer in _buffer(t).items():
+            found[name], sources[name] = buffer, COMPUTED
+    return found, sources
+
+
+def _buffer(t: Tensor) -> dict[str, np.ndarray]:
+    """The integer buffer that torchvision keeps right behind an array, if it does."""
+    if t.name.endswith(swin.BIAS_TABLE):
+        window = (round(t.shape[0] ** 0.5) + 1) // 2
+        name = t.name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
+        return {name: relative_position_index(window).reshape(-1)}
+    if t.name.endswith(".running_var"):
+        return {t.name.removesuffix(".running_var") + COUNTER: np.asarray(0, np.int64)}
+    return {}
+
+
+def write(path: Path, model: Mapping[str, np.ndarray]) -> str:
+    """Writes a .pth, reads it back as users do, compares bit by bit; returns its sha256."""
+    torch = import_torch()
+    torch.save({name: torch.from_numpy(x) for name, x in model.items()}, path)
+    read = {k: x.numpy() for k, x in torch.load(path, weights_only=True).items()}
+    same = list(read) == list(model) and all(
+        read[name].dtype == x.dtype and np.array_equal(read[name], x) for name, x in model.items()
+    )
+    if not same:
+        raise RuntimeError(f"{path.name} does not read back as it was written: is the disk sound?")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: Path) -> list[Path]:
+    """Writes mcl_NAME.pth, report.json and report.txt into `out`, see `folder.write`.
+
+    Args:
+      state, meta: what `mcl_jax.checkpoint.read` returns.
+      source: what the user called the checkpoint, for the report.
+      out: folder.
+
+    Returns:
+      The written files.
+
+    Raises:
+      UserError: without torch, and as `state_dict`.
+    """
+    import_torch()
+    a = architectures.from_config(meta["config"])
+    model, sources = state_dict(state, meta["config"])
+    weights = f"mcl_{a.backbone}.pth"
+
+    def fill(temporary: Path) -> None:
+        digest = write(temporary / weights, model)
+        content = _report(state, meta, source, model, sources)
+        report.write(temporary, content | {"file": weights, "sha256": digest})
+
+    return folder.write(out, fill)
+
+
+def _report(
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    source: str,
+    model: Mapping[str, np.ndarray],
+    sources: Mapping[str, str],
+) -> dict[str, Any]:
+    a = architectures.from_config(meta["config"])
+    last = classifier_name(a)
+    has_classifier = f"{last}.weight" in model
+    scratch = "nothing" if has_classifier else f"{last} (load with strict=False)"
+    everything, taken = report.networks(state), set(sources.values())
+    outside = {part: f"{part}: torchvision's classifier has none" for part in ("fpn", "head")}
+    outside["backbone"] = "output norms of res2..res4: torchvision has that of the last stage only"
+    return {
+        "target": "torchvision",
+        "checkpoint": source,
+        "step": int(meta["step"]),
+        "backbone": a.backbone,
+        "notes": limits(a, model[f"{last}.bias"].size if has_classifier else None),
+        "models": {f"torchvision.models.{a.backbone}": {"loads": "all", "from_scratch": scratch}},
+        "tensors": [report.tensor(name, sources[name], x) for name, x in model.items()],
+        "left_out": report.left_out(
+            {name: x for name, x in everything.items() if name not in taken}, outside
+        ),
+    }
+
+
+def limits(a: Architecture, classes: int | None) -> list[str]:
+    """What torchvision's constructor has to be told, or cannot do, in words."""
+    notes = []
+    stock = STOCK_WIDTH[is_swin(a.backbone)]
+    if a.width != stock and is_swin(a.backbone):
+        notes.append(
+            f"torchvision.models.{a.backbone} has embedding dimension {stock}, this one "
+            f"{a.width}: build torchvision.models.SwinTransformer with it and its heads"
+        )
+    elif a.width != stock:
+        notes.append(
+            f"torchvision builds ResNets of width {stock} only; this {a.backbone} has {a.width}: "
+            f"pre-train with model.width {stock}"
+        )
+    if classes is not None:
+        notes.append(f"the classifier has {classes} classes: build it with num_classes={classes}")
+    return notes

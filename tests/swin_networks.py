@@ -1,0 +1,57 @@
+"""What the tests of Swin share: a tiny network, and the golden forward's weights.
+
+Shapes: here NHWC and [in, out]; torchvision's arrays OIHW and [out, in].
+"""
+
+import ast
+import zlib
+
+import numpy as np
+from convert_states import DATA
+
+from convert import strict, torchvision
+from mcl_jax.models import swin
+from mcl_jax.models.backbone import Architecture
+
+TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)
+SWIN_T = Architecture("swin_t", 96, 256, 4, 2048, 256, 2048, "fpn", 0.0)
+
+
+def keys_of(name):
+    """torchvision's name -> (shape, dtype)."""
+    lines = (DATA / f"keys_torchvision_{name}.txt").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    return {row[0]: (ast.literal_eval(row[1]), row[2]) for row in rows}
+
+
+def rule_made(name, shape):
+    """The rule by which the golden forwards' weights were made, as the float32 they were."""
+    r = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    if name.endswith("running_var"):
+        x = 1 + 0.2 * r.rand(*shape)
+    elif len(shape) >= 2:
+        x = r.randn(*shape) * np.sqrt(1 / np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        x = 1 + 0.2 * r.randn(*shape)
+    else:
+        x = 0.1 * r.randn(*shape)
+    return x.astype(np.float32)
+
+
+def rule_made_state(name, a):
+    """(state of the online backbone, torchvision's arrays it came from, without the classifier)."""
+    keys = keys_of(name)
+    last = torchvision.classifier_name(a)
+    arrays = {
+        key: rule_made(key, shape)
+        for key, (shape, dtype) in keys.items()
+        if dtype == "float32" and not key.startswith(f"{last}.")
+    }
+    flat = {}
+    for t in torchvision.tensors(a):
+        if t.name:
+            flat[t.source] = torchvision.from_torch(t.name, arrays[t.name])
+        else:  # output norms, which torchvision does not have
+            flat[t.source] = rule_made(t.source, t.shape)
+        assert flat[t.source].shape == t.shape
+    return strict.unflatten(flat), arrays

@@ -1,0 +1,191 @@
+"""Export to torchvision, and what the other targets do with networks they cannot take whole.
+
+Shapes: here HWIO and [in, out]; exported arrays OIHW and [out, in].
+"""
+
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert_states import NUMERICS, R18, R50, meta_of, random_state
+from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
+
+from convert import authors, detectron2, report, strict, torchvision
+from convert.__main__ import main
+from mcl_jax import checkpoint
+from mcl_jax.errors import UserError
+from mcl_jax.models.backbone import make_backbone
+from mcl_jax.models.layers import Context
+from mcl_jax.state import TrainState
+
+OUTPUT_NORMS = ("norm2", "norm3", "norm4")
+
+
+def run_of(a, method, pooling="montage"):
+    """What `checkpoint.read` gives as meta for a run of another method."""
+    meta = meta_of(a)
+    meta["config"] |= {"method": method, "supervised": {"pooling": pooling}}
+    return meta
+
+
+def random_tiny(seed=0):
+    r = np.random.RandomState(seed)
+    rows = torchvision.tensors(TINY)
+    return strict.unflatten({t.source: r.randn(*t.shape).astype(np.float32) for t in rows})
+
+
+def exported(out, a):
+    with (out / "report.json").open() as file:
+        content = json.load(file)
+    return torch.load(out / f"mcl_{a.backbone}.pth", weights_only=True), content
+
+
+def without(state, *parts):
+    """The state of a method whose encoder does not have these parts."""
+    flat = strict.flatten(state)
+    fields = ("params", "batch_stats")
+    gone = tuple(f"{field}/encoder/{part}/" for field in fields for part in parts)
+    return strict.unflatten({name: x for name, x in flat.items() if not name.startswith(gone)})
+
+
+@pytest.mark.parametrize("a", [TINY, SWIN_T])
+def test_table_lists_exactly_what_the_module_creates(a):
+    images = jnp.zeros((1, 32, 32, 3))
+    init = lambda key: make_backbone(a, NUMERICS).init(key, images, Context((1,), False))  # noqa: E731
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    shapes = {}
+    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+        shapes["/".join(("params/encoder/backbone", *(key.key for key in path)))] = x.shape
+    assert {t.source: t.shape for t in torchvision.tensors(a)} == shapes
+
+
+@pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
+def test_export_returns_torchvisions_own_state_dict(tmp_path, name, a):
+    state, arrays = rule_made_state(name, a)
+    torchvision.export(state, run_of(a, "byol"), "runs/test", tmp_path / "out")
+    model, content = exported(tmp_path / "out", a)
+    keys = keys_of(name)
+    head = [key for key in keys if key.startswith(f"{torchvision.classifier_name(a)}.")]
+    assert list(model) == [key for key in keys if key not in head]
+    for key, tensor in model.items():
+        shape, dtype = keys[key]
+        assert tuple(tensor.shape) == shape and str(tensor.dtype) == f"torch.{dtype}"
+        if key in arrays:
+            np.testing.assert_array_equal(tensor.numpy(), arrays[key])
+    assert set(arrays) == {key for key in model if keys[key][1] == "float32"}
+    assert content["models"][f"torchvision.models.{name}"]["from_scratch"].startswith(head[0][:2])
+    assert not content["notes"]
+
+
+def test_index_buffer_counts_offsets_row_by_row():
+    """For the bias table's layout: row (dy + w - 1) * (2w - 1) + dx + w - 1 of query minus key."""
+    model, sources = torchvision.state_dict(random_tiny(), meta_of(TINY)["config"])
+    name = "features.1.0.attn.relative_position_index"
+    tokens = [(y, x) for y in range(3) for x in range(3)]
+    expected = [(a - c + 2) * 5 + b - d + 2 for a, b in tokens for c, d in tokens]
+    np.testing.assert_array_equal(model[name], expected)
+    assert sources[name] == "computed"
+
+
+def test_report_accounts_for_every_array(tmp_path):
+    state = random_tiny()
+    state["params"]["encoder"]["fpn"] = {"lateral2": {"kernel": np.ones((1, 1, 8, 8), np.float32)}}
+    state["params"]["predictor"] = {"linear1": {"bias": np.ones(3, np.float32)}}
+    state["target_params"] = state["params"]["encoder"]
+    torchvision.export(state, meta_of(TINY), "runs/test", tmp_path / "out")
+    model, content = exported(tmp_path / "out", TINY)
+    arrays = report.networks(state)
+    learned = [row for row in content["tensors"] if row["source"] != "computed"]
+    assert [row["name"] for row in content["tensors"]] == list(model)
+    assert len(learned) + sum(part.get("tensors", 0) for part in content["left_out"]) == len(arrays)
+    left = {part["source"]: part for part in content["left_out"]}
+    assert left["params/encoder/backbone/"]["tensors"] == 2 * len(OUTPUT_NORMS)
+    assert "output norms" in left["params/encoder/backbone/"]["reason"]
+    assert set(left) == {
+        "params/encoder/backbone/",
+        "params/encoder/fpn/",
+        "params/predictor/",
+        "target_params/",
+        "opt_state, memory",
+    }
+    assert "embedding dimension 96, this one 8" in content["notes"][0]
+    assert "embedding dimension" in (tmp_path / "out" / "report.txt").read_text()
+
+
+def test_classifier_of_whole_images_is_torchvisions(tmp_path):
+    state = random_tiny()
+    kernel, bias = rule_made("k", (64, 5)), rule_made("b", (5,))
+    state["params"]["classifier"] = {"kernel": kernel, "bias": bias}
+    meta = run_of(TINY, "supervised", "image")
+    torchvision.export(state, meta, "runs/test", tmp_path / "out")
+    model, content = exported(tmp_path / "out", TINY)
+    assert list(model)[-2:] == ["head.weight", "head.bias"]
+    np.testing.assert_array_equal(model["head.weight"].numpy(), kernel.T)
+    np.testing.assert_array_equal(model["head.bias"].numpy(), bias)
+    assert "num_classes=5" in content["notes"][1]
+    # A classifier of RoI features is not torchvision's.
+    model, _ = torchvision.state_dict(state, run_of(TINY, "supervised")["config"])
+    assert not any(name.startswith("head.") for name in model)
+    del state["params"]["classifier"]["bias"]
+    with pytest.raises(UserError, match="missing params/classifier/bias"):
+        torchvision.state_dict(state, meta["config"])
+
+
+@pytest.mark.parametrize("damage", ["drop", "transpose", "nan", "extra"])
+def test_a_damaged_backbone_is_named_and_nothing_is_written(tmp_path, damage):
+    flat = strict.flatten(random_tiny())
+    leaf = "params/encoder/backbone/res3/block1/attention/relative_position_bias_table"
+    if damage == "extra":
+        leaf = "params/encoder/backbone/res3/block2/norm1/scale"
+        flat[leaf] = np.ones(16, np.float32)
+    else:
+        x = flat.pop(leaf)
+        flat |= {"transpose": {leaf: x.T}, "nan": {leaf: x * np.nan}}.get(damage, {})
+    with pytest.raises(UserError, match=leaf):
+        torchvision.export(strict.unflatten(flat), meta_of(TINY), "x", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_targets_say_where_a_swin_goes(tmp_path, capsys):
+    trees = jax.tree.map(jnp.asarray, random_tiny())
+    empty = {"batch_stats": {}, "target_params": {}, "target_batch_stats": {}}
+    state = TrainState(
+        step=jnp.int32(1), opt_state={"n": jnp.int32(1)}, memory={}, **trees, **empty
+    )
+    checkpoint.write(tmp_path / "run", state, {"config": meta_of(TINY)["config"]})
+    out = tmp_path / "out"
+    for target, path in (("detectron2", out), ("mcl-official", tmp_path / "a.pth")):
+        with pytest.raises(SystemExit) as caught:
+            main([str(tmp_path / "run"), "--to", target, "--out", str(path)])
+        err = capsys.readouterr().err
+        assert caught.value.code == 2 and len(err.splitlines()) == 1
+        assert "swin_tiny" in err and "--to torchvision" in err and not path.exists()
+    main([str(tmp_path / "run"), "--to", "torchvision", "--out", str(out)])
+    assert str(out / "mcl_swin_tiny.pth") in capsys.readouterr().out
+    assert exported(out, TINY)[1]["step"] == 1
+
+
+@pytest.mark.parametrize("method, pooling", [("byol", "montage"), ("supervised", "image")])
+def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, pooling):
+    state = random_state(R18, 1)
+    bare = without(state, "fpn", "head")
+    meta = run_of(R18, method, pooling)
+    detectron2.export(bare, meta, "runs/test", tmp_path / "out")
+    with (tmp_path / "out" / "mcl_resnet18.pkl").open("rb") as file:
+        model = pickle.load(file)["model"]
+    whole = detectron2.tensors(state, R18)
+    assert list(model) == [name for name in whole if name.startswith(("stem.", "res"))]
+    assert all(np.array_equal(x, whole[name]) for name, x in model.items())
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert f"{method} with neck fpn pre-trains the backbone alone" in content["notes"][-1]
+    fpn = content["models"]["RetinaNet FPN"]
+    assert fpn["loads"] == "backbone" and fpn["from_scratch"].startswith("FPN")
+    # The same checkpoint, were it MCL's, would be incomplete.
+    with pytest.raises(UserError, match="missing params/encoder/fpn"):
+        detectron2.export(bare, run_of(R18, "mcl"), "runs/test", tmp_path / "mcl")
+    with pytest.raises(UserError, match=f"this checkpoint is {method}"):
+        authors.export(bare, meta, tmp_path / "a.npz")
