@@ -1,0 +1,244 @@
+"""DetCo: MoCo v2 at four stages, between images and nine of their patches (Xie et al., 2021).
+
+Shapes: b images of this device, V = 2 sides (q: query, k: key); images [V, b, H, H, 3]; patches
+[V, b, 9, p, p, 3]; features per stage res2..res5 [b, D], of the whole image (the paper's g) and
+of its patches (l); queues of both, per stage [K, D].
+
+Choices where paper and digest are silent: the local crop is a crop of its own (not a part of the
+global view) with the sides' augmentation but for its area; patches keep their cells' order unless
+`shuffle_patches`; all MLPs share `projector_hidden`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcl_jax import augment, contrast, jigsaw, queues
+from mcl_jax.errors import UserError
+from mcl_jax.keys import Purpose, key_for
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
+from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.models.resnet import STAGES
+from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.objectives.moco import (
+    KEY,
+    QUERY,
+    check_queue,
+    draw_order,
+    encode_with,
+    encoder_variables,
+)
+from mcl_jax.state import TrainState
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `config.detco`; queue, temperature and norm are `config.moco`'s.
+
+    Attributes:
+      stage_weights: w of res2..res5 (equation 1; .1, .4, .7, 1).
+      crop_size: px of the crop that is cut in 3 x 3 cells, a multiple of 3.
+      patch_size: p, px of the random patch out of each cell.
+      local_area: (low, high) of the share of the image that this crop covers.
+      shuffle_patches: concatenate the nine features in a random order per image and side.
+
+    Raises:
+      UserError: a value that cannot work.
+    """
+
+    stage_weights: tuple[float, ...]
+    crop_size: int
+    patch_size: int
+    local_area: tuple[float, float]
+    shuffle_patches: bool
+
+    def __post_init__(self):
+        jigsaw.check_sizes(self.crop_size, self.patch_size)
+        if len(self.stage_weights) != len(STAGES):
+            raise UserError(
+                f"detco.stage_weights {self.stage_weights} has {len(self.stage_weights)} entries, "
+                f"one for each of {', '.join(STAGES)} would do"
+            )
+        low, high = self.local_area
+        if not 0 < low <= high <= 1:
+            raise UserError(f"detco.local_area is {self.local_area}: must be 0 < low <= high <= 1")
+
+
+class Inputs(NamedTuple):
+    """Both sides' views of one device."""
+
+    images: Array  # [V, b, H, H, 3]
+    patches: Array  # [V, b, 9, p, p, 3]
+    order: Array  # int32 [b] of the key batch, read by shuffled BN alone
+
+
+def stage_losses(
+    u: StageEmbeddings, v: StageEmbeddings, queue: StageEmbeddings, temperature: float
+) -> dict[str, dict[str, tuple[Array, dict[str, Array]]]]:
+    """The three InfoNCE terms of every stage (equations 2, 4 and 5), unweighted.
+
+    Args:
+      u, v: unit query and key features, per stage [b, D].
+      queue: per stage [K, D].
+      temperature: tau.
+
+    Returns:
+      {stage: {'global': g<->g, 'local': l<->l, 'cross': local query <-> global key}}, each the
+      (loss, metrics) of contrast.info_nce.
+    """
+    pairs = {
+        "global": (u["global"], v["global"], queue["global"]),
+        "local": (u["local"], v["local"], queue["local"]),
+        "cross": (u["local"], v["global"], queue["global"]),
+    }
+    return {
+        stage: {
+            name: contrast.info_nce(*(features[stage] for features in pair), temperature)
+            for name, pair in pairs.items()
+        }
+        for stage in STAGES
+    }
+
+
+@dataclass(frozen=True)
+class DetCo:
+    """The method as pure functions over (params, state, inputs)."""
+
+    architecture: Architecture
+    numerics: Numerics
+    contrast_settings: contrast.Settings
+    settings: Settings
+    views: augment.Settings
+    image_size: int
+    images_per_device: int
+
+    has_target = True
+    batch_fields = ("image", "extent")
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+        check_queue(self.contrast_settings, self.images_per_device)
+        self.contrast_settings.context(self.images_per_device)  # validates norm_group
+
+    @property
+    def encoder(self) -> StageEncoder:
+        return StageEncoder(self.architecture, self.contrast_settings.numerics(self.numerics))
+
+    def init(self, key: Array) -> Variables:
+        """Parameters under 'encoder'; memory {'queue': StageEmbeddings [K, D], 'pointer'}."""
+        encoder_key, queue_key = jax.random.split(key)
+        side, patch = self.image_size, self.settings.patch_size
+        images = jnp.zeros((1, side, side, 3))
+        patches = jnp.zeros((1, jigsaw.PATCHES, patch, patch, 3))
+        features, variables = self.encoder.init_with_output(
+            encoder_key, images, patches, Context((1,), True)
+        )
+        memory = {
+            "queue": queues.create_like(queue_key, self.contrast_settings.queue_size, features),
+            "pointer": jnp.zeros((), jnp.int32),
+        }
+        return encoder_variables(variables, memory)
+
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+        """Per side one view and nine patches of another crop; arguments as in objectives.base."""
+        images = augment.views(
+            key_for(seed, step, device, Purpose.AUGMENT),
+            batch["image"],
+            batch["extent"],
+            self.views,
+            image_size=self.image_size,
+            levels=1,
+        )[:, 0]
+        patches = self._patches(key_for(seed, step, device, Purpose.JIGSAW), batch)
+        return Inputs(images, patches, draw_order(seed, step, device, images.shape[1]))
+
+    def _patches(self, key: Array, batch: dict[str, Array]) -> Array:
+        """[V, b, 9, p, p, 3]: one crop per image and side, cut in cells, a patch out of each."""
+        settings = self.settings
+        crops_key, positions_key, orders_key = jax.random.split(key, 3)
+        crops = augment.views(
+            crops_key,
+            batch["image"],
+            batch["extent"],
+            dataclasses.replace(self.views, area=settings.local_area),
+            image_size=settings.crop_size,
+            levels=1,
+        )[:, 0]
+        sides, b = crops.shape[:2]
+        crops = crops.reshape(sides * b, *crops.shape[2:])
+        positions = jigsaw.draw_positions(
+            positions_key, sides * b, settings.crop_size, settings.patch_size
+        )
+        if settings.shuffle_patches:
+            positions = jigsaw.reorder(positions, jigsaw.draw_orders(orders_key, sides * b))
+        patches = jigsaw.cut(crops, positions, settings.patch_size)
+        return patches.reshape(sides, b, *patches.shape[1:])
+
+    def pictures(self, inputs: Inputs) -> dict[str, Array]:
+        """Rows of a picture of one device's inputs: both views, and the query's patches."""
+        patches = inputs.patches[QUERY]
+        return {
+            "query": inputs.images[QUERY],
+            "key": inputs.images[KEY],
+            "patches of the query": patches.reshape(-1, *patches.shape[2:]),
+        }
+
+    def keys(
+        self, state: TrainState, inputs: Inputs, axis_name: str | None
+    ) -> tuple[StageEmbeddings, Any]:
+        """(key features without gradients, the key network's running statistics)."""
+        encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
+        batch = (inputs.images[KEY], inputs.patches[KEY])
+        return contrast.encode_keys(encode, batch, inputs.order, self.contrast_settings, axis_name)
+
+    def loss(
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+    ) -> tuple[Array, Outcome]:
+        """Equation 1 on this device's images: sum over stages of w (g<->g + l<->l + l<->g)."""
+        keys, target_stats = self.keys(state, inputs, axis_name)
+        return self.against(keys, target_stats, params, state, inputs, axis_name)
+
+    def against(
+        self,
+        keys: StageEmbeddings,
+        target_stats: Any,
+        params: Any,
+        state: TrainState,
+        inputs: Inputs,
+        axis_name: str | None,
+    ) -> tuple[Array, Outcome]:
+        """`loss` with key features and the key network's new statistics given."""
+        encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])
+        batch = (inputs.images[QUERY], inputs.patches[QUERY])
+        u, stats = contrast.encode_queries(encode, batch, self.contrast_settings, axis_name)
+        queue, pointer = state.memory["queue"], state.memory["pointer"]
+        terms = stage_losses(u, keys, queue, self.contrast_settings.temperature)
+        total, metrics = self._weigh(terms)
+        for s, stage in enumerate(reversed(STAGES)):
+            metrics[f"std/level{s}"] = u["global"][stage].std(0).mean()
+        queue, pointer = queues.enqueue(queue, pointer, keys, axis_name)
+        memory = {"queue": queue, "pointer": pointer}
+        return total, Outcome({"encoder": stats}, target_stats, memory, metrics)
+
+    def _weigh(self, terms: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
+        """Weighted sum, and metrics by level: level 0 is res5, level 3 res2.
+
+        'loss' is a stage's weighted sum; positive, negative and top1 are those of g<->g, with a
+        suffix (positive_local, positive_cross, ...) those of the other two terms.
+        """
+        total, metrics = jnp.zeros(()), {}
+        weights = dict(zip(STAGES, self.settings.stage_weights, strict=True))
+        for s, stage in enumerate(reversed(STAGES)):
+            loss = weights[stage] * sum(term for term, _ in terms[stage].values())
+            metrics[f"loss/level{s}"] = loss
+            for pair, (_, values) in terms[stage].items():
+                suffix = "" if pair == "global" else f"_{pair}"
+                metrics |= {f"{name}{suffix}/level{s}": x for name, x in values.items()}
+            total = total + loss
+        return total, metrics

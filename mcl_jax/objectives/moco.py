@@ -1,0 +1,153 @@
+"""MoCo v2: one view against its key and a queue of past keys (He et al.; Chen et al., 2020).
+
+Shapes: b images of this device, V = 2 sides (q: query, k: key); images [V, b, H, H, 3]; features
+[b, D]; queue [K, D].
+
+The key network is the trainer's target network. train_step averages it after the optimiser step:
+that is MoCo's 'update the key encoder before encoding keys', one step written the other way round.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcl_jax import augment, contrast, queues
+from mcl_jax.errors import UserError
+from mcl_jax.keys import Purpose, key_for
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.image_encoder import ImageEncoder
+from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.state import TrainState
+
+Array = jax.Array
+
+QUERY, KEY = 0, 1  # sides of the augmentation
+
+
+class Inputs(NamedTuple):
+    """Both sides' views of one device."""
+
+    images: Array  # [V, b, H, H, 3]
+    order: Array  # int32 [b] of the key batch, read by shuffled BN alone
+
+
+def draw_order(seed: Array, step: Array, device: Array, images: int) -> Array:
+    """int32 [b]: this device's permutation of its key batch at this step."""
+    key = key_for(seed, step, device, Purpose.SHUFFLE)
+    return jax.random.permutation(key, images).astype(jnp.int32)
+
+
+def encode_with(encoder: Any, params: Any, batch_stats: Any) -> contrast.Encode:
+    """encode(batch, context) of a network; a batch is the tuple of its array arguments."""
+
+    def encode(batch: tuple[Array, ...], context: Context) -> tuple[Any, Any]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        features, updated = encoder.apply(variables, *batch, context, mutable=["batch_stats"])
+        return features, updated.get("batch_stats", {})
+
+    return encode
+
+
+def encoder_variables(variables: Any, memory: Any) -> Variables:
+    """A network without predictor; one without BN (Swin) has no statistics."""
+    stats = variables.get("batch_stats", {})
+    return Variables({"encoder": variables["params"]}, {"encoder": stats}, memory)
+
+
+def check_queue(settings: contrast.Settings, images_per_device: int) -> None:
+    """UserError where one device's keys alone overfill the queue; enqueue sees all devices."""
+    if settings.queue_size < images_per_device:
+        raise UserError(
+            f"moco.queue_size {settings.queue_size} is smaller than the {images_per_device} images "
+            f"of one device; it has to hold the keys of a whole batch"
+        )
+
+
+@dataclass(frozen=True)
+class MoCo:
+    """The method as pure functions over (params, state, inputs)."""
+
+    architecture: Architecture
+    numerics: Numerics
+    settings: contrast.Settings
+    views: augment.Settings
+    image_size: int
+    images_per_device: int
+
+    has_target = True
+    batch_fields = ("image", "extent")
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+        check_queue(self.settings, self.images_per_device)
+        self.settings.context(self.images_per_device)  # validates norm_group
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        numerics = self.settings.numerics(self.numerics)
+        return ImageEncoder(self.architecture, numerics, normed_projector=False)
+
+    def init(self, key: Array) -> Variables:
+        """Parameters under 'encoder', and memory {'queue': [K, D], 'pointer': int32}."""
+        encoder_key, queue_key = jax.random.split(key)
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        variables = self.encoder.init(encoder_key, images, Context((1,), True))
+        dimensions = self.architecture.projector_out
+        memory = {
+            "queue": queues.create(queue_key, self.settings.queue_size, dimensions),
+            "pointer": jnp.zeros((), jnp.int32),
+        }
+        return encoder_variables(variables, memory)
+
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+        """Query and key view of every image; arguments as in objectives.base."""
+        views = augment.views(
+            key_for(seed, step, device, Purpose.AUGMENT),
+            batch["image"],
+            batch["extent"],
+            self.views,
+            image_size=self.image_size,
+            levels=1,
+        )
+        return Inputs(views[:, 0], draw_order(seed, step, device, views.shape[2]))
+
+    def pictures(self, inputs: Inputs) -> dict[str, Array]:
+        """Rows of a picture of one device's inputs."""
+        return {"query": inputs.images[QUERY], "key": inputs.images[KEY]}
+
+    def keys(self, state: TrainState, inputs: Inputs, axis_name: str | None) -> tuple[Array, Any]:
+        """(keys [b, D] without gradients, the key network's running statistics)."""
+        encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
+        batch = (inputs.images[KEY],)
+        return contrast.encode_keys(encode, batch, inputs.order, self.settings, axis_name)
+
+    def loss(
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+    ) -> tuple[Array, Outcome]:
+        """InfoNCE of this device's queries against their keys and the queue of earlier steps."""
+        keys, target_stats = self.keys(state, inputs, axis_name)
+        return self.against(keys, target_stats, params, state, inputs, axis_name)
+
+    def against(
+        self,
+        keys: Array,
+        target_stats: Any,
+        params: Any,
+        state: TrainState,
+        inputs: Inputs,
+        axis_name: str | None,
+    ) -> tuple[Array, Outcome]:
+        """`loss` with keys [b, D] and the key network's new statistics given."""
+        encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])
+        batch = (inputs.images[QUERY],)
+        u, stats = contrast.encode_queries(encode, batch, self.settings, axis_name)
+        queue, pointer = state.memory["queue"], state.memory["pointer"]
+        loss, metrics = contrast.info_nce(u, keys, queue, self.settings.temperature)
+        metrics = {f"{name}/level0": value for name, value in metrics.items()}
+        metrics["std/level0"] = u.std(0).mean()
+        queue, pointer = queues.enqueue(queue, pointer, keys, axis_name)
+        memory = {"queue": queue, "pointer": pointer}
+        return loss, Outcome({"encoder": stats}, target_stats, memory, metrics)
