@@ -1,35 +1,89 @@
-"""Weighted kNN against scikit-learn, and the evaluation view."""
+"""Weighted kNN over eight devices against scikit-learn and one device; the evaluation view."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import Mesh
 from sklearn.neighbors import KNeighborsClassifier
 
+from mcl_jax import sharding
 from mcl_jax.evaluate import knn
 
+RNG = np.random.default_rng(0)
+CENTRES = RNG.normal(size=(5, 16))
 
-def test_votes_equal_scikit_learns():
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(5, 16))
-    labels = rng.integers(0, 5, 300)
-    features = (centres[labels] + rng.normal(size=(300, 16)) * 1.5).astype(np.float32)
-    queries = (centres[rng.integers(0, 5, 101)] + rng.normal(size=(101, 16)) * 1.5).astype(
-        np.float32
-    )
-    ours = knn.classify(features, labels, queries, neighbours=20, temperature=0.07, chunk=32)
 
+def clusters(count):
+    labels = RNG.integers(0, 5, count)
+    return (CENTRES[labels] + RNG.normal(size=(count, 16)) * 1.5).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def meshes():
+    return sharding.make_mesh(), Mesh(np.asarray(jax.devices()[:1]), (sharding.DATA_AXIS,))
+
+
+def test_eight_devices_vote_as_scikit_learn_and_as_one_device(meshes):
+    (features, labels), (queries, _) = clusters(301), clusters(101)  # neither divides by 8
+    ours = [
+        knn.classify(
+            features, labels, queries, neighbours=20, temperature=0.07, mesh=mesh, chunk=32
+        )
+        for mesh in meshes
+    ]
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     reference = KNeighborsClassifier(
         20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(unit(features), labels)
-    np.testing.assert_array_equal(ours, reference.predict(unit(queries)))
+    np.testing.assert_array_equal(ours[0], reference.predict(unit(queries)))
+    np.testing.assert_array_equal(ours[0], ours[1])
 
 
-def test_fewer_images_than_neighbours():
-    out = knn.classify(
-        np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.eye(3, dtype=np.float32)[:1],
-        neighbours=20, temperature=0.07,
-    )  # fmt: skip
-    np.testing.assert_array_equal(out, [0])
+def test_equally_near_images_come_in_the_order_of_the_split(meshes):
+    # four directions only, so that every query has many exact ties, on all devices
+    bank = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 50)]
+    queries = np.eye(4, dtype=np.float32)[np.arange(16) % 4]
+    expected = [np.flatnonzero(bank[:, i % 4])[:5] for i in range(16)]
+    for mesh in meshes:
+        for shuffled in (False, True):  # rows dealt out one by one, as batches deal them
+            rows = knn.place(bank, np.arange(50), mesh)
+            if shuffled:
+                deal = np.arange(len(rows.label)).reshape(-1, mesh.size).T.reshape(-1)
+                rows = jax.tree.map(lambda x, deal=deal, to=rows.label.sharding: jax.device_put(
+                    np.asarray(x)[deal], to), rows)  # fmt: skip
+            found = knn.nearest_function(mesh, 5, 1024)(rows, queries)
+            np.testing.assert_array_equal(found.position, expected)
+            np.testing.assert_array_equal(found.label, expected)
+
+
+def test_fewer_images_than_neighbours_or_devices(meshes):
+    bank, labels = np.eye(3, dtype=np.float32), np.array([2, 1, 1])
+    query = np.array([[1, 0.6, 0.6]], np.float32)
+    # cosines .76 for class 2, .46 twice for class 1: at tau .07 e^4.4 against 2, at 1 e^.3
+    for temperature, expected in ((0.07, 2), (1.0, 1)):
+        out = knn.classify(
+            bank, labels, query, neighbours=20, temperature=temperature, mesh=meshes[0], chunk=64
+        )
+        np.testing.assert_array_equal(out, [expected])
+
+
+def test_an_even_vote_goes_to_the_lowest_class():
+    found = knn.Neighbours(jnp.zeros((1, 4)), jnp.arange(4)[None], jnp.array([[3, 1, 1, 3]]))
+    assert int(knn.vote(found, 0.07)[0]) == 1
+
+
+def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
+    mesh = meshes[0]
+    bank = knn.place(np.eye(4)[[0, 1, 2]], np.array([0, 1, 2]), mesh)
+    full = np.eye(4)[[0, 1, 2, 3, 0]] + np.array([0, 0, 0, 0, 0.1])[:, None]
+    labels = np.array([0, 1, 2, 2, 0])
+    # image 1 shrunk looks like image 2, image 4 like image 0: right class, other image
+    small = full[[0, 2, 2, 3, 0]]
+    queries = {1: knn.place(full, labels, mesh), 2: knn.place(small, labels, mesh)}
+    values = knn.measure(bank, queries, neighbours=1, temperature=0.07, mesh=mesh, chunk=8)
+    # image 3 is as near to all of the bank: class 0, the first, which is wrong
+    assert values == {"knn": 4 / 5, "knn/shrink2": 3 / 5, "retrieval/shrink2": 3 / 5}
 
 
 def test_the_evaluation_view_is_the_centre_at_seven_eighths():

@@ -1,22 +1,49 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features (Wu et al., 2018).
+"""Weighted k-nearest-neighbour accuracy of frozen features (Wu et al., 2018), on all devices.
 
-Shapes: bank [n, F] with labels int [n]; queries [m, F]; C classes.
+Shapes: D devices; a split of images as rows, r on every device, R = D * r in all, some of which
+are padding; F features; H image side in px; k neighbours; queries m on every device, M = D * m.
+
+A bank stays where its features were computed: every device searches its own rows for all queries,
+and each query's owner merges the D lists of candidates. What comes out is what one device holding
+the whole bank would find, with the same rule for ties: the image that comes first in the split.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mcl_jax import augment, colour, losses, sharding
-from mcl_jax.models.encoder import Encoder
-from mcl_jax.models.layers import Numerics
+from mcl_jax import augment, colour, losses, montage, sharding
 
 Array = jax.Array
+
+PADDING = -1  # position of rows that hold no image
+_LAST = np.iinfo(np.int32).max
+
+
+class Rows(NamedTuple):
+    """Images of a split, their rows divided over the devices.
+
+    On each device the images' positions must increase from row to row (padding anywhere).
+    """
+
+    features: Array  # float32 [R, F], of unit length
+    position: Array  # int32 [R] the image's number in its split, PADDING for none
+    label: Array  # int32 [R]
+
+
+class Neighbours(NamedTuple):
+    """Of every query the nearest images, nearest first; where there are fewer, PADDING."""
+
+    cosine: Array  # float32 [M, k], -inf at padding
+    position: Array  # int32 [M, k]
+    label: Array  # int32 [M, k]
 
 
 def centre_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
@@ -36,59 +63,217 @@ def centre_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: A
     return colour.normalize(planes, mean, std).transpose(0, 2, 1)
 
 
-def feature_function(config: Mapping[str, Any], encoder: Encoder, mesh: Mesh) -> Callable:
-    """Compiled once: (params, batch_stats, image, extent) -> float32 [b, C5] average-pooled res5.
-
-    Args:
-      config: the run's.
-      encoder: the network; statistics are the running ones.
-      mesh: images are split over it.
-    """
-    numerics = encoder.numerics
-    local = encoder.clone(
-        numerics=Numerics(numerics.dtype, numerics.bn_momentum, numerics.bn_epsilon, None)
-    )
+def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
+    """Compiled (image uint8 [R, C, C, 3], extent int32 [R, 2]) -> float32 [R, H, H, 3]."""
     view = partial(
         centre_view,
         image_size=config["data"]["image_size"],
         mean=config["augment"]["mean"],
         std=config["augment"]["std"],
     )
-
-    def features(params, batch_stats, image, extent):
-        variables = {"params": params, "batch_stats": batch_stats}
-        return local.apply(variables, jax.vmap(view)(image, extent), method="stage5")
-
-    everywhere = sharding.replicated(mesh)
-    split = NamedSharding(mesh, sharding.BATCH_SPEC)
+    batch = sharding.BATCH_SPEC
     return jax.jit(
-        features, in_shardings=(everywhere, everywhere, split, split), out_shardings=everywhere
+        jax.shard_map(jax.vmap(view), mesh=mesh, in_specs=(batch, batch), out_specs=batch)
     )
 
 
+def feature_function(encoder: nn.Module, mesh: Mesh, factor: int) -> Callable:
+    """Compiled (variables, views float32 [R, H, H, 3]) -> float32 [R, F] of unit length.
+
+    Args:
+      encoder: has `numerics` and a method `stage5` that averages res5 with running statistics.
+      mesh: each device embeds its own images.
+      factor: the views are shrunk by it (mean of factor x factor px) and embedded at their small
+        size; it must divide H.
+    """
+    local = encoder.clone(numerics=replace(encoder.numerics, axis_name=None))
+
+    def body(variables, views):
+        # A canvas of copies: seen alone, a small image would mostly be the network's padding.
+        small = jnp.tile(montage.shrink(views, factor, "antialias"), (1, factor, factor, 1))
+        return losses.normalize(local.apply(variables, small, method="stage5"))
+
+    state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
+    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(state, batch), out_specs=batch))
+
+
 def collect(
-    features: Callable, params: Any, batch_stats: Any, batches: Iterable, mesh: Mesh, limit: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of at most `limit` valid, labelled images of an evaluation pass."""
-    rows, labels, seen = [], [], 0
+    batches: Iterable[Mapping[str, np.ndarray]],
+    variables: Any,
+    view: Callable,
+    features: Mapping[int, Callable],
+    mesh: Mesh,
+    limit: int,
+) -> dict[int, Rows]:
+    """Embeds the readable, labelled ones among the first `limit` images of a split.
+
+    Args:
+      batches: of `pipeline.evaluation_batches`, this process's; at least one.
+      variables: of the encoder, on every device.
+      view: of `view_function`.
+      features: per factor of shrinking, of `feature_function`.
+      mesh: where the rows are left, on the devices that embedded them.
+      limit: images after the first so many are taken for padding.
+
+    Returns:
+      Per factor the rows; positions and labels are the same in all.
+    """
+    parts: dict[int, list[Rows]] = {factor: [] for factor in features}
     for batch in batches:
+        index = batch["index"]
+        keep = batch["valid"] & (batch["label"] >= 0) & (index < limit)
         placed = sharding.put_batch(
-            {k: batch[k] for k in ("image", "extent", "label", "valid")}, mesh
+            {
+                "image": batch["image"],
+                "extent": batch["extent"],
+                "position": np.where(keep, index, PADDING).astype(np.int32),
+                "label": batch["label"],
+            },
+            mesh,
         )
-        out = np.asarray(features(params, batch_stats, placed["image"], placed["extent"]))
-        label = _everywhere(placed["label"], mesh)
-        keep = _everywhere(placed["valid"], mesh) & (label >= 0)
-        rows.append(out[keep])
-        labels.append(label[keep])
-        seen += int(keep.sum())
-        if seen >= limit:
-            break
-    return np.concatenate(rows)[:limit], np.concatenate(labels)[:limit]
+        views = view(placed["image"], placed["extent"])
+        for factor, embed in features.items():
+            rows = Rows(embed(variables, views), placed["position"], placed["label"])
+            parts[factor].append(rows)
+    return {factor: _joined(mesh)(rows) for factor, rows in parts.items()}
 
 
-def _everywhere(x: Array, mesh: Mesh) -> np.ndarray:
-    """A split array as numpy on every process."""
-    return np.asarray(jax.jit(lambda v: v, out_shardings=sharding.replicated(mesh))(x))
+@cache
+def _joined(mesh: Mesh) -> Callable:
+    """Compiled concatenation in which every device keeps its rows."""
+    batch = sharding.BATCH_SPEC
+
+    def body(parts: Sequence[Rows]) -> Rows:
+        return Rows(*(jnp.concatenate(part) for part in zip(*parts, strict=True)))
+
+    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(batch,), out_specs=batch))
+
+
+@cache
+def nearest_function(mesh: Mesh, k: int, chunk: int) -> Callable:
+    """Compiled (bank: Rows, queries float32 [M, F]) -> Neighbours, divided over the devices.
+
+    Args:
+      mesh: both arguments' rows are divided over its data axis.
+      k: neighbours wanted.
+      chunk: queries of all devices that are compared at a time; bounds the memory of a device at
+        chunk x r cosines.
+    """
+
+    def search(bank: Rows, own: Array) -> Neighbours:
+        """own: this device's [c, F] of the chunk's queries."""
+        queries = jax.lax.all_gather(own, sharding.DATA_AXIS, tiled=True)
+        cosines = jnp.matmul(queries, bank.features.T, precision=jax.lax.Precision.HIGHEST)
+        cosines = jnp.where(bank.position == PADDING, -jnp.inf, cosines)
+        best, row = jax.lax.top_k(cosines, min(k, len(bank.position)))  # ties: the first row
+        found = Neighbours(best, bank.position[row], bank.label[row])
+        return _merge([_to_owner(x, mesh.size) for x in found], k)
+
+    def body(bank: Rows, queries: Array) -> Neighbours:
+        m, f = queries.shape
+        own = min(m, max(1, chunk // mesh.size))
+        steps = -(-m // own)
+        padded = jnp.pad(queries, ((0, steps * own - m), (0, 0))).reshape(steps, own, f)
+        found = jax.lax.map(partial(search, bank), padded)
+        return jax.tree.map(lambda x: x.reshape(steps * own, -1)[:m], found)
+
+    batch = sharding.BATCH_SPEC
+    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(batch, batch), out_specs=batch))
+
+
+def _to_owner(candidates: Array, devices: int) -> Array:
+    """This device's candidates for all queries [D * c, k'] -> all devices' for its own [c, D * k']."""
+    split = candidates.reshape(devices, -1, candidates.shape[-1])
+    split = jax.lax.all_to_all(split, sharding.DATA_AXIS, 0, 0)
+    return split.transpose(1, 0, 2).reshape(split.shape[1], -1)
+
+
+def _merge(candidates: Sequence[Array], k: int) -> Neighbours:
+    """The k nearest of [c, n] candidates; of equally near ones those of the lowest positions."""
+    cosine, position, label = candidates
+    position = jnp.where(position == PADDING, _LAST, position)
+    distance, position, label = jax.lax.sort((-cosine, position, label), num_keys=2)
+    position = jnp.where(position == _LAST, PADDING, position)
+    return Neighbours(-distance[:, :k], position[:, :k], label[:, :k])
+
+
+@partial(jax.jit, static_argnames="temperature")
+def vote(found: Neighbours, temperature: float) -> Array:
+    """int32 [M] class of the most votes, exp(cosine / temperature) each; ties: the lowest class."""
+    best = found.cosine.max(1, keepdims=True)  # a common factor changes no vote
+    weight = jnp.exp((found.cosine - best) / temperature)
+    same = found.label[:, :, None] == found.label[:, None, :]
+    votes = jnp.where(same, weight[:, None, :], 0).sum(-1)
+    return jnp.where(votes == votes.max(1, keepdims=True), found.label, _LAST).min(1)
+
+
+@jax.jit
+def _images(rows: Rows) -> Array:
+    return (rows.position != PADDING).sum()
+
+
+@jax.jit
+def _hits(answer: Array, truth: Array, rows: Rows) -> Array:
+    return ((answer == truth) & (rows.position != PADDING)).sum()
+
+
+def images(rows: Rows) -> int:
+    """How many rows are no padding."""
+    return int(_images(rows))
+
+
+def measure(
+    bank: Rows,
+    queries: Mapping[int, Rows],
+    *,
+    neighbours: int,
+    temperature: float,
+    mesh: Mesh,
+    chunk: int,
+) -> dict[str, float]:
+    """Accuracies in [0, 1] of queries at full and smaller size against full-size banks.
+
+    Args:
+      bank: labelled images that vote, at full size.
+      queries: per factor of shrinking, 1 among them, the same images; at least one.
+      neighbours: k; a smaller bank votes as a whole.
+      temperature: of the votes.
+      mesh, chunk: see `nearest_function`.
+
+    Returns:
+      'knn': share of the queries that get their own class; 'knn/shrinkF': the same of queries
+      shrunk by F; 'retrieval/shrinkF': share of these whose nearest image among the queries at
+      full size is the same image.
+
+    A small image that is embedded alone meets the backbone's zero padding everywhere (res5 of 32 px
+    is one cell), so the values compare runs at one image size, not image sizes.
+    """
+    results, count = {}, images(queries[1])
+    for factor, rows in queries.items():
+        suffix = "" if factor == 1 else f"/shrink{factor}"
+        found = nearest_function(mesh, neighbours, chunk)(bank, rows.features)
+        answer = vote(found, temperature)
+        results[f"knn{suffix}"] = int(_hits(answer, rows.label, rows)) / count
+        if factor > 1:
+            found = nearest_function(mesh, 1, chunk)(queries[1], rows.features)
+            nearest = found.position[:, 0]
+            results[f"retrieval{suffix}"] = int(_hits(nearest, rows.position, rows)) / count
+    return results
+
+
+def place(features: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Rows:
+    """Rows of features float [n, F] and labels int [n] that every process holds as a whole."""
+    count = len(features)
+    total = -(-count // mesh.size) * mesh.size
+    position = np.arange(total, dtype=np.int32)
+    padded = Rows(
+        np.pad(np.asarray(features, np.float32), ((0, total - count), (0, 0))),
+        np.where(position < count, position, PADDING),
+        np.pad(np.asarray(labels, np.int32), (0, total - count)),
+    )
+    split = NamedSharding(mesh, sharding.BATCH_SPEC)
+    rows = Rows(*(jax.make_array_from_callback(x.shape, split, x.__getitem__) for x in padded))
+    return rows._replace(features=jax.jit(losses.normalize, out_shardings=split)(rows.features))
 
 
 def classify(
@@ -98,30 +283,14 @@ def classify(
     *,
     neighbours: int,
     temperature: float,
-    chunk: int = 1024,
+    mesh: Mesh,
+    chunk: int,
 ) -> np.ndarray:
-    """Votes exp(cosine / temperature) of the nearest neighbours.
+    """Classes int32 [M] of queries float [M, F] by a bank float [n, F] with labels int [n].
 
-    Args:
-      bank: float [n, F]; bank_labels: int [n].
-      queries: float [m, F].
-      neighbours: k, at most n.
-      temperature: of the vote.
-      chunk: queries per matrix product, bounds memory at chunk x n floats.
-
-    Returns:
-      int [m] predicted classes.
+    Every process passes the same arrays and gets the whole answer; other arguments: see `measure`.
     """
-    bank = losses.normalize(jnp.asarray(bank))
-    votes_of = jax.nn.one_hot(bank_labels, int(bank_labels.max()) + 1)
-    k = min(neighbours, bank.shape[0])
-
-    @jax.jit
-    def vote(q):
-        cosines = jnp.matmul(losses.normalize(q), bank.T, precision=jax.lax.Precision.HIGHEST)
-        best, index = jax.lax.top_k(cosines, k)
-        weights = jnp.exp((best - best[:, :1]) / temperature)  # a common factor changes no vote
-        return (weights[..., None] * votes_of[index]).sum(1).argmax(-1)
-
-    chunks = [queries[i : i + chunk] for i in range(0, len(queries), chunk)]
-    return np.concatenate([np.asarray(vote(jnp.asarray(q))) for q in chunks])
+    rows = place(queries, np.zeros(len(queries)), mesh)
+    found = nearest_function(mesh, neighbours, chunk)(place(bank, bank_labels, mesh), rows.features)
+    answer = jax.device_put(vote(found, temperature), sharding.replicated(mesh))
+    return np.asarray(answer)[: len(queries)]

@@ -1,26 +1,203 @@
-"""kNN accuracy during training, on the run's own devices."""
+"""kNN accuracy and scale consistency during and after training, on the run's own devices."""
 
 import logging
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
 
+import flax.linen as nn
 import jax
-import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from mcl_jax import sharding
 from mcl_jax.data import pipeline
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
+from mcl_jax.errors import UserError
 from mcl_jax.evaluate import knn
+from mcl_jax.methods import compute_dtype, settings
+from mcl_jax.models.backbone import Architecture, check_backbone
+from mcl_jax.models.encoder import Encoder
+from mcl_jax.models.layers import Numerics
 from mcl_jax.program import Program
 from mcl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
 
+# px; smaller images than this say nothing about a backbone of stride 32
+LEAST_SIDE = 8
+
+
+def shrink_factors(shrinks: Iterable[int], image_size: int) -> tuple[int, ...]:
+    """The factors of `knn.shrinks` that leave at least 8 px.
+
+    Raises:
+      UserError: for a factor below 2, or one that does not divide H.
+    """
+    factors = []
+    for factor in shrinks:
+        if factor != int(factor) or factor < 2:
+            raise UserError(f"knn.shrinks holds {factor}; factors are whole numbers from 2 on")
+        if image_size // factor < LEAST_SIDE:
+            continue
+        if image_size % factor:
+            raise UserError(
+                f"knn.shrinks holds {factor}, which does not divide data.image_size {image_size}"
+            )
+        factors.append(int(factor))
+    return tuple(factors)
+
+
+class KnnEvaluation:
+    """What `config.knn` describes, for any encoder; compiled at its first call.
+
+    Queries are classified at full size and shrunk by `knn.shrinks`; the bank is always at full
+    size. Splits are opened at once, so that a wrong name fails before hours of work.
+    """
+
+    def __init__(self, config: Mapping[str, Any], encoder: nn.Module, mesh: Mesh):
+        """
+        Args:
+          config: as configs/base.py; sections data, augment and knn are read.
+          encoder: see `knn.feature_function`.
+          mesh: devices to run on.
+
+        Raises:
+          UserError: for a wrong value, data set or split, and for images without labels.
+        """
+        data, own = config["data"], config["knn"]
+        for name in ("neighbours", "max_images", "temperature"):
+            if own[name] <= 0:
+                raise UserError(f"knn.{name} must be above 0, is {own[name]}")
+        sharding.images_per_device(own["batch_size"], mesh, "knn.batch_size")
+        self._config, self._mesh = config, mesh
+        factors = (1, *shrink_factors(own["shrinks"], data["image_size"]))
+        self._splits = (own["bank_split"], own["query_split"])
+        self._sources = [
+            open_source(data["dataset"], split, data["data_dir"] or None) for split in self._splits
+        ]
+        for source, split in zip(self._sources, self._splits, strict=True):
+            if source[0].label < 0:
+                raise UserError(
+                    f"split {split!r} of {data['dataset']} has no labels; kNN accuracy needs a TFDS "
+                    "data set with a label, or a folder whose sub-folders are the classes"
+                )
+        self._view = knn.view_function(config, mesh)
+        self._features = {f: knn.feature_function(encoder, mesh, f) for f in factors}
+
+    def __call__(self, params: Any, batch_stats: Any, progress: bool = False) -> dict[str, float]:
+        """Accuracies in [0, 1] under the names of `knn.measure`.
+
+        Args:
+          params: of the encoder.
+          batch_stats: its running statistics; empty if it has none.
+          progress: show a bar.
+
+        Raises:
+          UserError: for a split without a readable, labelled image.
+        """
+        variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
+        variables = jax.device_put(variables, sharding.replicated(self._mesh))
+        own = self._config["knn"]
+        full_size = {1: self._features[1]}
+        bank = self._collect(0, variables, full_size, progress)[1]
+        queries = self._collect(1, variables, self._features, progress)
+        return knn.measure(
+            bank,
+            queries,
+            neighbours=own["neighbours"],
+            temperature=own["temperature"],
+            mesh=self._mesh,
+            chunk=own["batch_size"],
+        )
+
+    def _collect(
+        self, which: int, variables: Any, features: Mapping, progress: bool
+    ) -> dict[int, knn.Rows]:
+        data, own = self._config["data"], self._config["knn"]
+        source, split = self._sources[which], self._splits[which]
+        count = min(len(source), own["max_images"])
+        batches = pipeline.evaluation_batches(
+            source,
+            canvas_size=data["canvas_size"],
+            batch_size=own["batch_size"],
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=data["workers"],
+            threads=data["threads"],
+            max_unreadable_share=data["max_unreadable_share"],
+            min_images_judged=data["unreadable_grace"],
+        )
+        total = -(-count // own["batch_size"])
+        needed = islice(batches, total)
+        with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:
+            rows = knn.collect(shown, variables, self._view, features, self._mesh, count)
+        if not knn.images(rows[1]):
+            raise UserError(
+                f"split {split!r} of {data['dataset']} holds no readable image with a label among "
+                f"the first {count}"
+            )
+        return rows
+
+
+def evaluate_checkpoint(
+    state: Mapping[str, Any], config: Mapping[str, Any], mesh: Mesh
+) -> dict[str, float]:
+    """The values of `knn.measure` for the online backbone of a checkpoint of any method.
+
+    Args:
+      state: of `checkpoint.read`.
+      config: the checkpoint's, with the `knn` and `data` sections to evaluate by; a `knn.batch_size`
+        that does not divide over the devices is rounded (it changes no result).
+      mesh: devices to run on.
+
+    Raises:
+      UserError: as `KnnEvaluation`; for a backbone that the config does not describe.
+    """
+    check_backbone(config["model"]["backbone"])
+    numerics = config["numerics"]
+    # All methods' encoders have the same backbone under this name; the rest is not evaluated.
+    encoder = Encoder(
+        settings(Architecture, config["model"]),
+        Numerics(
+            compute_dtype(numerics["compute_dtype"]),
+            numerics["bn_momentum"],
+            numerics["bn_epsilon"],
+            axis_name=None,
+        ),
+    )
+    batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size
+    config = {**config, "knn": {**config["knn"], "batch_size": batch_size}}
+    evaluation = KnnEvaluation(config, encoder, mesh)
+    params, stats = (_backbone(state.get(part)) for part in ("params", "batch_stats"))
+    return evaluation(params, stats, progress=jax.process_index() == 0)
+
+
+def _backbone(collection: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part under encoder/backbone; a network without BN has no such statistics."""
+    encoder = (collection or {}).get("encoder") or {}
+    return {"backbone": encoder["backbone"]} if encoder.get("backbone") else {}
+
+
+def table(values: Mapping[str, float]) -> str:
+    """The values of `knn.measure` as lines of text."""
+    lines = ["queries      own class   own image"]
+    for name, value in values.items():
+        measured, _, factor = name.partition("/shrink")
+        if measured == "knn":
+            image = values.get(f"retrieval/shrink{factor}")
+            size = f"shrunk {factor}x" if factor else "full size"
+            lines.append(
+                f"{size:<12} {value:>8.1%}   " + ("" if image is None else f"{image:>9.1%}")
+            )
+    return "\n".join(line.rstrip() for line in lines)
+
 
 class KnnMonitor:
     """Evaluates the online backbone every `knn.every_epochs`, before step 1 and at the end.
 
-    Data without labels switches it off (with a message). Splits are opened at once, so that a
-    wrong name fails before training, not after hours.
+    Data without labels switches it off (with a message).
 
     Args:
       run: the program whose config says what to evaluate, and when.
@@ -28,62 +205,26 @@ class KnnMonitor:
     """
 
     def __init__(self, run: Program, trained_on: Source):
-        self._run = run
-        settings = run.config["knn"]
-        self._every = round(settings["every_epochs"] * run.steps_per_epoch)
-        self._sources: list[Source] = []
-        if settings["every_epochs"] <= 0:
+        self._total_steps = run.total_steps
+        every_epochs = run.config["knn"]["every_epochs"]
+        self._every = round(every_epochs * run.steps_per_epoch)
+        self._evaluation: KnnEvaluation | None = None
+        if every_epochs <= 0:
             return
-        data = run.config["data"]
         if trained_on[0].label < 0:
-            log.warning("%s has no labels: kNN accuracy is not measured", data["dataset"])
+            dataset = run.config["data"]["dataset"]
+            log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return
-        splits = (settings["bank_split"], settings["query_split"])
-        self._sources = [
-            open_source(data["dataset"], split, data["data_dir"] or None) for split in splits
-        ]
-        sharding.images_per_device(settings["batch_size"], run.mesh, "knn.batch_size")
-        self._features = knn.feature_function(run.config, run.objective.encoder, run.mesh)
+        self._evaluation = KnnEvaluation(run.config, run.objective.encoder, run.mesh)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this many steps."""
-        if not self._sources:
+        if self._evaluation is None:
             return False
-        return step == self._run.total_steps or (self._every > 0 and step % self._every == 0)
+        return step == self._total_steps or (self._every > 0 and step % self._every == 0)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """{'knn': accuracy in [0, 1]} of the current online backbone; {} if switched off."""
-        if not self._sources:
+        """Accuracies of the current online backbone (`knn.measure`); {} if switched off."""
+        if self._evaluation is None:
             return {}
-        (bank, bank_labels), (queries, labels) = (self._collect(s, state) for s in self._sources)
-        settings = self._run.config["knn"]
-        predicted = knn.classify(
-            bank,
-            bank_labels,
-            queries,
-            neighbours=settings["neighbours"],
-            temperature=settings["temperature"],
-        )
-        return {"knn": float(np.mean(predicted == labels))}
-
-    def _collect(self, source: Source, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        data, settings = self._run.config["data"], self._run.config["knn"]
-        with pipeline.evaluation_batches(
-            source,
-            canvas_size=data["canvas_size"],
-            batch_size=settings["batch_size"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=data["workers"],
-            threads=data["threads"],
-            max_unreadable_share=data["max_unreadable_share"],
-            min_images_judged=data["unreadable_grace"],
-        ) as batches:
-            return knn.collect(
-                self._features,
-                state.params["encoder"],
-                state.batch_stats["encoder"],
-                batches,
-                self._run.mesh,
-                settings["max_images"],
-            )
+        return self._evaluation(state.params["encoder"], state.batch_stats.get("encoder", {}))

@@ -1,0 +1,70 @@
+"""kNN accuracy and scale consistency of a checkpoint:
+
+    python scripts/knn.py --workdir runs/demo
+    python scripts/knn.py --workdir runs/r50 --dataset=tfds:imagenet2012 --json=runs/r50/knn.json
+
+The checkpoint's own config says the rest (section `knn`).
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mcl_jax import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+OVERRIDES = {
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labelled data set"),
+    ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
+    ("knn", "bank_split"): flags.DEFINE_string("bank_split", None, "images that vote"),
+    ("knn", "query_split"): flags.DEFINE_string("query_split", None, "images to classify"),
+    ("knn", "neighbours"): flags.DEFINE_integer("neighbours", None, "images that vote on each"),
+    ("knn", "temperature"): flags.DEFINE_float("temperature", None, "of the votes"),
+    ("knn", "max_images"): flags.DEFINE_integer("max_images", None, "the first so many per split"),
+}
+JSON = flags.DEFINE_string("json", None, "also write the result to this file")
+
+
+def main(_: Sequence[str]) -> None:
+    from mcl_jax import checkpoint, sharding
+    from mcl_jax.errors import UserError
+    from mcl_jax.evaluate import monitor
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not WORKDIR.value:
+        raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
+    state, meta = checkpoint.read(WORKDIR.value)
+    config = complete(meta["config"])
+    values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
+    print(
+        f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbours']} neighbours"
+    )
+    print(monitor.table(values))
+    if JSON.value:
+        evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
+        result = {"step": meta["step"], "config": evaluated, "values": values}
+        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def complete(config: dict) -> dict:
+    """A checkpoint's config with the flags' values; keys younger than it have base.py's."""
+    from configs import base
+    from mcl_jax import program
+
+    defaults = program.plain_config(base.get_config())
+    for section in ("knn", "model"):
+        config[section] = defaults[section] | config.get(section, {})
+    for (section, key), flag in OVERRIDES.items():
+        if flag.value is not None:
+            config[section][key] = flag.value
+    return config
+
+
+if __name__ == "__main__":
+    # allocator and log settings have to stand before JAX is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.run(main)

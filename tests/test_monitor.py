@@ -1,0 +1,198 @@
+"""The kNN monitor end to end: sizes, broken and unlabelled images, and the offline script."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from mcl_jax import checkpoint, program, sharding
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate import monitor
+from mcl_jax.methods import settings
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.encoder import Encoder
+from mcl_jax.models.layers import Numerics
+from mcl_jax.state import TrainState
+
+REPO = Path(__file__).resolve().parent.parent
+NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS)
+COLOURS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
+PER_CLASS = 7
+
+
+class MeanColour(nn.Module):
+    """An encoder without parameters to train or statistics, blind below 16 px."""
+
+    numerics: Numerics
+
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, ())
+
+    def stage5(self, images):
+        assert self.numerics.axis_name is None  # nothing is to be synchronised here
+        colour = self.scale * images.mean((1, 2))
+        return colour if images.shape[1] >= 16 else jnp.ones_like(colour)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """7 images of each of three colours; one of the last is broken."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for i in range(PER_CLASS):
+            # a shade of its own per image, so that an image can be told from its class
+            pixels = np.array(colour) + rng.integers(-30, 31, 3) + rng.integers(-9, 10, (40, 40, 1))
+            cv2.imwrite(str(root / name / f"{i}.png"), pixels.clip(0, 255).astype(np.uint8))
+    (root / "red" / "3.png").write_text("<html>")
+    return root
+
+
+@pytest.fixture
+def config(folder):
+    config = tiny_config()
+    config.data.dataset = f"folder:{folder}"
+    config.data.image_size = 32
+    config.data.max_unreadable_share = 0.5
+    config.knn.every_epochs = 1.0
+    config.knn.bank_split = config.knn.query_split = "train"
+    config.knn.batch_size = 8
+    config.knn.neighbours = 3
+    return config
+
+
+def a_run(config):
+    objective = SimpleNamespace(encoder=MeanColour(NUMERICS))
+    mesh = sharding.make_mesh()
+    return SimpleNamespace(
+        config=config, mesh=mesh, objective=objective, total_steps=5, steps_per_epoch=2
+    )
+
+
+def labelled(label):
+    return [SimpleNamespace(label=label)]
+
+
+STATE = SimpleNamespace(params={"encoder": {"scale": jnp.ones(())}}, batch_stats={})
+
+
+def test_monitor_measures_every_size_that_leaves_eight_pixels(config):
+    watch = monitor.KnnMonitor(a_run(config), labelled(0))
+    assert [step for step in range(1, 6) if watch.due(step)] == [2, 4, 5]
+    values = watch.evaluate(STATE)
+    readable = 3 * PER_CLASS - 1
+    # 16 px keep an image's mean colour; at 8 px all look alike and find the first images
+    assert values == {
+        "knn": 1.0,
+        "knn/shrink2": 1.0,
+        "retrieval/shrink2": 1.0,
+        "knn/shrink4": pytest.approx(values["knn/shrink4"]),
+        "retrieval/shrink4": 1 / readable,
+    }
+    assert values["knn/shrink4"] in (7 / readable, 6 / readable)  # one class for all
+
+
+def test_only_the_first_images_count_and_no_shrinks_is_off(config):
+    config.knn.max_images = 9  # the blue ones and two green ones, in two batches
+    config.knn.shrinks = ()
+    config.knn.neighbours = 5
+    values = monitor.KnnMonitor(a_run(config), labelled(0)).evaluate(STATE)
+    assert values == {"knn": pytest.approx(1.0)}
+    config.knn.temperature = 100.0  # even votes: three blue ones against two green ones
+    values = monitor.KnnMonitor(a_run(config), labelled(0)).evaluate(STATE)
+    assert values == {"knn": pytest.approx(7 / 9)}
+
+
+def test_images_without_labels(config, folder, caplog):
+    config.data.dataset = f"folder:{folder / 'red'}"
+    watch = monitor.KnnMonitor(a_run(config), labelled(-1))
+    assert "no labels" in caplog.text
+    assert not watch.due(5) and watch.evaluate(STATE) == {}
+    with pytest.raises(UserError, match="'train' of folder:.*red has no labels"):
+        monitor.KnnMonitor(a_run(config), labelled(0))
+
+
+@pytest.mark.parametrize(
+    ("shrinks", "message"),
+    [((1,), "holds 1; factors are whole numbers from 2 on"), ((3,), "does not divide.* 32")],
+)
+def test_wrong_shrinks(config, shrinks, message):
+    with pytest.raises(UserError, match=message):
+        monitor.shrink_factors(shrinks, config.data.image_size)
+    assert monitor.shrink_factors((2, 4, 8), 32) == (2, 4)  # 4 px are too few
+
+
+def script(*arguments):
+    return subprocess.run(
+        [sys.executable, REPO / "scripts/knn.py", *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A checkpoint of some method: a backbone, and what the script has no need of."""
+    config = tiny_config()
+    config.model.backbone = "resnet18"  # a sub-process knows no network of conftest
+    config.data.image_size = 32
+    config.data.max_unreadable_share = 0.5
+    encoder = Encoder(settings(Architecture, config.model), NUMERICS)
+    variables = jax.eval_shape(
+        lambda key: encoder.init(key, jnp.zeros((1, 32, 32, 3)), method="stage5"), jax.random.key(0)
+    )
+    rng = np.random.default_rng(0)  # cheaper than compiling the initialisers
+
+    def leaf(path, x):
+        if path[-1].key == "kernel":
+            return rng.normal(0, 0.1, x.shape).astype(x.dtype)
+        return rng.uniform(0.5, 1.5, x.shape).astype(x.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(leaf, variables)
+    state = TrainState(
+        step=jnp.asarray(7),
+        params={"encoder": variables["params"], "predictor": {"kernel": jnp.zeros(3)}},
+        batch_stats={"encoder": variables["batch_stats"]},
+        target_params={},
+        target_batch_stats={},
+        opt_state={},
+        memory={},
+    )
+    meta = {"config": program.plain_config(config)}
+    meta["config"]["knn"]["shrinks"] = [2]
+    meta["config"]["knn"].pop("temperature")  # a checkpoint older than the key
+    folder = tmp_path_factory.mktemp("run")
+    checkpoint.write(folder, state, meta)
+    return folder
+
+
+def test_the_script_evaluates_a_checkpoint(workdir, folder, tmp_path):
+    path = tmp_path / "knn.json"
+    flags = [f"--workdir={workdir}", f"--dataset=folder:{folder}", f"--json={path}"]
+    splits = ["--bank_split=train", "--query_split=train[:60%]"]
+    done = script(*flags, *splits, "--neighbours=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert result["step"] == 7
+    assert result["config"]["neighbours"] == 1 and result["config"]["temperature"] == 0.07
+    values = result["values"]
+    assert set(values) == {"knn", "knn/shrink2", "retrieval/shrink2"}
+    assert values["knn"] == 1  # the queries are in the bank
+    assert f"{values['knn/shrink2']:.1%}   {values['retrieval/shrink2']:>9.1%}" in done.stdout
+
+    unlabelled = script(*flags[:1], f"--dataset=folder:{folder / 'red'}", "--query_split=train")
+    assert unlabelled.returncode == 2 and "Traceback" not in unlabelled.stderr
+    assert "has no labels" in unlabelled.stderr.strip().splitlines()[-1]
