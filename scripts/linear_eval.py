@@ -1,0 +1,78 @@
+"""Linear evaluation of a checkpoint (paper appendix B):
+
+    python scripts/linear_eval.py --workdir runs/demo --output runs/demo/linear
+    python scripts/linear_eval.py --workdir runs/r50 --output runs/r50/linear --lrs=1,10,30 \\
+        --dataset=tfds:imagenet2012
+
+The checkpoint's own config says the rest (section `linear`); the same command resumes.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from mcl_jax import cli
+from mcl_jax.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+OUTPUT = flags.DEFINE_string("output", None, "folder for classifiers, metrics and result.json")
+OVERRIDES = {
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labelled data set"),
+    ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
+    ("linear", "train_split"): flags.DEFINE_string("train_split", None, "trains the classifiers"),
+    ("linear", "test_split"): flags.DEFINE_string("test_split", None, "tests them"),
+    ("linear", "epochs"): flags.DEFINE_float("epochs", None, "length of the training"),
+    ("linear", "batch_size"): flags.DEFINE_integer("batch_size", None, "images of all devices"),
+    ("linear", "schedule"): flags.DEFINE_string("schedule", None, "cosine | constant"),
+}
+LRS = flags.DEFINE_list("lrs", None, "learning rates at the start, one classifier each: 1,10,30")
+PROCESSES = flags.DEFINE_bool("distributed", False, "several hosts: jax.distributed.initialize()")
+
+
+def main(_: Sequence[str]) -> None:
+    for name, flag in (("workdir", WORKDIR), ("output", OUTPUT)):
+        if not flag.value:
+            raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
+    import jax
+
+    from mcl_jax import checkpoint, sharding
+    from mcl_jax.evaluate import linear, linear_loop
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if PROCESSES.value:
+        jax.distributed.initialize()
+    state, meta = checkpoint.read(WORKDIR.value)
+    config = complete(meta["config"])
+    evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
+    result = linear_loop.run(evaluation, OUTPUT.value)
+    if jax.process_index() == 0:
+        print(
+            linear_loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes"
+        )
+
+
+def complete(config: dict) -> dict:
+    """A checkpoint's config with the flags' values; keys younger than it have base.py's."""
+    from configs import base
+    from mcl_jax import program
+
+    defaults = program.plain_config(base.get_config())
+    for section in ("linear", "model"):
+        config[section] = defaults[section] | config.get(section, {})
+    for (section, key), flag in OVERRIDES.items():
+        if flag.value is not None:
+            config[section][key] = flag.value
+    if LRS.value is not None:
+        try:
+            config["linear"]["lrs"] = [float(lr) for lr in LRS.value]
+        except ValueError:
+            raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
+    return config
+
+
+if __name__ == "__main__":
+    # allocator and log settings have to stand before JAX is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.run(main)
