@@ -134,6 +134,35 @@ def get_config() -> ConfigDict:
     linear.flip_prob = 0.5
     linear.checkpoint_epochs = 1.0
 
+    probe = config.probe = (
+        ConfigDict()
+    )  # detection probe: an FCOS head (Tian et al., 2019) on scenes
+    probe.image_size = 128  # px; the scenes' own size
+    probe.train_images = 256  # labelled scenes, the first of the training split
+    probe.eval_images = 512  # the first of the validation split
+    probe.steps = 300
+    probe.batch_size = 16
+    probe.eval_batch_size = 64
+    probe.base_lr = 2e-3  # AdamW's, of everything that is trained
+    probe.warmup_steps = 20
+    probe.weight_decay = 1e-4
+    probe.head_channels = 32
+    probe.head_convs = 2  # of each tower
+    probe.head_groups = 4  # of its group norms
+    probe.prior = 0.01  # probability of an object that every location starts from
+    probe.levels = ("P2", "P3", "P4", "P5")
+    # px, largest distance from a location to its box's sides: P2 | P3 | P4 | P5
+    probe.level_bounds = (12.0, 24.0, 48.0)
+    probe.centre_radius = 1.5  # strides around a box's centre that count as positive
+    probe.focal_alpha = 0.25
+    probe.focal_gamma = 2.0
+    probe.score_threshold = 0.05
+    probe.candidates = 200  # per image, before suppression
+    probe.nms_iou = 0.6
+    probe.max_detections = 50  # per image
+    # px, sides of squares between small, medium and large: terciles of the training boxes
+    probe.area_bounds = (18.0, 35.0)
+
     log = config.log = ConfigDict()
     log.every_steps = 50  # metrics to disk and progress bar
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved

@@ -29,20 +29,24 @@ def get_config() -> ConfigDict:
     study = config.study = ConfigDict()
     study.seeds = 3  # of every row; seed 0 of all rows comes first
     study.untrained = "random"  # the row that is scored as initialised
-    rows = study.rows = ConfigDict()  # name -> what differs
-    rows.random = {}
-    rows.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
-    rows.byol = {"method": "byol"}
-    rows.moco = {"method": "moco"}
-    rows.detco = {"method": "detco"}
-    rows.mosaic = {
+    study.rows = (  # in the table's order
+        *("random", "supervised", "byol", "moco", "detco", "mosaic", "mcl"),
+        *("mcl_s1", "mcl_s2", "mcl_s3", "mcl_b", "mcl_c", "mcl_d", "supervised_mcl"),
+    )
+    differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys
+    differs.random = {}
+    differs.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
+    differs.byol = {"method": "byol"}
+    differs.moco = {"method": "moco"}
+    differs.detco = {"method": "detco"}
+    differs.mosaic = {
         "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
         "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
     }
-    rows.mcl = {}
+    differs.mcl = {}
     for levels in (1, 2, 3):
-        rows[f"mcl_s{levels}"] = {"montage": {"levels": levels}}
+        differs[f"mcl_s{levels}"] = {"montage": {"levels": levels}}
     for mode in "bcd":
-        rows[f"mcl_{mode}"] = {"loss": {"matching": mode}}
-    rows.supervised_mcl = {"method": "supervised"}
+        differs[f"mcl_{mode}"] = {"loss": {"matching": mode}}
+    differs.supervised_mcl = {"method": "supervised"}
     return config

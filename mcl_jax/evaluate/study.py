@@ -1,0 +1,250 @@
+"""A comparison of methods at one budget: pre-train, score frozen features, probe detection.
+
+A *row* is a method or variant, a *run* is a row with a seed. Every finished run is one JSON file,
+written when all of it is done; what exists is never computed again, so a study goes on where it
+stopped and several processes may share the work.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mcl_jax import program, sharding, train
+from mcl_jax.data.sources import open_source
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate import detection, detector
+from mcl_jax.evaluate.monitor import KnnMonitor
+from mcl_jax.methods import settings
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.pyramid import COARSEST
+from mcl_jax.state import TrainState
+
+# What the probe freezes: see `_probe`.
+MODES = ("backbone", "frozen", "finetuned")
+SIZES = (("S", "ap_small"), ("M", "ap_medium"), ("L", "ap_large"))
+# Table columns: (heading, name among a run's scores).
+COLUMNS = (
+    ("kNN", "knn"),
+    ("1/2", "knn/shrink2"),
+    ("1/4", "knn/shrink4"),
+    ("1/8", "knn/shrink8"),
+    *(
+        column
+        for mode, heading in zip(MODES, ("backbone", "+FPN", "tuned"), strict=True)
+        for column in (
+            (f"{heading} AP", f"{mode}/ap"),
+            *((size, f"{mode}/{name}") for size, name in SIZES),
+        )
+    ),
+)
+
+
+def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
+    """(row, seed) of a study, seed by seed, so that every row has one result first.
+
+    Args:
+      config: with a section `study`.
+      rows: names; empty: all.
+
+    Raises:
+      UserError: for a name that the study lacks.
+    """
+    names = list(config.study.rows)
+    for name in rows:
+        if name not in names:
+            raise UserError(f"row {name!r} is not in the study: {', '.join(names)}")
+    for seed in range(config.study.seeds):
+        for name in names:
+            if name in rows or not rows:
+                yield name, seed
+
+
+def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
+    """The pre-training configuration of one run as plain nested dicts."""
+    own = config.copy_and_resolve_references().unlock()
+    differs = own.study.differs[row]
+    del own.study
+    _check_keys(differs, own, row)
+    own.update(differs)
+    own.seed = seed
+    return program.plain_config(own)
+
+
+def _check_keys(differs: Mapping, config: Mapping, path: str) -> None:
+    """A misspelt key in a row would silently change nothing."""
+    for name, value in differs.items():
+        if name not in config:
+            raise UserError(f"study.differs.{path}.{name} is no key of the configuration")
+        if isinstance(value, Mapping):
+            _check_keys(value, config[name], f"{path}.{name}")
+
+
+def complete(config: ConfigDict, row: str, seed: int, workdir: Path, results: Path) -> bool:
+    """Runs what is missing of (row, seed); False where it was done or is another process's.
+
+    Args:
+      config: of the study.
+      row, seed: see `runs`.
+      workdir: holds the runs' checkpoints.
+      results: folder of the JSON files.
+    """
+    path = results / f"{row}-seed{seed}.json"
+    if path.exists():
+        return False
+    folder = workdir / f"{row}-seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _claim(folder / "running") as mine:
+        if not mine:
+            return False
+        result = measure(config, row, seed, folder)
+        if result is None:
+            return False
+        staged = path.with_suffix(".json.tmp")
+        staged.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(staged, path)
+    return True
+
+
+class _claim:
+    """A file with the owner's process number; a dead owner's claim is taken over."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> bool:
+        try:
+            owner = int(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            owner = None
+        self.mine = owner is None or owner == os.getpid() or not _alive(owner)
+        if self.mine:
+            self._path.write_text(str(os.getpid()))
+        return self.mine
+
+    def __exit__(self, *_) -> None:
+        if self.mine:
+            self._path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, Any] | None:
+    """Pre-trains one run (or resumes it) and scores it; None if training was asked to stop."""
+    plain = config_of_run(config, row, seed)
+    started = time.monotonic()
+    mesh = sharding.make_mesh()
+    data = plain["data"]
+    source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+    run = program.build(plain, mesh, images=len(source))
+    trained = row != config.study.untrained
+    print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
+    state = train.pretrain(plain, folder) if trained else program.new_state(run)
+    if trained and int(state.step) < run.total_steps:
+        return None
+    pretrained = time.monotonic()
+    scores = KnnMonitor(run, source).evaluate(state)
+    for mode in MODES:
+        probed = _probe(plain, run, state, mode, trained)
+        scores |= {f"{mode}/{name}": value for name, value in probed.items()}
+    return {
+        "row": row,
+        "seed": seed,
+        "differs": program.plain_config(config.study.differs[row]),
+        "images_seen": int(state.step) * data["batch_size"],
+        "scores": {name: value for name, value in scores.items() if np.isfinite(value)},
+        "pretrain_s": round(pretrained - started, 1),
+        "score_s": round(time.monotonic() - pretrained, 1),
+        "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
+    }
+
+
+def _probe(
+    plain: Mapping[str, Any], run: program.Program, state: TrainState, mode: str, trained: bool
+) -> dict[str, float]:
+    """Detection with what this method pre-trained; {} where the mode does not apply.
+
+    Modes: 'backbone' freezes the backbone and trains a new FPN with the head: the same for every
+    method. 'frozen' freezes backbone and FPN, of methods that trained every level of it that the
+    probe reads. 'finetuned' starts from all there is and trains everything.
+    """
+    probe_settings = settings(detector.ProbeSettings, plain["probe"])
+    spans = enumerate(getattr(run.objective, "spans", ()))
+    levels = {f"P{COARSEST - s}" for s, (start, stop) in spans if trained and start < stop}
+    if mode == "frozen" and not levels.issuperset(probe_settings.levels):
+        return {}
+    offered = ("backbone",) if mode == "backbone" or not trained else ("backbone", "fpn")
+    variables = {
+        name: {part: tree[part] for part in offered if part in tree}
+        for name, tree in (
+            ("params", jax.device_get(state.params["encoder"])),
+            ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
+        )
+    }
+    return detection.probe(
+        plain,
+        settings(Architecture, plain["model"]),
+        run.objective.encoder.numerics,
+        variables,
+        frozen=mode != "finetuned",
+        seed=plain["seed"],
+        data=detection.load(plain["data"]["data_dir"], probe_settings),
+    )
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """All finished runs of a folder."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*-seed*.json"))]
+
+
+def table(finished: list[dict[str, Any]], rows: list[str]) -> str:
+    """Markdown: mean ± standard deviation (n - 1) over seeds in percent, in the study's order."""
+    lines = [
+        "| row | seeds | " + " | ".join(heading for heading, _ in COLUMNS) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for row in rows:
+        own = [result["scores"] for result in finished if result["row"] == row]
+        if own:
+            cells = [_cell([scores.get(name) for scores in own]) for _, name in COLUMNS]
+            lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float | None]) -> str:
+    present = 100 * np.array([value for value in values if value is not None])
+    if not len(present):
+        return "-"
+    spread = f" ± {present.std(ddof=1):.1f}" if len(present) > 1 else ""
+    return f"{present.mean():.1f}{spread}"
+
+
+MARKS = ("<!-- table: written by scripts/compare_methods.py -->", "<!-- end of table -->")
+
+
+def write_table(document: Path, text: str) -> None:
+    """Puts the table between the document's two marks; the words around it stay."""
+    before, after = "# Study\n\n", "\n"
+    if document.exists():
+        whole = document.read_text()
+        if MARKS[0] not in whole or MARKS[1] not in whole:
+            raise UserError(f"{document} lacks the marks {MARKS[0]} and {MARKS[1]}")
+        before, rest = whole.split(MARKS[0], 1)
+        after = rest.split(MARKS[1], 1)[1]
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
