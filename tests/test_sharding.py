@@ -136,7 +136,9 @@ def test_the_step_donates_its_state_and_never_recompiles(config):
     old = jax.tree.leaves(state)
     for k in range(2):
         # an ahead-of-time executable cannot recompile: it would refuse other shapes or shardings
-        state, metrics = compiled(state, sharding.put_batch(batch, mesh), program.seed_argument(run))
+        state, metrics = compiled(
+            state, sharding.put_batch(batch, mesh), program.seed_argument(run)
+        )
         assert int(state.step) == k + 1
     assert all(x.is_deleted() for x in old)
     assert np.isfinite(float(metrics["loss"]))

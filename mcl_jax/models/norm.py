@@ -48,6 +48,8 @@ def group_moments(
 def _group_means(x: Array, groups: Sequence[int]) -> Array:
     """[N, ..., C] -> [G, C]. Rows first: slicing [N, C] is cheap, slicing feature maps is not."""
     rows = x.mean(tuple(range(1, x.ndim - 1)))
+    if len(set(groups)) == 1:  # far fewer operations to compile, in most layers
+        return rows.reshape(len(groups), -1, rows.shape[-1]).mean(1)
     ends = np.cumsum(groups)
     return jnp.stack([rows[end - n : end].mean(0) for end, n in zip(ends, groups, strict=True)])
 
@@ -55,6 +57,9 @@ def _group_means(x: Array, groups: Sequence[int]) -> Array:
 def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     """[G, C] -> [N, 1, ..., C]: every row of a group gets the group's value."""
     shape = (1,) * (ndim - 2) + values.shape[-1:]
+    if len(set(groups)) == 1:
+        repeated = jnp.broadcast_to(values[:, None], (len(groups), groups[0], values.shape[-1]))
+        return repeated.reshape(-1, *shape)
     return jnp.concatenate(
         [
             jnp.broadcast_to(v.reshape(1, *shape), (n, *shape))
@@ -108,12 +113,13 @@ class BatchNorm(nn.Module):
         mean, var = group_moments(x, groups, jax.lax.stop_gradient(running_mean.value), axis_name)
         if not self.is_initializing():
             devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-            pixels = x.size // (x.shape[0] * channels)
-            for g, n in enumerate(groups):
-                count = n * pixels * devices
-                unbiased = var[g] * (count / max(count - 1, 1))
-                keep, take = self.momentum, 1.0 - self.momentum
-                running_mean.value = keep * running_mean.value + take * mean[g]
-                running_var.value = keep * running_var.value + take * unbiased
+            counts = np.array(groups) * (x.size // (x.shape[0] * channels)) * devices
+            unbiased = var * (counts / np.maximum(counts - 1, 1))[:, None].astype(var.dtype)
+            # G updates r <- m r + (1 - m) s in a row, multiplied out
+            later = self.momentum ** np.arange(len(groups) - 1, -1, -1)
+            shares = ((1.0 - self.momentum) * later)[:, None].astype(var.dtype)
+            keep = self.momentum ** len(groups)
+            running_mean.value = keep * running_mean.value + (shares * mean).sum(0)
+            running_var.value = keep * running_var.value + (shares * unbiased).sum(0)
         factor = _rows(scale * jax.lax.rsqrt(var + self.epsilon), groups, x.ndim)
         return ((x - _rows(mean, groups, x.ndim)) * factor + bias).astype(self.dtype)

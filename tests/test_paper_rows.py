@@ -1,0 +1,145 @@
+"""Every row of configs/README.md builds and trains two finite steps on eight devices.
+
+A row's own structure is kept (method, levels, matching, assembly, neck, optimiser, schedule); sizes
+shrink to the smallest that still have all parts. Rows with the same loss share its compilation.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import shrink_networks
+
+from configs import mcl
+from mcl_jax import program, sharding
+from mcl_jax.errors import UserError
+from mcl_jax.methods import make_objective
+from mcl_jax.train_step import apply_gradients
+
+README = Path(mcl.__file__).with_name("README.md")
+ROWS = re.findall(r"^\| `([^`]*)` \|", README.read_text().replace("| `` |", "| ` ` |"), re.M)
+IMAGES = 32
+
+
+def small(variant):
+    config = mcl.get_config(variant.strip())
+    shrink_networks(config)
+    config.data.batch_size = IMAGES
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.head_convs = min(1, config.model.head_convs)
+    config.supervised.classes = 8
+    config.moco.queue_size = 48
+    config.detco.crop_size, config.detco.patch_size = 36, 8
+    return program.plain_config(config)
+
+
+def test_the_table_lists_what_the_issue_of_a_paper_row_needs():
+    assert len(ROWS) == len(set(ROWS)) >= 30
+    words = {word for row in ROWS for word in row.split(",") if "=" not in word} - {" "}
+    assert words == set(mcl.WORDS)
+    text = README.read_text()
+    for number in ("42.5 / 38.2", "41.8 / 37.7", "40.0 / 34.7", "44.7 / 40.3"):
+        assert number in text
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_valid_at_its_own_size(row):
+    """As on a pod of 32 devices; networks are built lazily, so this costs nothing."""
+    config = program.plain_config(mcl.get_config(row.strip()))
+    objective = make_objective(config, config["data"]["batch_size"] // 32, "data")
+    assert objective.images_per_device * 32 == config["data"]["batch_size"]
+
+
+@functools.cache
+def gradient_step(objective, mesh):
+    """(state, batch, seed) -> (gradients, outcome, loss) on all devices, compiled once a loss."""
+
+    def body(state, batch, seed):
+        inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index("data"))
+        params = sharding.device_local(state.params, "data")
+        loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, outcome), grads = loss_fn(params, state, inputs, "data")
+        grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), "data")
+        return (grads, outcome._replace(metrics=metrics)), loss
+
+    return jax.jit(sharding.per_device(body, mesh), compiler_options=FAST)
+
+
+# These programs run for milliseconds: LLVM's optimiser has nothing to win.
+FAST = {"xla_backend_optimization_level": "0"}
+
+
+def initial_state(run):
+    """A state of the right shapes without compiling an initialisation for every row."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        name = str(path[-1].key) if hasattr(path[-1], "key") else ""
+        if name in ("scale", "var"):
+            return np.ones(x.shape, x.dtype)
+        if len(x.shape) < 2:
+            return np.zeros(x.shape, x.dtype)
+        fan_in = np.prod(x.shape[:-1])
+        return (rng.normal(size=x.shape) * np.sqrt(2 / fan_in)).astype(x.dtype)
+
+    state = jax.tree_util.tree_map_with_path(leaf, program.abstract_state(run))
+    return state.replace(opt_state=run.optimizer.init(state.params))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_trains_two_finite_steps_on_eight_devices(row):
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    run = program.build(small(row), mesh, images=64)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8),
+        "extent": np.full((IMAGES, 2), 32, np.int32),
+        "label": rng.integers(0, 8, IMAGES).astype(np.int32),
+    }
+    batch = sharding.put_batch({k: batch[k] for k in run.objective.batch_fields}, mesh)
+    state = initial_state(run)
+    before = jax.tree.map(np.asarray, state.params)
+    for k in range(2):
+        step = gradient_step(run.objective, mesh)
+        results = step(jax.device_get(state), batch, program.seed_argument(run))
+        # replicated results as numpy: the rows' optimisers then share their operations' kernels
+        (grads, outcome), loss = jax.device_get(results)
+        state, metrics = apply_gradients(
+            state, grads, outcome, run.optimizer, run.lr, run.ema, outcome.metrics | {"loss": loss}
+        )
+        assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+        assert int(state.step) == k + 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state)))
+    moved = [
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)
+    ]
+    # levels that a row does not read stay as they were, but not most of a network
+    assert np.mean(moved) > 0.8
+
+
+@pytest.mark.parametrize(
+    "variant, message",
+    [
+        ("c5", "unknown word 'c5'.*byol.*loss="),
+        ("lost=b", "unknown key 'lost'.*loss"),
+        ("levels=x", "levels=x.*invalid literal"),
+        ("weights=none", "weights=none.*released, text"),
+    ],
+)
+def test_a_wrong_argument_says_what_there_is(variant, message):
+    with pytest.raises(UserError, match=message):
+        mcl.get_config(variant)
+
+
+def test_words_combine_in_any_order():
+    one, other = (
+        mcl.get_config("swin_t,supervised,wd=.1"),
+        mcl.get_config("supervised,swin_t,wd=.1"),
+    )
+    assert one.to_dict() == other.to_dict()
+    assert (one.optimizer.name, one.optimizer.weight_decay) == ("adamw", 0.1)
+    assert mcl.get_config("c4,loss=b,levels=3").montage.levels == 3
