@@ -78,6 +78,11 @@ def make_objective(
         weights = tuple(config["loss"]["level_weights"])
         own = settings(SupervisedSettings, config["supervised"], level_weights=weights)
         return Supervised(layout=layout, settings=own, views=one_sided(views), **common)
+    if config["model"]["drop_path"] > 0:
+        raise UserError(
+            f"model.drop_path is {config['model']['drop_path']}: method {method!r} leaves out no "
+            "branches, set it to 0 (mcl and supervised do)"
+        )
     if method == "byol":
         return BYOL(views=views, **common)
     queues = settings(contrast.Settings, config["moco"])

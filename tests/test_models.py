@@ -11,7 +11,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.models import convolution
 from mcl_jax.models.heads import cut_tiles
 from mcl_jax.models.layers import max_pool, upsample_nearest
-from mcl_jax.models.pyramid import assigned_spans, full_spans
+from mcl_jax.models.pyramid import assigned_spans, full_spans, make_neck
 from mcl_jax.models.resnet import architecture
 
 
@@ -110,3 +110,22 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
         start, stop = spans[s]
         assert a.shape == (2, (stop - start) * 4**s, config.model.projector_out)
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))
+
+
+def test_a_network_without_fpn_reads_its_last_map_resized_as_torch_would():
+    import torch
+    import torch.nn.functional as F
+
+    rng = np.random.default_rng(0)
+    stages = {f"res{level}": np.zeros((4, 32 >> level, 32 >> level, 1)) for level in (2, 3, 4)}
+    stages["res5"] = rng.normal(size=(4, 2, 2, 6)).astype(np.float32)
+    stages["res2"] = np.zeros((4, 16, 16, 1))
+    spans = [(0, 1), (1, 1), (1, 2), (1, 2)]  # level 1 is empty
+    pyramid = make_neck("c4", 8, None).apply({}, stages, spans, 2, True)
+    assert set(pyramid) == {"P5", "P3", "P2"}
+    np.testing.assert_array_equal(pyramid["P5"], stages["res5"][[0, 2]])
+    theirs = torch.tensor(stages["res5"][[1, 3]]).permute(0, 3, 1, 2)
+    resized = F.interpolate(theirs, size=16, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(pyramid["P2"], resized.permute(0, 2, 3, 1), atol=1e-6)
+    with pytest.raises(UserError, match="'bifpn' is not one of fpn, c4"):
+        make_neck("bifpn", 8, None)

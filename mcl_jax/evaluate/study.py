@@ -78,12 +78,12 @@ def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
     return program.plain_config(own)
 
 
-def _check_keys(differs: Mapping, config: Mapping, path: str) -> None:
+def _check_keys(differs: ConfigDict, config: ConfigDict, path: str) -> None:
     """A misspelt key in a row would silently change nothing."""
     for name, value in differs.items():
         if name not in config:
             raise UserError(f"study.differs.{path}.{name} is no key of the configuration")
-        if isinstance(value, Mapping):
+        if isinstance(value, ConfigDict):
             _check_keys(value, config[name], f"{path}.{name}")
 
 

@@ -1,0 +1,100 @@
+"""The study's bookkeeping: rows, claims, resumption, the table between its marks."""
+
+import json
+import os
+
+import pytest
+
+from configs import study_scenes
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate import study
+from mcl_jax.methods import make_objective
+
+
+@pytest.fixture
+def config():
+    return study_scenes.get_config()
+
+
+def test_every_row_is_a_configuration_that_builds(config):
+    seen = {}
+    for row, seed in study.runs(config, []):
+        plain = study.config_of_run(config, row, seed)
+        assert plain["seed"] == seed and "study" not in plain
+        if seed == 0:
+            seen[row] = make_objective(plain, plain["data"]["batch_size"], None)
+    assert list(seen) == list(config.study.rows) and set(seen) == set(config.study.differs)
+    assert {type(x).__name__ for x in seen.values()} == {
+        *("MCL", "Supervised", "BYOL", "MoCo", "DetCo")
+    }
+    assert [len(seen[f"mcl_s{n}"].spans) for n in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_rows_share_everything_that_is_not_their_method(config):
+    allowed = {"method", "montage", "loss", "supervised", "seed"}
+    base = study.config_of_run(config, "mcl", 0)
+    for row in config.study.rows:
+        own = study.config_of_run(config, row, 0)
+        assert {key for key in base if base[key] != own[key]} <= allowed, row
+
+
+def test_all_rows_come_once_before_the_second_seed(config):
+    order = list(study.runs(config, ["mcl", "byol"]))
+    assert order[:3] == [("byol", 0), ("mcl", 0), ("byol", 1)] and len(order) == 2 * 3
+    with pytest.raises(UserError, match="row 'simclr' is not in the study: random, supervised"):
+        list(study.runs(config, ["simclr"]))
+
+
+def test_a_misspelt_key_of_a_row_is_an_error(config):
+    config.study.differs.mcl = {"montage": {"level": 3}}
+    with pytest.raises(UserError, match="study.differs.mcl.montage.level is no key"):
+        study.config_of_run(config, "mcl", 0)
+
+
+def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(study, "measure", lambda *a: done.append(a[1:3]) or {"row": a[1]})
+    results, workdir = tmp_path / "results", tmp_path / "work"
+    results.mkdir()
+    assert study.complete(config, "mcl", 1, workdir, results)
+    assert json.loads((results / "mcl-seed1.json").read_text()) == {"row": "mcl"}
+    assert not study.complete(config, "mcl", 1, workdir, results)  # finished
+    claim = workdir / "byol-seed0" / "running"
+    claim.parent.mkdir()
+    claim.write_text(str(os.getppid()))  # alive, and not us
+    assert not study.complete(config, "byol", 0, workdir, results)
+    claim.write_text("999999999")  # no such process: its owner was killed
+    assert study.complete(config, "byol", 0, workdir, results)
+    assert not claim.exists() and done == [("mcl", 1), ("byol", 0)]
+
+
+def test_a_run_that_was_stopped_leaves_no_result(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "measure", lambda *_: None)
+    assert not study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+    assert not list(tmp_path.glob("*.json*"))
+
+
+def test_the_table_gives_mean_and_deviation_in_the_studys_order():
+    finished = [
+        {"row": "mcl", "scores": {"knn": 0.5, "backbone/ap": 0.1}},
+        {"row": "mcl", "scores": {"knn": 0.6, "backbone/ap": 0.2}},
+        {"row": "byol", "scores": {"knn": 0.4}},
+    ]
+    lines = study.table(finished, ["byol", "mcl", "moco"]).splitlines()
+    assert len(lines) == 4 and lines[0].count("|") == lines[3].count("|")
+    assert lines[2].startswith("| byol | 1 | 40.0 | - |")
+    assert lines[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
+    assert "15.0 ± 7.1" in lines[3]
+
+
+def test_the_words_around_the_table_stay(tmp_path):
+    document = tmp_path / "study.md"
+    document.write_text(f"before\n{study.MARKS[0]}\nold\n{study.MARKS[1]}\nafter\n")
+    study.write_table(document, "| new |\n")
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "| new |" in text and "old" not in text
+    document.write_text("no marks")
+    with pytest.raises(UserError, match="lacks the marks"):
+        study.write_table(document, "")
+    assert document.read_text() == "no marks"
