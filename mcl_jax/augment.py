@@ -229,7 +229,9 @@ def crop(canvas, box, flip, *, image_size):
     """
     rows = resize_weights(box[0], box[2], False, canvas.shape[0], image_size)
     columns = resize_weights(box[1], box[3], flip, canvas.shape[1], image_size)
-    return _multiply(rows, canvas.transpose(0, 2, 1).astype(jnp.float32), columns) / 255.0
+    planes = canvas.transpose(0, 2, 1).astype(jnp.float32)
+    planes = jnp.einsum("yh,hcw->ycw", rows, planes, precision=_PRECISION)
+    return jnp.einsum("ycw,xw->ycx", planes, columns, precision=_PRECISION) / 255.0
 
 
 def resize_weights(start, length, flip, source_size, target_size):
@@ -265,7 +267,10 @@ def draw_sigma(key, blur_sigma, *, image_size):
 def blur(planes, sigma):
     """Gaussian blur by two matrix products: float32 [H, 3, W] -> [H, 3, W], `sigma` in px."""
     height, _, width = planes.shape
-    return _multiply(blur_weights(sigma, height), planes, blur_weights(sigma, width))
+    # Columns first, unlike the crop: the colour operations before it then write straight into the
+    # product's operand. Rows first wants [H, 3 * W], which costs all augmentation 1.4x on CPU.
+    planes = jnp.einsum("hcw,xw->hcx", planes, blur_weights(sigma, width), precision=_PRECISION)
+    return jnp.einsum("yh,hcx->ycx", blur_weights(sigma, height), planes, precision=_PRECISION)
 
 
 def blur_weights(sigma, size):
@@ -290,9 +295,3 @@ def blur_weights(sigma, size):
     weights += jnp.where(source > 0, tap(-source), 0.0)
     weights += jnp.where(source < last, tap(2 * last - source), 0.0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-
-def _multiply(rows, planes, columns):
-    """Resamples both axes: [Y, H] by [H, 3, W] by [X, W] -> [Y, 3, X]."""
-    planes = jnp.einsum("yh,hcw->ycw", rows, planes, precision=_PRECISION)
-    return jnp.einsum("ycw,xw->ycx", planes, columns, precision=_PRECISION)

@@ -1,7 +1,7 @@
 """Measures the train step of any config: images/s, FLOP/s, MFU; or, without running, its figures.
 
     python scripts/bench_step.py --config configs/demo.py
-    python scripts/bench_step.py --config configs/mcl_r50_imagenet.py --compile-only \\
+    python scripts/bench_step.py --config configs/mcl.py --compile-only \\
         --config.data.batch_size=32
 
 --compile-only compiles both pyramid modes and prints JSON with FLOPs, bytes, peak memory and

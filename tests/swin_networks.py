@@ -10,7 +10,6 @@ import numpy as np
 from convert_states import DATA
 
 from convert import strict, torchvision
-from mcl_jax.models import swin
 from mcl_jax.models.backbone import Architecture
 
 TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)
