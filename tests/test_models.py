@@ -10,7 +10,8 @@ from mcl_jax import montage, program
 from mcl_jax.errors import UserError
 from mcl_jax.models import convolution
 from mcl_jax.models.heads import cut_tiles
-from mcl_jax.models.layers import max_pool, upsample_nearest
+from mcl_jax.models.layers import upsample_nearest
+from mcl_jax.models.pooling import max_pool
 from mcl_jax.models.pyramid import assigned_spans, full_spans, make_neck
 from mcl_jax.models.resnet import architecture
 

@@ -65,11 +65,7 @@ def gradient_step(objective, mesh):
         grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), "data")
         return (grads, outcome._replace(metrics=metrics)), loss
 
-    return jax.jit(sharding.per_device(body, mesh), compiler_options=FAST)
-
-
-# These programs run for milliseconds: LLVM's optimiser has nothing to win.
-FAST = {"xla_backend_optimization_level": "0"}
+    return jax.jit(sharding.per_device(body, mesh))
 
 
 def initial_state(run):

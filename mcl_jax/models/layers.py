@@ -88,11 +88,6 @@ class Linear(nn.Module):
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
-def max_pool(x: Array) -> Array:
-    """torch.nn.MaxPool2d(3, stride=2, padding=1)."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
 def upsample_nearest(x: Array) -> Array:
     """[N, H, W, C] -> [N, 2H, 2W, C], every pixel repeated (F.interpolate(mode='nearest'))."""
     n, h, w, c = x.shape

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 
 from mcl_jax.errors import UserError
-from mcl_jax.models.layers import Context, ConvNorm, Numerics, max_pool
+from mcl_jax.models.layers import Context, ConvNorm, Numerics
+from mcl_jax.models.pooling import max_pool
 
 Array = jax.Array
 
