@@ -93,11 +93,7 @@ def verify(path: Path, model: Mapping[str, np.ndarray]) -> str:
     """Re-reads the written file, compares every array bit by bit, returns its sha256."""
     data = path.read_bytes()
     read = pickle.loads(data)["model"]
-    same = list(read) == list(model) and all(
-        read[name].dtype == x.dtype and np.array_equal(read[name], x) for name, x in model.items()
-    )
-    if not same:
-        raise RuntimeError(f"{path.name} does not read back as it was written: is the disk sound?")
+    folder.demand_equal(read, model, path.name)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,12 +1,14 @@
 """Writing a folder of results: all of its files, or none.
 
-Shapes: no arrays.
+Shapes: arrays of any shape, compared name by name.
 """
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from mcl_jax.errors import UserError
 
@@ -39,3 +41,14 @@ def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / name for name in names]
+
+
+def demand_equal(
+    read: Mapping[str, np.ndarray], written: Mapping[str, np.ndarray], file: str
+) -> None:
+    """RuntimeError unless a file gives back its arrays bit by bit, in the same order."""
+    same = list(read) == list(written) and all(
+        read[name].dtype == x.dtype and np.array_equal(read[name], x) for name, x in written.items()
+    )
+    if not same:
+        raise RuntimeError(f"{file} does not read back as it was written: is the disk sound?")

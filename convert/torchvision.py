@@ -120,11 +120,7 @@ def write(path: Path, model: Mapping[str, np.ndarray]) -> str:
     torch = import_torch()
     torch.save({name: torch.from_numpy(x) for name, x in model.items()}, path)
     read = {k: x.numpy() for k, x in torch.load(path, weights_only=True).items()}
-    same = list(read) == list(model) and all(
-        read[name].dtype == x.dtype and np.array_equal(read[name], x) for name, x in model.items()
-    )
-    if not same:
-        raise RuntimeError(f"{path.name} does not read back as it was written: is the disk sound?")
+    folder.demand_equal(read, model, path.name)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

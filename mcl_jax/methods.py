@@ -89,7 +89,7 @@ def make_objective(
     if method == "moco":
         return MoCo(settings=queues, views=views, **common)
     own = settings(detco.Settings, config["detco"])
-    return detco.DetCo(contrast_settings=queues, settings=own, views=views, **common)
+    return detco.DetCo(settings=queues, detco=own, views=views, **common)
 
 
 def one_sided(views: augment.Settings) -> augment.Settings:

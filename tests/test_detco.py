@@ -44,7 +44,7 @@ def small_backbone():
 
 def detco(settings=SETTINGS, contrast_settings=CONTRAST, images=IMAGES, axis_name=None):
     common = arguments(images, axis_name)
-    return DetCo(contrast_settings=contrast_settings, settings=settings, **common)
+    return DetCo(settings=contrast_settings, detco=settings, **common)
 
 
 @pytest.fixture(scope="module")

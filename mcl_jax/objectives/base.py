@@ -1,10 +1,15 @@
 """The signature that every objective shares, so that one train step serves them all."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from mcl_jax import augment
 from mcl_jax.errors import UserError
+from mcl_jax.keys import Purpose, key_for
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.layers import Numerics
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -55,6 +60,54 @@ class Objective(Protocol):
         self, params: Any, state: TrainState, inputs: Any, axis_name: str | None
     ) -> tuple[Array, Outcome]:
         """Mean loss over this device's share. Only `params` receives gradients."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every objective of this package is made from.
+
+    Attributes:
+      architecture, numerics: of the network.
+      views: the augmentation's numbers.
+      image_size: H in px.
+      images_per_device: b.
+
+    Raises:
+      UserError: unless P5's stride divides H.
+    """
+
+    architecture: Architecture
+    numerics: Numerics
+    views: augment.Settings
+    image_size: int
+    images_per_device: int
+
+    has_target = True
+    batch_fields = ("image", "extent")
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+
+    def augmented(
+        self, seed: Array, step: Array, batch: dict[str, Array], device: Array, levels: int
+    ) -> Array:
+        """[V, levels, b, H, H, 3]: independent views of this device's images at this step.
+
+        Args:
+          seed: of the run.
+          step: int32 scalar.
+          batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...}.
+          device: int32 index along the data axis.
+          levels: views per side.
+        """
+        return augment.views(
+            key_for(seed, step, device, Purpose.AUGMENT),
+            batch["image"],
+            batch["extent"],
+            self.views,
+            image_size=self.image_size,
+            levels=levels,
+        )
 
 
 def check_image_size(image_size: int) -> None:

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import augment, losses
-from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.backbone import Architecture
+from mcl_jax import losses
 from mcl_jax.models.heads import MLP
 from mcl_jax.models.image_encoder import ImageEncoder, normed_mlp
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -60,24 +58,12 @@ def symmetric_loss(online: Array, target: Array) -> tuple[Array, dict[str, Array
 
 
 @dataclass(frozen=True)
-class BYOL:
+class BYOL(Common):
     """The method as pure functions over (params, state, inputs); settings are `config.model`'s.
 
     The predictor has the projector's sizes (`projector_hidden`, `projector_out`): BYOL uses one
     MLP design for both.
     """
-
-    architecture: Architecture
-    numerics: Numerics
-    views: augment.Settings
-    image_size: int
-    images_per_device: int
-
-    has_target = True
-    batch_fields = ("image", "extent")
-
-    def __post_init__(self):
-        check_image_size(self.image_size)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -103,14 +89,7 @@ class BYOL:
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
         """Two augmented views per image; arguments as in objectives.base."""
-        views = augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=1,
-        )
+        views = self.augmented(seed, step, batch, device, levels=1)
         return Inputs(views.reshape(-1, *views.shape[3:]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:

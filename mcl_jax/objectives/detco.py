@@ -19,20 +19,11 @@ import jax.numpy as jnp
 from mcl_jax import augment, contrast, jigsaw, queues
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
-from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.models.layers import Context
 from mcl_jax.models.resnet import STAGES
-from mcl_jax.objectives.base import Outcome, Variables, check_image_size
-from mcl_jax.objectives.moco import (
-    KEY,
-    QUERY,
-    check_queue,
-    draw_order,
-    encode_with,
-    encoder_variables,
-)
-from mcl_jax.state import TrainState
+from mcl_jax.objectives.base import Variables
+from mcl_jax.objectives.moco import KEY, QUERY, MoCo, draw_order, encoder_variables
 
 Array = jax.Array
 
@@ -107,60 +98,39 @@ def stage_losses(
 
 
 @dataclass(frozen=True)
-class DetCo:
-    """The method as pure functions over (params, state, inputs)."""
+class DetCo(MoCo):
+    """The method as pure functions over (params, state, inputs); queues and keys are MoCo's."""
 
-    architecture: Architecture
-    numerics: Numerics
-    contrast_settings: contrast.Settings
-    settings: Settings
-    views: augment.Settings
-    image_size: int
-    images_per_device: int
-
-    has_target = True
-    batch_fields = ("image", "extent")
-
-    def __post_init__(self):
-        check_image_size(self.image_size)
-        check_queue(self.contrast_settings, self.images_per_device)
-        self.contrast_settings.context(self.images_per_device)  # validates norm_group
+    detco: Settings
 
     @property
     def encoder(self) -> StageEncoder:
-        return StageEncoder(self.architecture, self.contrast_settings.numerics(self.numerics))
+        return StageEncoder(self.architecture, self.settings.numerics(self.numerics))
 
     def init(self, key: Array) -> Variables:
         """Parameters under 'encoder'; memory {'queue': StageEmbeddings [K, D], 'pointer'}."""
         encoder_key, queue_key = jax.random.split(key)
-        side, patch = self.image_size, self.settings.patch_size
+        side, patch = self.image_size, self.detco.patch_size
         images = jnp.zeros((1, side, side, 3))
         patches = jnp.zeros((1, jigsaw.PATCHES, patch, patch, 3))
         features, variables = self.encoder.init_with_output(
             encoder_key, images, patches, Context((1,), True)
         )
         memory = {
-            "queue": queues.create_like(queue_key, self.contrast_settings.queue_size, features),
+            "queue": queues.create_like(queue_key, self.settings.queue_size, features),
             "pointer": jnp.zeros((), jnp.int32),
         }
         return encoder_variables(variables, memory)
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
         """Per side one view and nine patches of another crop; arguments as in objectives.base."""
-        images = augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=1,
-        )[:, 0]
+        images = self.augmented(seed, step, batch, device, levels=1)[:, 0]
         patches = self._patches(key_for(seed, step, device, Purpose.JIGSAW), batch)
         return Inputs(images, patches, draw_order(seed, step, device, images.shape[1]))
 
     def _patches(self, key: Array, batch: dict[str, Array]) -> Array:
         """[V, b, 9, p, p, 3]: one crop per image and side, cut in cells, a patch out of each."""
-        settings = self.settings
+        settings = self.detco
         crops_key, positions_key, orders_key = jax.random.split(key, 3)
         crops = augment.views(
             crops_key,
@@ -189,42 +159,18 @@ class DetCo:
             "patches of the query": patches.reshape(-1, *patches.shape[2:]),
         }
 
-    def keys(
-        self, state: TrainState, inputs: Inputs, axis_name: str | None
-    ) -> tuple[StageEmbeddings, Any]:
-        """(key features without gradients, the key network's running statistics)."""
-        encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
-        batch = (inputs.images[KEY], inputs.patches[KEY])
-        return contrast.encode_keys(encode, batch, inputs.order, self.contrast_settings, axis_name)
+    def network_inputs(self, inputs: Inputs, side: int) -> tuple[Array, ...]:
+        """Whole images and their patches."""
+        return (inputs.images[side], inputs.patches[side])
 
-    def loss(
-        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
-    ) -> tuple[Array, Outcome]:
+    def compare(
+        self, u: StageEmbeddings, keys: StageEmbeddings, queue: StageEmbeddings
+    ) -> tuple[Array, dict[str, Array]]:
         """Equation 1 on this device's images: sum over stages of w (g<->g + l<->l + l<->g)."""
-        keys, target_stats = self.keys(state, inputs, axis_name)
-        return self.against(keys, target_stats, params, state, inputs, axis_name)
-
-    def against(
-        self,
-        keys: StageEmbeddings,
-        target_stats: Any,
-        params: Any,
-        state: TrainState,
-        inputs: Inputs,
-        axis_name: str | None,
-    ) -> tuple[Array, Outcome]:
-        """`loss` with key features and the key network's new statistics given."""
-        encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])
-        batch = (inputs.images[QUERY], inputs.patches[QUERY])
-        u, stats = contrast.encode_queries(encode, batch, self.contrast_settings, axis_name)
-        queue, pointer = state.memory["queue"], state.memory["pointer"]
-        terms = stage_losses(u, keys, queue, self.contrast_settings.temperature)
-        total, metrics = self._weigh(terms)
+        total, metrics = self._weigh(stage_losses(u, keys, queue, self.settings.temperature))
         for s, stage in enumerate(reversed(STAGES)):
             metrics[f"std/level{s}"] = u["global"][stage].std(0).mean()
-        queue, pointer = queues.enqueue(queue, pointer, keys, axis_name)
-        memory = {"queue": queue, "pointer": pointer}
-        return total, Outcome({"encoder": stats}, target_stats, memory, metrics)
+        return total, metrics
 
     def _weigh(self, terms: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         """Weighted sum, and metrics by level: level 0 is res5, level 3 res2.
@@ -233,7 +179,7 @@ class DetCo:
         suffix (positive_local, positive_cross, ...) those of the other two terms.
         """
         total, metrics = jnp.zeros(()), {}
-        weights = dict(zip(STAGES, self.settings.stage_weights, strict=True))
+        weights = dict(zip(STAGES, self.detco.stage_weights, strict=True))
         for s, stage in enumerate(reversed(STAGES)):
             loss = weights[stage] * sum(term for term, _ in terms[stage].values())
             metrics[f"loss/level{s}"] = loss

@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcl_jax import augment, copy_paste, losses, montage
+from mcl_jax import copy_paste, losses, montage
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder, predictors
-from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import Span, assigned_spans
-from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -58,22 +56,14 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MCL:
+class MCL(Common):
     """The method as pure functions over (params, state, inputs)."""
 
-    architecture: Architecture
-    numerics: Numerics
     layout: montage.Layout
     loss_settings: LossSettings
-    views: augment.Settings
-    image_size: int
-    images_per_device: int
-
-    has_target = True
-    batch_fields = ("image", "extent")
 
     def __post_init__(self):
-        check_image_size(self.image_size)
+        super().__post_init__()
         if self.loss_settings.pyramid not in PYRAMIDS:
             raise UserError(
                 f"loss.pyramid {self.loss_settings.pyramid!r} is not one of {', '.join(PYRAMIDS)}"
@@ -158,14 +148,7 @@ class MCL:
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this device.
           device: int32 index along the data axis.
         """
-        views = augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=self.layout.levels,
-        )
+        views = self.augmented(seed, step, batch, device, levels=self.layout.levels)
         key = key_for(seed, step, device, Purpose.MONTAGE)
         keys = [jax.random.fold_in(key, side) for side in range(SIDES)]
         if self.layout.assembly == "copy_paste":

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import augment, contrast, queues
+from mcl_jax import contrast, queues
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.image_encoder import ImageEncoder
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -67,21 +66,13 @@ def check_queue(settings: contrast.Settings, images_per_device: int) -> None:
 
 
 @dataclass(frozen=True)
-class MoCo:
+class MoCo(Common):
     """The method as pure functions over (params, state, inputs)."""
 
-    architecture: Architecture
-    numerics: Numerics
     settings: contrast.Settings
-    views: augment.Settings
-    image_size: int
-    images_per_device: int
-
-    has_target = True
-    batch_fields = ("image", "extent")
 
     def __post_init__(self):
-        check_image_size(self.image_size)
+        super().__post_init__()
         check_queue(self.settings, self.images_per_device)
         self.settings.context(self.images_per_device)  # validates norm_group
 
@@ -104,50 +95,51 @@ class MoCo:
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
         """Query and key view of every image; arguments as in objectives.base."""
-        views = augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=1,
-        )
+        views = self.augmented(seed, step, batch, device, levels=1)
         return Inputs(views[:, 0], draw_order(seed, step, device, views.shape[2]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
         """Rows of a picture of one device's inputs."""
         return {"query": inputs.images[QUERY], "key": inputs.images[KEY]}
 
-    def keys(self, state: TrainState, inputs: Inputs, axis_name: str | None) -> tuple[Array, Any]:
-        """(keys [b, D] without gradients, the key network's running statistics)."""
+    def network_inputs(self, inputs: Inputs, side: int) -> tuple[Array, ...]:
+        """What the encoder is called with for one side."""
+        return (inputs.images[side],)
+
+    def compare(self, u: Any, keys: Any, queue: Any) -> tuple[Array, dict[str, Array]]:
+        """(loss, metrics) of query features against their keys and the queue of earlier steps."""
+        loss, metrics = contrast.info_nce(u, keys, queue, self.settings.temperature)
+        metrics = {f"{name}/level0": value for name, value in metrics.items()}
+        return loss, metrics | {"std/level0": u.std(0).mean()}
+
+    def keys(self, state: TrainState, inputs: Inputs, axis_name: str | None) -> tuple[Any, Any]:
+        """(unit key features without gradients, the key network's running statistics)."""
         encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
-        batch = (inputs.images[KEY],)
+        batch = self.network_inputs(inputs, KEY)
         return contrast.encode_keys(encode, batch, inputs.order, self.settings, axis_name)
 
     def loss(
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
     ) -> tuple[Array, Outcome]:
-        """InfoNCE of this device's queries against their keys and the queue of earlier steps."""
+        """Loss of this device's queries; their keys join the queue afterwards."""
         keys, target_stats = self.keys(state, inputs, axis_name)
         return self.against(keys, target_stats, params, state, inputs, axis_name)
 
     def against(
         self,
-        keys: Array,
+        keys: Any,
         target_stats: Any,
         params: Any,
         state: TrainState,
         inputs: Inputs,
         axis_name: str | None,
     ) -> tuple[Array, Outcome]:
-        """`loss` with keys [b, D] and the key network's new statistics given."""
+        """`loss` with key features and the key network's new statistics given."""
         encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])
-        batch = (inputs.images[QUERY],)
+        batch = self.network_inputs(inputs, QUERY)
         u, stats = contrast.encode_queries(encode, batch, self.settings, axis_name)
         queue, pointer = state.memory["queue"], state.memory["pointer"]
-        loss, metrics = contrast.info_nce(u, keys, queue, self.settings.temperature)
-        metrics = {f"{name}/level0": value for name, value in metrics.items()}
-        metrics["std/level0"] = u.std(0).mean()
+        loss, metrics = self.compare(u, keys, queue)
         queue, pointer = queues.enqueue(queue, pointer, keys, axis_name)
         memory = {"queue": queue, "pointer": pointer}
         return loss, Outcome({"encoder": stats}, target_stats, memory, metrics)

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import augment, montage
+from mcl_jax import montage
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder
-from mcl_jax.models.layers import Linear, Numerics
+from mcl_jax.models.layers import Linear
 from mcl_jax.models.pyramid import Span, assigned_spans
-from mcl_jax.objectives.base import Outcome, Variables, check_image_size
+from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -60,22 +59,17 @@ def cross_entropy(logits: Array, classes: Array, smoothing: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Common):
     """Classification of sub-images, or of whole images, as pure functions."""
 
-    architecture: Architecture
-    numerics: Numerics
     layout: montage.Layout
     settings: SupervisedSettings
-    views: augment.Settings
-    image_size: int
-    images_per_device: int
 
     has_target = False
     batch_fields = ("image", "extent", "label")
 
     def __post_init__(self):
-        check_image_size(self.image_size)
+        super().__post_init__()
         if self.settings.pooling not in POOLINGS:
             raise UserError(
                 f"supervised.pooling {self.settings.pooling!r} is not one of {', '.join(POOLINGS)}"
@@ -138,14 +132,7 @@ class Supervised:
           seed, step, device: see MCL.inputs.
           batch: also {'label': int32 [b]} in [0, C).
         """
-        views = augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=len(self.counts),
-        )[0]
+        views = self.augmented(seed, step, batch, device, levels=len(self.counts))[0]
         key = None
         if self.architecture.drop_path > 0:
             key = key_for(seed, step, device, Purpose.DROP_PATH)
