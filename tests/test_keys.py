@@ -17,4 +17,7 @@ def test_every_argument_matters_and_the_same_ones_replay():
 
 def test_purposes_keep_their_numbers():
     # part of the identity of runs: a renumbered purpose changes every recorded run
-    assert {p.name: p.value for p in Purpose} == {"INIT": 0, "AUGMENT": 1, "MONTAGE": 2}
+    assert {p.name: p.value for p in Purpose} == {
+        **{"INIT": 0, "AUGMENT": 1, "MONTAGE": 2, "SHUFFLE": 3},
+        **{"JIGSAW": 4, "DROP_PATH": 5, "PROBE": 6},
+    }

@@ -86,8 +86,9 @@ class Encoder(nn.Module):
         for depth in range(len(computed)):
             features = pyramid.get(f"P{COARSEST - depth}")
             x = None if features is None else cut_tiles(features, 2**depth)
-            if x is not None and cells is not None and cells[depth] is not None:
-                x = pick_tiles(x, cells[depth].reshape(-1))
+            chosen = cells[depth] if cells is not None and depth < len(cells) else None
+            if x is not None and chosen is not None:
+                x = pick_tiles(x, chosen.reshape(-1))
             tiles.append(None if x is None else x.reshape(sides, -1, *x.shape[1:]))
         return computed, self._by_level(
             lambda x, context: pool(self.head(x, context)), tiles, sides, train
