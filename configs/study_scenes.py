@@ -22,15 +22,17 @@ def get_config() -> ConfigDict:
     config.moco.norm_group = 16
     config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
     config.detco.patch_size = 16
-    config.knn.every_epochs = 3.0
+    config.optimizer.epochs = 12.0
+    config.knn.every_epochs = 6.0
     config.log.checkpoint_steps = 200
     config.log.keep_checkpoints = 1
 
     study = config.study = ConfigDict()
-    study.seeds = 3  # of every row; seed 0 of all rows comes first
+    study.seeds = 3  # of the main rows; seed 0 of all rows comes first
     study.untrained = "random"  # the row that is scored as initialised
+    study.main_rows = ("random", "supervised", "byol", "moco", "detco", "mosaic", "mcl")
     study.rows = (  # in the table's order
-        *("random", "supervised", "byol", "moco", "detco", "mosaic", "mcl"),
+        *study.main_rows,
         *("mcl_s1", "mcl_s2", "mcl_s3", "mcl_b", "mcl_c", "mcl_d", "supervised_mcl"),
     )
     differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys

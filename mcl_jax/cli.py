@@ -1,7 +1,8 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -30,6 +31,29 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         fail(f"--config cannot be loaded: {reason}")
+
+
+def complete(
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    sections: Sequence[str],
+    overrides: Mapping[tuple[str, str], flags.FlagHolder],
+) -> dict[str, Any]:
+    """A checkpoint's config for a script that evaluates it.
+
+    Args:
+      config: as the checkpoint holds it.
+      defaults: configs/base.py's, for keys younger than the checkpoint.
+      sections: which sections they may be missing from.
+      overrides: (section, key) -> the flag that sets it, if it was given.
+    """
+    completed = {name: dict(x) if isinstance(x, Mapping) else x for name, x in config.items()}
+    for section in sections:
+        completed[section] = dict(defaults[section]) | completed.get(section, {})
+    for (section, key), flag in overrides.items():
+        if flag.value is not None:
+            completed[section][key] = flag.value
+    return completed
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -30,7 +30,8 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax import checkpoint, sharding
+    from configs import base
+    from mcl_jax import checkpoint, program, sharding
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
 
@@ -38,7 +39,8 @@ def main(_: Sequence[str]) -> None:
     if not WORKDIR.value:
         raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
     state, meta = checkpoint.read(WORKDIR.value)
-    config = complete(meta["config"])
+    defaults = program.plain_config(base.get_config())
+    config = cli.complete(meta["config"], defaults, ("knn", "model"), OVERRIDES)
     values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
     print(
         f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbours']} neighbours"
@@ -48,20 +50,6 @@ def main(_: Sequence[str]) -> None:
         evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
         result = {"step": meta["step"], "config": evaluated, "values": values}
         Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def complete(config: dict) -> dict:
-    """A checkpoint's config with the flags' values; keys younger than it have base.py's."""
-    from configs import base
-    from mcl_jax import program
-
-    defaults = program.plain_config(base.get_config())
-    for section in ("knn", "model"):
-        config[section] = defaults[section] | config.get(section, {})
-    for (section, key), flag in OVERRIDES.items():
-        if flag.value is not None:
-            config[section][key] = flag.value
-    return config
 
 
 if __name__ == "__main__":

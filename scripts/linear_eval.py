@@ -37,39 +37,27 @@ def main(_: Sequence[str]) -> None:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
 
-    from mcl_jax import checkpoint, sharding
+    from configs import base
+    from mcl_jax import checkpoint, program, sharding
     from mcl_jax.evaluate import linear, linear_loop
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if PROCESSES.value:
         jax.distributed.initialize()
     state, meta = checkpoint.read(WORKDIR.value)
-    config = complete(meta["config"])
+    defaults = program.plain_config(base.get_config())
+    config = cli.complete(meta["config"], defaults, ("linear", "model"), OVERRIDES)
+    if LRS.value is not None:
+        try:
+            config["linear"]["lrs"] = [float(lr) for lr in LRS.value]
+        except ValueError:
+            raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
     result = linear_loop.run(evaluation, OUTPUT.value)
     if jax.process_index() == 0:
         print(
             linear_loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes"
         )
-
-
-def complete(config: dict) -> dict:
-    """A checkpoint's config with the flags' values; keys younger than it have base.py's."""
-    from configs import base
-    from mcl_jax import program
-
-    defaults = program.plain_config(base.get_config())
-    for section in ("linear", "model"):
-        config[section] = defaults[section] | config.get(section, {})
-    for (section, key), flag in OVERRIDES.items():
-        if flag.value is not None:
-            config[section][key] = flag.value
-    if LRS.value is not None:
-        try:
-            config["linear"]["lrs"] = [float(lr) for lr in LRS.value]
-        except ValueError:
-            raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
-    return config
 
 
 if __name__ == "__main__":

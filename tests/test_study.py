@@ -41,6 +41,7 @@ def test_rows_share_everything_that_is_not_their_method(config):
 def test_all_rows_come_once_before_the_second_seed(config):
     order = list(study.runs(config, ["mcl", "byol"]))
     assert order[:3] == [("byol", 0), ("mcl", 0), ("byol", 1)] and len(order) == 2 * 3
+    assert list(study.runs(config, ["mcl_b"])) == [("mcl_b", 0)]  # not a main row: one seed
     with pytest.raises(UserError, match="row 'simclr' is not in the study: random, supervised"):
         list(study.runs(config, ["simclr"]))
 
@@ -53,11 +54,16 @@ def test_a_misspelt_key_of_a_row_is_an_error(config):
 
 def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr(study, "measure", lambda *a: done.append(a[1:3]) or {"row": a[1]})
+
+    def measure(config, row, seed, folder):
+        done.append((row, seed))
+        return {"row": row, "config": study.fingerprint(study.config_of_run(config, row, seed))}
+
+    monkeypatch.setattr(study, "measure", measure)
     results, workdir = tmp_path / "results", tmp_path / "work"
     results.mkdir()
     assert study.complete(config, "mcl", 1, workdir, results)
-    assert json.loads((results / "mcl-seed1.json").read_text()) == {"row": "mcl"}
+    assert json.loads((results / "mcl-seed1.json").read_text())["row"] == "mcl"
     assert not study.complete(config, "mcl", 1, workdir, results)  # finished
     claim = workdir / "byol-seed0" / "running"
     claim.parent.mkdir()
@@ -66,6 +72,11 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
     claim.write_text("999999999")  # no such process: its owner was killed
     assert study.complete(config, "byol", 0, workdir, results)
     assert not claim.exists() and done == [("mcl", 1), ("byol", 0)]
+    config.data.threads = 7  # changes no number
+    assert not study.complete(config, "mcl", 1, workdir, results)
+    config.optimizer.epochs = 1.0
+    with pytest.raises(UserError, match="mcl-seed1.json was made with another configuration"):
+        study.complete(config, "mcl", 1, workdir, results)
 
 
 def test_a_run_that_was_stopped_leaves_no_result(config, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ written when all of it is done; what exists is never computed again, so a study 
 stopped and several processes may share the work.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -50,6 +51,8 @@ COLUMNS = (
 def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
     """(row, seed) of a study, seed by seed, so that every row has one result first.
 
+    Main rows are repeated with `study.seeds` seeds, the others run once.
+
     Args:
       config: with a section `study`.
       rows: names; empty: all.
@@ -63,7 +66,8 @@ def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
             raise UserError(f"row {name!r} is not in the study: {', '.join(names)}")
     for seed in range(config.study.seeds):
         for name in names:
-            if name in rows or not rows:
+            repeated = seed == 0 or name in config.study.main_rows
+            if repeated and (name in rows or not rows):
                 yield name, seed
 
 
@@ -87,6 +91,14 @@ def _check_keys(differs: ConfigDict, config: ConfigDict, path: str) -> None:
             _check_keys(value, config[name], f"{path}.{name}")
 
 
+def fingerprint(plain: Mapping[str, Any]) -> str:
+    """Of everything in a run's configuration that its numbers depend on."""
+    own = {name: section for name, section in plain.items() if name != "log"}
+    where = ("data_dir", "workers", "threads")
+    own["data"] = {name: value for name, value in plain["data"].items() if name not in where}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def complete(config: ConfigDict, row: str, seed: int, workdir: Path, results: Path) -> bool:
     """Runs what is missing of (row, seed); False where it was done or is another process's.
 
@@ -95,9 +107,18 @@ def complete(config: ConfigDict, row: str, seed: int, workdir: Path, results: Pa
       row, seed: see `runs`.
       workdir: holds the runs' checkpoints.
       results: folder of the JSON files.
+
+    Raises:
+      UserError: if a finished run was made with another configuration.
     """
     path = results / f"{row}-seed{seed}.json"
     if path.exists():
+        made_with = json.loads(path.read_text())["config"]
+        if made_with != fingerprint(config_of_run(config, row, seed)):
+            raise UserError(
+                f"{path} was made with another configuration; delete it and the run's folder "
+                f"{workdir / path.stem}, or give other --results and --workdir"
+            )
         return False
     folder = workdir / f"{row}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +187,7 @@ def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, 
         "row": row,
         "seed": seed,
         "differs": program.plain_config(config.study.differs[row]),
+        "config": fingerprint(plain),
         "images_seen": int(state.step) * data["batch_size"],
         "scores": {name: value for name, value in scores.items() if np.isfinite(value)},
         "pretrain_s": round(pretrained - started, 1),
