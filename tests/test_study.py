@@ -31,7 +31,7 @@ def test_every_row_is_a_configuration_that_builds(config):
 
 
 def test_rows_share_everything_that_is_not_their_method(config):
-    allowed = {"method", "montage", "loss", "supervised", "seed"}
+    allowed = {"method", "montage", "loss", "supervised", "ema", "seed"}
     base = study.config_of_run(config, "mcl", 0)
     for row in config.study.rows:
         own = study.config_of_run(config, row, 0)
