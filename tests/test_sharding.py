@@ -69,6 +69,7 @@ def test_one_device_equals_eight(pyramid):
         config.loss.matching = "c"  # several target levels, gathered and put back in image order
         config.data.batch_size = DEVICES * PER_DEVICE
         config.numerics.compute_dtype = "float64"
+        config.data.image_size, config.model.head_convs = 32, 1
         mesh = sharding.make_mesh()
         assert mesh.size == DEVICES
         run = program.build(config, mesh, images=64)
