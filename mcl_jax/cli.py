@@ -81,7 +81,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
-        fail(str(error))
+        # a UserError of a config file arrives inside the traceback that ml_collections quotes
+        fail(str(error).rpartition(f"{UserError.__name__}: ")[2])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags raises these for an override of a key or type that the config lacks
         fail(f"{str(error).strip(chr(39))} (see configs/base.py for keys and types)")

@@ -110,3 +110,20 @@ def test_every_config_file_builds():
         config = import_module(f"configs.{name}").get_config()
         assert set(config.to_dict()) - {"study"} == keys
         assert program.make_objective(config, 64, None).counts[0] == 64
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("pretrain.py", ["--config", f"{REPO}/configs/mcl.py:detko"], "unknown word 'detko'"),
+        ("compare_methods.py", ["--config", f"{REPO}/configs/demo.py"], "no section 'study'"),
+        ("knn.py", ["--workdir", "/nowhere"], "/nowhere does not exist"),
+        ("linear_eval.py", ["--workdir", "/nowhere"], "--output FOLDER is missing"),
+        ("instance_sizes.py", ["--dataset", "scene"], "unknown data set 'scene'"),
+    ],
+)
+def test_a_scripts_mistakes_are_one_line(tmp_path, name, arguments, message):
+    done = script(name, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
