@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
             f"unknown word {unknown[0]!r} in the config's argument; there are "
             f"{', '.join(WORDS)} and {pair_names}"
         )
+    _check_combination(words, pairs)
     for word in sorted(words, key=list(WORDS).index):  # a method first, what modifies it after
         WORDS[word](config)
     for pair in pairs:
@@ -49,12 +50,33 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
+def _check_combination(words: list[str], pairs: list[str]) -> None:
+    """UserError for two methods, or for a word or pair that the method does not read."""
+    methods = [word for word in words if word in READS]
+    if len(methods) > 1:
+        raise UserError(
+            f"{' and '.join(methods)} are both methods; the config's argument takes one"
+        )
+    if "copy_paste" in words and any(pair.startswith("mask=") for pair in pairs):
+        raise UserError("copy_paste has no boundary mask; leave out mask=")
+    if not methods:
+        return
+    given = [word for word in words if word not in READS] + [p.partition("=")[0] for p in pairs]
+    reads = (*READS[methods[0]], *EVERYWHERE)
+    for name in given:
+        if name not in reads and (name in WORDS or name in PAIRS):
+            raise UserError(
+                f"method {methods[0]} has no {name!r}; it combines with {', '.join(reads)}"
+            )
+
+
 def _byol(c: ConfigDict) -> None:
-    """BYOL, 300 epochs (Grill et al., 2020, appendix F: base lr .3, decay 1e-6, EMA .99)."""
+    """BYOL, 300 epochs (Grill et al., 2020: base lr .3, decay 1e-6, EMA .99; crops from 8 %)."""
     c.method = "byol"
     c.model.projector_hidden = c.model.predictor_hidden = 4096
     c.optimizer.base_lr, c.optimizer.weight_decay, c.optimizer.epochs = 0.3, 1e-6, 300.0
-    c.optimizer.final_lr = 0.0
+    c.optimizer.final_lr = c.optimizer.clip_norm = 0.0
+    c.augment.area = (0.08, 1.0)
 
 
 def _moco(c: ConfigDict) -> None:
@@ -197,4 +219,14 @@ PAIRS: dict[str, Callable[[ConfigDict, str], None]] = {
     "epochs": _epochs,
     "batch": _batch,
     "weights": _weights,
+}
+
+# What a method combines with, besides what every run has; MCL itself reads everything.
+EVERYWHERE = ("swin_t", "coco", "wd", "epochs", "batch")
+READS = {
+    "byol": (),
+    "moco": (),
+    "detco": (),
+    "supervised": ("c4", "mosaic", "levels", "mask", "weights"),
+    "vanilla": (),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, is_swin
+from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.models.resnet import ARCHITECTURES
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,6 +60,15 @@ def detector_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What of PARTS a run has pre-trained in a form that an FPN detector can load."""
     of_regions = method(config) in ("mcl", "supervised") and not classifies_images(config)
     return PARTS if of_regions and config["model"]["neck"] == "fpn" else PARTS[:1]
+
+
+def idle_levels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Pyramid levels that the run's loss never read: their convolutions are as initialised."""
+    montage = config.get("montage", {})
+    read = range(montage.get("levels", 4))
+    if montage.get("assembly") == "mosaic":
+        read = (1,)
+    return tuple(f"P{COARSEST - s}" for s in range(PYRAMID_LEVELS) if s not in read)
 
 
 def infer(shapes: Shapes) -> tuple[Architecture, int]:

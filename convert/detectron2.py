@@ -146,6 +146,9 @@ def _report(
             f"{architectures.method(meta['config'])} with neck {a.neck} pre-trains the backbone "
             "alone: a detector's FPN and box head start from scratch"
         )
+    idle = architectures.idle_levels(meta["config"])
+    if whole and idle:
+        notes.append(f"no loss read {', '.join(idle)}: the FPN's layers for them are untrained")
     return {
         "target": "detectron2",
         "checkpoint": source,

@@ -93,5 +93,9 @@ def make_objective(
 
 
 def one_sided(views: augment.Settings) -> augment.Settings:
-    """Side q's augmentation alone, for methods that compare nothing."""
-    return replace(views, blur_prob=views.blur_prob[:1], solarize_prob=views.solarize_prob[:1])
+    """One side with the mean of all sides' probabilities, for methods that compare nothing."""
+
+    def mean(probabilities: tuple[float, ...]) -> tuple[float]:
+        return (sum(probabilities) / len(probabilities),)
+
+    return replace(views, blur_prob=mean(views.blur_prob), solarize_prob=mean(views.solarize_prob))

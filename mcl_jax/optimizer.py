@@ -104,7 +104,8 @@ def scale_by_lars(eta: float, decay: float, excluded: Any) -> optax.GradientTran
     """eta |w| / (|g| + decay |w|) * (g + decay w), the LARS paper's and the authors' local rate.
 
     optax.scale_by_trust_ratio divides by |g + decay w| instead. Excluded leaves pass unchanged.
-    A zero weight keeps its zero rate, as in the released code.
+    A zero weight keeps its zero rate, as in the released code. So does a weight that no loss reads
+    (FPN levels beyond S): torch's optimisers skip parameters without a gradient.
     """
 
     def update(updates, state, params):
@@ -114,7 +115,8 @@ def scale_by_lars(eta: float, decay: float, excluded: Any) -> optax.GradientTran
             w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
             denominator = g_norm + decay * w_norm
             rate = eta * w_norm / jnp.where(denominator > 0, denominator, 1.0)
-            return rate * (g + decay * w)
+            # without a gradient, decay alone would shrink the weight at the full local rate
+            return jnp.where(g_norm > 0, rate, 0.0) * (g + decay * w)
 
         return jax.tree.map(leaf, updates, params, excluded), state
 

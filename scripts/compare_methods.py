@@ -6,6 +6,7 @@ command goes on where it stopped. The table goes to --document after every row.
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def main(_: Sequence[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
     order = list(config.study.rows)
     for row, seed in study.runs(config, ROWS.value):
-        study.complete(config, row, seed, workdir, results)
+        try:
+            study.complete(config, row, seed, workdir, results)
+        except study.Stopped:
+            print("stopped on request; the same command goes on", file=sys.stderr)
+            return
         study.write_table(Path(DOCUMENT.value), study.table(study.read(results), order))
     print(study.table(study.read(results), order), end="")
 

@@ -27,7 +27,7 @@ from convert_states import (
     random_state,
 )
 
-from convert import strict, table
+from convert import architectures, strict, table
 from convert.__main__ import main
 from mcl_jax import checkpoint
 from mcl_jax.models.backbone import Architecture
@@ -246,3 +246,15 @@ def test_command_converts_a_checkpoint_twice_into_the_same_folder(tmp_path, caps
     np.testing.assert_array_equal(written, kernel.transpose(3, 2, 0, 1))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["step"] == 7
     assert str(tmp_path / "out" / config) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "montage, idle",
+    [
+        ({"levels": 4, "assembly": "montage"}, ()),
+        ({"levels": 2, "assembly": "montage"}, ("P3", "P2")),
+        ({"levels": 2, "assembly": "mosaic"}, ("P5", "P3", "P2")),
+    ],
+)
+def test_levels_that_no_loss_read_are_known(montage, idle):
+    assert architectures.idle_levels({"montage": montage}) == idle

@@ -144,3 +144,17 @@ def test_unknown_choices_are_named(config, change):
     (field, value), params = next(iter(change.items())), {"kernel": jnp.ones((2, 2))}
     with pytest.raises(UserError, match=f"optimizer.{field} '{value}' is not one of"):
         optimizer.create(settings(config, **change), params, lambda step: 0.1)
+
+
+@pytest.mark.parametrize("rule", ["norm_and_bias", "authors"])
+def test_lars_leaves_weights_that_no_loss_reads_as_they_are(config, rule):
+    """FPN levels beyond S: with the ratio alone they would shrink by lr * eta a step."""
+    params = {"read": {"kernel": jnp.ones((2, 2))}, "idle": {"kernel": jnp.full((2, 2), 0.1)}}
+    lars = optimizer.create(settings(config, excluded=rule), params, lambda step: 16.0)
+    grads = {"read": {"kernel": jnp.ones((2, 2))}, "idle": {"kernel": jnp.zeros((2, 2))}}
+    state, start = lars.init(params), params
+    for _ in range(5):
+        updates, state = lars.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    np.testing.assert_array_equal(params["idle"]["kernel"], start["idle"]["kernel"])
+    assert float(jnp.abs(params["read"]["kernel"] - 1).min()) > 0.01

@@ -124,6 +124,10 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row):
         ("lost=b", "unknown key 'lost'.*loss"),
         ("levels=x", "levels=x.*invalid literal"),
         ("weights=none", "weights=none.*released, text"),
+        ("byol,moco", "byol and moco are both methods"),
+        ("byol,loss=d", "byol has no 'loss'; it combines with swin_t"),
+        ("vanilla,mosaic", "vanilla has no 'mosaic'"),
+        ("copy_paste,mask=.5", "no boundary mask"),
     ],
 )
 def test_a_wrong_argument_says_what_there_is(variant, message):

@@ -1,13 +1,15 @@
 """The study's bookkeeping: rows, claims, resumption, the table between its marks."""
 
+import fcntl
 import json
-import os
+from types import SimpleNamespace
 
 import pytest
 
 from configs import study_scenes
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import study
+from mcl_jax.health import TrainingStopped
 from mcl_jax.methods import make_objective
 
 
@@ -67,11 +69,11 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
     assert not study.complete(config, "mcl", 1, workdir, results)  # finished
     claim = workdir / "byol-seed0" / "running"
     claim.parent.mkdir()
-    claim.write_text(str(os.getppid()))  # alive, and not us
-    assert not study.complete(config, "byol", 0, workdir, results)
-    claim.write_text("999999999")  # no such process: its owner was killed
-    assert study.complete(config, "byol", 0, workdir, results)
-    assert not claim.exists() and done == [("mcl", 1), ("byol", 0)]
+    with claim.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as another process would hold it
+        assert not study.complete(config, "byol", 0, workdir, results)
+    assert study.complete(config, "byol", 0, workdir, results)  # its owner is gone
+    assert done == [("mcl", 1), ("byol", 0)]
     config.data.threads = 7  # changes no number
     assert not study.complete(config, "mcl", 1, workdir, results)
     config.optimizer.epochs = 1.0
@@ -79,10 +81,22 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
         study.complete(config, "mcl", 1, workdir, results)
 
 
-def test_a_run_that_was_stopped_leaves_no_result(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "measure", lambda *_: None)
-    assert not study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+def test_a_run_that_was_stopped_leaves_no_result_and_ends_the_study(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.train, "pretrain", lambda *_: SimpleNamespace(step=3))
+    with pytest.raises(study.Stopped):
+        study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
     assert not list(tmp_path.glob("*.json*"))
+
+
+def test_a_run_that_fails_is_recorded_with_its_reason(config, tmp_path, monkeypatch):
+    def pretrain(*_):
+        raise TrainingStopped("loss is nan at step 7")
+
+    monkeypatch.setattr(study.train, "pretrain", pretrain)
+    assert study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+    (result,) = study.read(tmp_path)
+    assert result["failed"] == "loss is nan at step 7" and result["scores"] == {}
+    assert "| mcl | 1 | - |" in study.table([result], ["mcl"])
 
 
 def test_the_table_gives_mean_and_deviation_in_the_studys_order():

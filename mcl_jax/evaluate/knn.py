@@ -83,8 +83,8 @@ def feature_function(encoder: nn.Module, mesh: Mesh, factor: int) -> Callable:
     Args:
       encoder: has `numerics` and a method `stage5` that averages res5 with running statistics.
       mesh: each device embeds its own images.
-      factor: the views are shrunk by it (mean of factor x factor px) and embedded at their small
-        size; it must divide H.
+      factor: the views are shrunk by it (mean of factor x factor px) and a canvas of H x H px is
+        filled with copies; it must divide H.
     """
     local = encoder.clone(numerics=replace(encoder.numerics, axis_name=None))
 
@@ -245,8 +245,8 @@ def measure(
       shrunk by F; 'retrieval/shrinkF': share of these whose nearest image among the queries at
       full size is the same image.
 
-    A small image that is embedded alone meets the backbone's zero padding everywhere (res5 of 32 px
-    is one cell), so the values compare runs at one image size, not image sizes.
+    A shrunk query is a canvas of copies (see `feature_function`), which looks like a montage: methods
+    that train on montages know such canvases, others do not.
     """
     results, count = {}, images(queries[1])
     for factor, rows in queries.items():

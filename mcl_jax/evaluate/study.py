@@ -5,6 +5,8 @@ written when all of it is done; what exists is never computed again, so a study 
 stopped and several processes may share the work.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import detection, detector
 from mcl_jax.evaluate.monitor import KnnMonitor
+from mcl_jax.health import TrainingStopped
 from mcl_jax.methods import settings
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.pyramid import COARSEST
@@ -46,6 +49,10 @@ COLUMNS = (
         )
     ),
 )
+
+
+class Stopped(Exception):
+    """The process was asked to stop; the same command goes on later."""
 
 
 def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
@@ -110,6 +117,7 @@ def complete(config: ConfigDict, row: str, seed: int, workdir: Path, results: Pa
 
     Raises:
       UserError: if a finished run was made with another configuration.
+      Stopped: if the process was asked to stop; what was trained is saved.
     """
     path = results / f"{row}-seed{seed}.json"
     if path.exists():
@@ -124,49 +132,32 @@ def complete(config: ConfigDict, row: str, seed: int, workdir: Path, results: Pa
     folder.mkdir(parents=True, exist_ok=True)
     with _claim(folder / "running") as mine:
         if not mine:
+            print(f"{row}, seed {seed}: another process is at it", file=sys.stderr, flush=True)
             return False
         result = measure(config, row, seed, folder)
-        if result is None:
-            return False
         staged = path.with_suffix(".json.tmp")
         staged.write_text(json.dumps(result, indent=1) + "\n")
         os.replace(staged, path)
     return True
 
 
-class _claim:
-    """A file with the owner's process number; a dead owner's claim is taken over."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> bool:
+@contextlib.contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether this process alone works on a run; a lock that dies with its owner."""
+    with path.open("w") as file:
         try:
-            owner = int(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            owner = None
-        self.mine = owner is None or owner == os.getpid() or not _alive(owner)
-        if self.mine:
-            self._path.write_text(str(os.getpid()))
-        return self.mine
-
-    def __exit__(self, *_) -> None:
-        if self.mine:
-            self._path.unlink(missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Pre-trains one run (or resumes it) and scores it.
 
-
-def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, Any] | None:
-    """Pre-trains one run (or resumes it) and scores it; None if training was asked to stop."""
+    A run whose loss is no longer finite has no scores, but the reason under 'failed'.
+    """
     plain = config_of_run(config, row, seed)
     started = time.monotonic()
     mesh = sharding.make_mesh()
@@ -175,17 +166,19 @@ def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, 
     run = program.build(plain, mesh, images=len(source))
     trained = row != config.study.untrained
     print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
-    state = train.pretrain(plain, folder) if trained else program.new_state(run)
+    about = {"row": row, "seed": seed}
+    try:
+        state = train.pretrain(plain, folder) if trained else program.new_state(run)
+    except TrainingStopped as error:
+        return about | {"config": fingerprint(plain), "scores": {}, "failed": str(error)}
     if trained and int(state.step) < run.total_steps:
-        return None
+        raise Stopped
     pretrained = time.monotonic()
     scores = KnnMonitor(run, source).evaluate(state)
     for mode in MODES:
         probed = _probe(plain, run, state, mode, trained)
         scores |= {f"{mode}/{name}": value for name, value in probed.items()}
-    return {
-        "row": row,
-        "seed": seed,
+    return about | {
         "differs": program.plain_config(config.study.differs[row]),
         "config": fingerprint(plain),
         "images_seen": int(state.step) * data["batch_size"],
