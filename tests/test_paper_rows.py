@@ -110,11 +110,14 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row):
         assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
         assert int(state.step) == k + 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state)))
-    moved = [
-        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)
-    ]
-    # levels that a row does not read stay as they were, but not most of a network
-    assert np.mean(moved) > 0.8
+    after = jax.tree.leaves(state.params)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), after, strict=True):
+        keys = [key.key for key in path]
+        # levels that a row does not read stay as they were, and without FPN the norms before it
+        output_norm = keys[2:-1] in (["norm2"], ["norm3"], ["norm4"])
+        idle = "fpn" in keys or (row == "vanilla,swin_t" and output_norm)
+        if not idle:
+            assert (x != y).any(), path
 
 
 @pytest.mark.parametrize(
