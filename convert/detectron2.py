@@ -148,7 +148,9 @@ def _report(
         )
     idle = architectures.idle_levels(meta["config"])
     if whole and idle:
-        notes.append(f"no loss read {', '.join(idle)}: the FPN's layers for them are untrained")
+        notes.append(
+            f"no loss read {', '.join(idle)}: the FPN's output layers for them are untrained"
+        )
     return {
         "target": "detectron2",
         "checkpoint": source,

@@ -18,7 +18,7 @@ import mcl_jax
 from mcl_jax import metrics as metric_files
 from mcl_jax import plots, program, sharding
 from mcl_jax.checkpoint import Checkpointer
-from mcl_jax.data import pipeline
+from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
@@ -143,17 +143,10 @@ def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.Bat
     data = run.config["data"]
     return pipeline.batches(
         source,
-        canvas_size=data["canvas_size"],
-        batch_size=data["batch_size"],
         seed=run.config["seed"],
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=data["workers"],
-        threads=data["threads"],
         shuffle=True,
-        max_unreadable_share=data["max_unreadable_share"],
-        min_images_judged=data["unreadable_grace"],
+        **reading.arguments(data, data["batch_size"]),
     )
 
 

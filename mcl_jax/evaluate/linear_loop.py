@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mcl_jax import program, sharding
-from mcl_jax.data import pipeline
+from mcl_jax.data import pipeline, reading
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import classifier
 from mcl_jax.evaluate.classifier import Classifiers
@@ -162,17 +162,7 @@ def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
 
 def _reading(evaluation: Evaluation) -> dict[str, Any]:
     """What both passes over images share."""
-    data = evaluation.config["data"]
-    return dict(
-        canvas_size=data["canvas_size"],
-        batch_size=evaluation.settings.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=data["workers"],
-        threads=data["threads"],
-        max_unreadable_share=data["max_unreadable_share"],
-        min_images_judged=data["unreadable_grace"],
-    )
+    return reading.arguments(evaluation.config["data"], evaluation.settings.batch_size)
 
 
 def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mcl_jax import sharding
-from mcl_jax.data import pipeline
+from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
@@ -118,17 +118,7 @@ class KnnEvaluation:
         data, own = self._config["data"], self._config["knn"]
         source, split = self._sources[which], self._splits[which]
         count = min(len(source), own["max_images"])
-        batches = pipeline.evaluation_batches(
-            source,
-            canvas_size=data["canvas_size"],
-            batch_size=own["batch_size"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=data["workers"],
-            threads=data["threads"],
-            max_unreadable_share=data["max_unreadable_share"],
-            min_images_judged=data["unreadable_grace"],
-        )
+        batches = pipeline.evaluation_batches(source, **reading.arguments(data, own["batch_size"]))
         total = -(-count // own["batch_size"])
         needed = islice(batches, total)
         with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:
