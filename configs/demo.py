@@ -28,10 +28,10 @@ def get_config() -> ConfigDict:
     config.loss.temperature = 0.1
     config.augment.area = (0.4, 1.0)
     config.optimizer.name = "adamw"
-    config.optimizer.base_lr = 0.02
+    config.optimizer.base_lr = 0.008
     config.optimizer.weight_decay = 0.01
     config.optimizer.epochs = 6.0
-    config.optimizer.warmup_epochs = 0.5
+    config.optimizer.warmup_epochs = 1.0
     config.ema.base = 0.9
     config.ema.final = 0.99
     config.knn.every_epochs = 3.0

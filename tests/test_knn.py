@@ -80,10 +80,16 @@ def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
     labels = np.array([0, 1, 2, 2, 0])
     # image 1 shrunk looks like image 2, image 4 like image 0: right class, other image
     small = full[[0, 2, 2, 3, 0]]
-    queries = {1: knn.place(full, labels, mesh), 2: knn.place(small, labels, mesh)}
+    queries = {"": knn.place(full, labels, mesh), "/shrink2": knn.place(small, labels, mesh)}
+    # in the pyramid, every shrunk image is found, and the bank is another
+    queries |= {"/P5": queries[""], "/P4": queries[""]}
+    bank = {"": bank, "/P5": knn.place(np.eye(4), np.arange(4), mesh)}
     values = knn.measure(bank, queries, neighbours=1, temperature=0.07, mesh=mesh, chunk=8)
     # image 3 is as near to all of the bank: class 0, the first, which is wrong
-    assert values == {"knn": 4 / 5, "knn/shrink2": 3 / 5, "retrieval/shrink2": 3 / 5}
+    assert values == {
+        **{"knn": 4 / 5, "knn/shrink2": 3 / 5, "retrieval/shrink2": 3 / 5},
+        **{"knn/P5": 4 / 5, "knn/P4": 4 / 5, "retrieval/P4": 1.0},
+    }
 
 
 def test_the_evaluation_view_is_the_centre_at_seven_eighths():

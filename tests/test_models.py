@@ -104,9 +104,17 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
 
     @jax.jit
     def embed(canvases):
-        return [encoder.apply(variables, canvases, spans, 2, full, False) for full in (True, False)]
+        modes = [
+            encoder.apply(variables, canvases, spans, 2, full, False) for full in (True, False)
+        ]
+        regions = encoder.apply(variables, canvases, spans, 2, True, False, method="regions")
+        return modes, regions, encoder.apply(variables, canvases, 2, method="region")
 
-    full, assigned = embed(canvases)
+    (full, assigned), regions, level2 = embed(canvases)
+    # what the kNN monitor reads of a canvas: the mean of its tiles on that level's map
+    of_canvases = level2.reshape(2, -1, level2.shape[-1])[:, spans[2][0] : spans[2][1]]
+    expected = regions[2].reshape(2, spans[2][1] - spans[2][0], 16, -1).mean(2)
+    np.testing.assert_allclose(of_canvases, expected, atol=2e-5 * float(expected.max()))
     for s, (a, b) in enumerate(zip(full, assigned, strict=True)):
         start, stop = spans[s]
         assert a.shape == (2, (stop - start) * 4**s, config.model.projector_out)

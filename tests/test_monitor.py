@@ -22,6 +22,7 @@ from mcl_jax.methods import settings
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
+from mcl_jax.models.pyramid import assigned_spans
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
@@ -75,7 +76,7 @@ def config(folder):
 
 
 def a_run(config):
-    objective = SimpleNamespace(encoder=MeanColour(NUMERICS))
+    objective = SimpleNamespace(encoder=MeanColour(NUMERICS), trained_levels=())
     mesh = sharding.make_mesh()
     return SimpleNamespace(
         config=config, mesh=mesh, objective=objective, total_steps=5, steps_per_epoch=2
@@ -153,8 +154,10 @@ def workdir(tmp_path_factory):
     config.data.image_size = 32
     config.data.max_unreadable_share = 0.5
     encoder = Encoder(settings(Architecture, config.model), NUMERICS)
+    spans = assigned_spans((1,) * 4)
     variables = jax.eval_shape(
-        lambda key: encoder.init(key, jnp.zeros((1, 32, 32, 3)), method="stage5"), jax.random.key(0)
+        lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),
+        jax.random.key(0),
     )
     rng = np.random.default_rng(0)  # cheaper than compiling the initialisers
 
@@ -191,7 +194,8 @@ def test_the_script_evaluates_a_checkpoint(workdir, folder, tmp_path):
     assert result["step"] == 7
     assert result["config"]["neighbours"] == 1 and result["config"]["temperature"] == 0.07
     values = result["values"]
-    assert set(values) == {"knn", "knn/shrink2", "retrieval/shrink2"}
+    read_at_levels = {"knn/P5", "knn/P4", "retrieval/P4"}  # the method trained the pyramid
+    assert set(values) == {"knn", "knn/shrink2", "retrieval/shrink2"} | read_at_levels
     assert values["knn"] == 1  # the queries are in the bank
     assert f"{values['knn/shrink2']:.1%}   {values['retrieval/shrink2']:>9.1%}" in done.stdout
 

@@ -105,11 +105,17 @@ def test_the_table_gives_mean_and_deviation_in_the_studys_order():
         {"row": "mcl", "scores": {"knn": 0.6, "backbone/ap": 0.2}},
         {"row": "byol", "scores": {"knn": 0.4}},
     ]
-    lines = study.table(finished, ["byol", "mcl", "moco"]).splitlines()
-    assert len(lines) == 4 and lines[0].count("|") == lines[3].count("|")
-    assert lines[2].startswith("| byol | 1 | 40.0 | - |")
-    assert lines[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
-    assert "15.0 ± 7.1" in lines[3]
+    text = study.table(finished, ["byol", "mcl", "moco"])
+    neighbours, detection = (
+        [line for line in part.splitlines() if line.startswith("|")]
+        for part in text.split("### Detection")
+    )
+    assert len(neighbours) == len(detection) == 4
+    assert neighbours[0].count("|") == neighbours[3].count("|")
+    assert neighbours[2].startswith("| byol | 1 | 40.0 | - |")
+    assert neighbours[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
+    assert detection[3].startswith("| mcl | 2 | 15.0 ± 7.1 | - |")
+    assert detection[2].startswith("| byol | 1 | - |")
 
 
 def test_the_words_around_the_table_stay(tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mcl_jax import augment, colour, losses, montage, sharding
+from mcl_jax.models.pyramid import COARSEST
 
 Array = jax.Array
 
@@ -77,48 +78,68 @@ def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
     )
 
 
-def feature_function(encoder: nn.Module, mesh: Mesh, factor: int) -> Callable:
-    """Compiled (variables, views float32 [R, H, H, 3]) -> float32 [R, F] of unit length.
+def feature_function(
+    encoder: nn.Module, mesh: Mesh, factor: int, levels: Sequence[int] = ()
+) -> Callable:
+    """Compiled (variables, views float32 [R, H, H, 3]) -> {reading: float32 [R, F] of unit length}.
+
+    A *reading* is what is read of an image at a size: '' is res5 at full size, '/shrinkF' the same
+    of the image shrunk by F; '/P5' the pooled RoI head on P5, '/P4', '/P3', '/P2' the same on the
+    level that sees an image shrunk by 2, 4 or 8 (montage level s reads P_{5-s}).
 
     Args:
-      encoder: has `numerics` and a method `stage5` that averages res5 with running statistics.
+      encoder: has `numerics` and a method `stage5` that averages res5 with running statistics; for
+        levels also `region`, see `Encoder`.
       mesh: each device embeds its own images.
       factor: the views are shrunk by it (mean of factor x factor px) and a canvas of H x H px is
         filled with copies; it must divide H.
+      levels: montage levels that were trained; with level 0 and factor = 2^s for a level s among
+        them, the pyramid is read too.
     """
     local = encoder.clone(numerics=replace(encoder.numerics, axis_name=None))
+    level = factor.bit_length() - 1
+    in_pyramid = factor == 2**level and {0, level} <= set(levels)
+    suffix = "" if factor == 1 else f"/shrink{factor}"
 
     def body(variables, views):
         # A canvas of copies: seen alone, a small image would mostly be the network's padding.
         small = jnp.tile(montage.shrink(views, factor, "antialias"), (1, factor, factor, 1))
-        return losses.normalize(local.apply(variables, small, method="stage5"))
+        read = {suffix: local.apply(variables, small, method="stage5")}
+        if in_pyramid:
+            read[f"/P{COARSEST - level}"] = local.apply(variables, small, level, method="region")
+        return jax.tree.map(losses.normalize, read)
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
     return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(state, batch), out_specs=batch))
+
+
+def full_size(reading: str) -> str:
+    """The reading of the same map at full size, which others are compared with."""
+    return f"/P{COARSEST}" if reading.startswith("/P") else ""
 
 
 def collect(
     batches: Iterable[Mapping[str, np.ndarray]],
     variables: Any,
     view: Callable,
-    features: Mapping[int, Callable],
+    features: Sequence[Callable],
     mesh: Mesh,
     limit: int,
-) -> dict[int, Rows]:
+) -> dict[str, Rows]:
     """Embeds the readable, labelled ones among the first `limit` images of a split.
 
     Args:
       batches: of `pipeline.evaluation_batches`, this process's; at least one.
       variables: of the encoder, on every device.
       view: of `view_function`.
-      features: per factor of shrinking, of `feature_function`.
+      features: of `feature_function`.
       mesh: where the rows are left, on the devices that embedded them.
       limit: images after the first so many are taken for padding.
 
     Returns:
-      Per factor the rows; positions and labels are the same in all.
+      Per reading the rows; positions and labels are the same in all.
     """
-    parts: dict[int, list[Rows]] = {factor: [] for factor in features}
+    parts: dict[str, list[Rows]] = {}
     for batch in batches:
         index = batch["index"]
         keep = batch["valid"] & (batch["label"] >= 0) & (index < limit)
@@ -132,10 +153,11 @@ def collect(
             mesh,
         )
         views = view(placed["image"], placed["extent"])
-        for factor, embed in features.items():
-            rows = Rows(embed(variables, views), placed["position"], placed["label"])
-            parts[factor].append(rows)
-    return {factor: _joined(mesh)(rows) for factor, rows in parts.items()}
+        for embed in features:
+            for reading, values in embed(variables, views).items():
+                rows = Rows(values, placed["position"], placed["label"])
+                parts.setdefault(reading, []).append(rows)
+    return {reading: _joined(mesh)(rows) for reading, rows in parts.items()}
 
 
 @cache
@@ -223,8 +245,8 @@ def images(rows: Rows) -> int:
 
 
 def measure(
-    bank: Rows,
-    queries: Mapping[int, Rows],
+    bank: Mapping[str, Rows],
+    queries: Mapping[str, Rows],
     *,
     neighbours: int,
     temperature: float,
@@ -234,30 +256,30 @@ def measure(
     """Accuracies in [0, 1] of queries at full and smaller size against full-size banks.
 
     Args:
-      bank: labelled images that vote, at full size.
-      queries: per factor of shrinking, 1 among them, the same images; at least one.
+      bank: labelled images that vote, for the full-size reading of every query (see `full_size`).
+      queries: per reading (see `feature_function`), '' among them, the same images; at least one.
       neighbours: k; a smaller bank votes as a whole.
       temperature: of the votes.
       mesh, chunk: see `nearest_function`.
 
     Returns:
-      'knn': share of the queries that get their own class; 'knn/shrinkF': the same of queries
-      shrunk by F; 'retrieval/shrinkF': share of these whose nearest image among the queries at
-      full size is the same image.
+      'knn' + reading: share of the queries that get their own class; for shrunk ones also
+      'retrieval' + reading: share whose nearest image among the queries at full size is the same
+      image.
 
     A shrunk query is a canvas of copies (see `feature_function`), which looks like a montage: methods
     that train on montages know such canvases, others do not.
     """
-    results, count = {}, images(queries[1])
-    for factor, rows in queries.items():
-        suffix = "" if factor == 1 else f"/shrink{factor}"
-        found = nearest_function(mesh, neighbours, chunk)(bank, rows.features)
+    results, count = {}, images(queries[""])
+    for reading, rows in queries.items():
+        full = full_size(reading)
+        found = nearest_function(mesh, neighbours, chunk)(bank[full], rows.features)
         answer = vote(found, temperature)
-        results[f"knn{suffix}"] = int(_hits(answer, rows.label, rows)) / count
-        if factor > 1:
-            found = nearest_function(mesh, 1, chunk)(queries[1], rows.features)
+        results[f"knn{reading}"] = int(_hits(answer, rows.label, rows)) / count
+        if reading != full:
+            found = nearest_function(mesh, 1, chunk)(queries[full], rows.features)
             nearest = found.position[:, 0]
-            results[f"retrieval{suffix}"] = int(_hits(nearest, rows.position, rows)) / count
+            results[f"retrieval{reading}"] = int(_hits(nearest, rows.position, rows)) / count
     return results
 
 

@@ -1,7 +1,7 @@
 """kNN accuracy and scale consistency during and after training, on the run's own devices."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,11 @@ from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import knn
-from mcl_jax.methods import compute_dtype, settings
+from mcl_jax.methods import compute_dtype, make_objective, settings
 from mcl_jax.models.backbone import Architecture, check_backbone
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
+from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.program import Program
 from mcl_jax.state import TrainState
 
@@ -56,12 +57,19 @@ class KnnEvaluation:
     size. Splits are opened at once, so that a wrong name fails before hours of work.
     """
 
-    def __init__(self, config: Mapping[str, Any], encoder: nn.Module, mesh: Mesh):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        encoder: nn.Module,
+        mesh: Mesh,
+        levels: Sequence[int] = (),
+    ):
         """
         Args:
           config: as configs/base.py; sections data, augment and knn are read.
           encoder: see `knn.feature_function`.
           mesh: devices to run on.
+          levels: montage levels that the encoder was trained on; see `knn.feature_function`.
 
         Raises:
           UserError: for a wrong value, data set or split, and for images without labels.
@@ -84,7 +92,7 @@ class KnnEvaluation:
                     "data set with a label, or a folder whose sub-folders are the classes"
                 )
         self._view = knn.view_function(config, mesh)
-        self._features = {f: knn.feature_function(encoder, mesh, f) for f in factors}
+        self._features = [knn.feature_function(encoder, mesh, f, levels) for f in factors]
 
     def __call__(self, params: Any, batch_stats: Any, progress: bool = False) -> dict[str, float]:
         """Accuracies in [0, 1] under the names of `knn.measure`.
@@ -100,8 +108,7 @@ class KnnEvaluation:
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
         own = self._config["knn"]
-        full_size = {1: self._features[1]}
-        bank = self._collect(0, variables, full_size, progress)[1]
+        bank = self._collect(0, variables, self._features[:1], progress)
         queries = self._collect(1, variables, self._features, progress)
         return knn.measure(
             bank,
@@ -113,8 +120,8 @@ class KnnEvaluation:
         )
 
     def _collect(
-        self, which: int, variables: Any, features: Mapping, progress: bool
-    ) -> dict[int, knn.Rows]:
+        self, which: int, variables: Any, features: Sequence, progress: bool
+    ) -> dict[str, knn.Rows]:
         data, own = self._config["data"], self._config["knn"]
         source, split = self._sources[which], self._splits[which]
         count = min(len(source), own["max_images"])
@@ -123,7 +130,7 @@ class KnnEvaluation:
         needed = islice(batches, total)
         with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:
             rows = knn.collect(shown, variables, self._view, features, self._mesh, count)
-        if not knn.images(rows[1]):
+        if not knn.images(rows[""]):
             raise UserError(
                 f"split {split!r} of {data['dataset']} holds no readable image with a label among "
                 f"the first {count}"
@@ -147,7 +154,8 @@ def evaluate_checkpoint(
     """
     check_backbone(config["model"]["backbone"])
     numerics = config["numerics"]
-    # All methods' encoders have the same backbone under this name; the rest is not evaluated.
+    # All methods' encoders have the same backbone under this name; this one's pyramid and head are
+    # read only where the method trained them.
     encoder = Encoder(
         settings(Architecture, config["model"]),
         Numerics(
@@ -159,28 +167,34 @@ def evaluate_checkpoint(
     )
     batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size
     config = {**config, "knn": {**config["knn"], "batch_size": batch_size}}
-    evaluation = KnnEvaluation(config, encoder, mesh)
-    params, stats = (_backbone(state.get(part)) for part in ("params", "batch_stats"))
+    params, stats = (_read_parts(state.get(part)) for part in ("params", "batch_stats"))
+    levels = ()
+    if "head" in params:  # of a method with a pyramid; any b that fills canvases tells the levels
+        levels = make_objective(config, 4**PYRAMID_LEVELS, axis_name=None).trained_levels
+    evaluation = KnnEvaluation(config, encoder, mesh, levels)
     return evaluation(params, stats, progress=jax.process_index() == 0)
 
 
-def _backbone(collection: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part under encoder/backbone; a network without BN has no such statistics."""
+def _read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is read of encoder/; a network without BN has no such statistics."""
     encoder = (collection or {}).get("encoder") or {}
-    return {"backbone": encoder["backbone"]} if encoder.get("backbone") else {}
+    return {part: encoder[part] for part in ("backbone", "fpn", "head") if encoder.get(part)}
 
 
 def table(values: Mapping[str, float]) -> str:
     """The values of `knn.measure` as lines of text."""
-    lines = ["queries      own class   own image"]
+    lines = ["queries       read at   own class   own image"]
     for name, value in values.items():
-        measured, _, factor = name.partition("/shrink")
-        if measured == "knn":
-            image = values.get(f"retrieval/shrink{factor}")
-            size = f"shrunk {factor}x" if factor else "full size"
-            lines.append(
-                f"{size:<12} {value:>8.1%}   " + ("" if image is None else f"{image:>9.1%}")
-            )
+        measured, slash, reading = name.partition("/")
+        if measured != "knn":
+            continue
+        image = values.get(f"retrieval{slash}{reading}")
+        place = reading if reading.startswith("P") else "res5"
+        factor = 2 ** (COARSEST - int(reading[1:])) if place == reading else reading[6:]
+        size = f"shrunk {factor}x" if str(factor) not in ("", "1") else "full size"
+        lines.append(
+            f"{size:<13} {place:<7} {value:>11.1%}   " + ("" if image is None else f"{image:>9.1%}")
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -205,7 +219,8 @@ class KnnMonitor:
             dataset = run.config["data"]["dataset"]
             log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return
-        self._evaluation = KnnEvaluation(run.config, run.objective.encoder, run.mesh)
+        encoder, levels = run.objective.encoder, run.objective.trained_levels
+        self._evaluation = KnnEvaluation(run.config, encoder, run.mesh, levels)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this many steps."""

@@ -34,13 +34,16 @@ from mcl_jax.state import TrainState
 # What the probe freezes: see `_probe`.
 MODES = ("backbone", "frozen", "finetuned")
 SIZES = (("S", "ap_small"), ("M", "ap_medium"), ("L", "ap_large"))
-# Table columns: (heading, name among a run's scores).
-COLUMNS = (
-    ("kNN", "knn"),
-    ("1/2", "knn/shrink2"),
-    ("1/4", "knn/shrink4"),
-    ("1/8", "knn/shrink8"),
-    *(
+# Tables: title -> columns (heading, name among a run's scores).
+TABLES = {
+    "Nearest neighbours": (
+        ("kNN", "knn"),
+        *((f"1/{factor}", f"knn/shrink{factor}") for factor in (2, 4, 8)),
+        ("P5", "knn/P5"),
+        *((f"1/{32 >> level} P{level}", f"knn/P{level}") for level in (4, 3, 2)),
+        *((f"same P{level}", f"retrieval/P{level}") for level in (4, 3, 2)),
+    ),
+    "Detection": tuple(
         column
         for mode, heading in zip(MODES, ("backbone", "+FPN", "tuned"), strict=True)
         for column in (
@@ -48,7 +51,7 @@ COLUMNS = (
             *((size, f"{mode}/{name}") for size, name in SIZES),
         )
     ),
-)
+}
 
 
 class Stopped(Exception):
@@ -199,8 +202,7 @@ def _probe(
     probe reads. 'finetuned' starts from all there is and trains everything.
     """
     probe_settings = settings(detector.ProbeSettings, plain["probe"])
-    spans = enumerate(getattr(run.objective, "spans", ()))
-    levels = {f"P{COARSEST - s}" for s, (start, stop) in spans if trained and start < stop}
+    levels = {f"P{COARSEST - s}" for s in run.objective.trained_levels if trained}
     if mode == "frozen" and not levels.issuperset(probe_settings.levels):
         return {}
     offered = ("backbone",) if mode == "backbone" or not trained else ("backbone", "fpn")
@@ -229,15 +231,18 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def table(finished: list[dict[str, Any]], rows: list[str]) -> str:
     """Markdown: mean ± standard deviation (n - 1) over seeds in percent, in the study's order."""
-    lines = [
-        "| row | seeds | " + " | ".join(heading for heading, _ in COLUMNS) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
-    ]
-    for row in rows:
-        own = [result["scores"] for result in finished if result["row"] == row]
-        if own:
-            cells = [_cell([scores.get(name) for scores in own]) for _, name in COLUMNS]
-            lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
+    lines = []
+    for title, columns in TABLES.items():
+        lines += [
+            f"\n### {title}\n",
+            "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |",
+            "|---|---|" + "---|" * len(columns),
+        ]
+        for row in rows:
+            own = [result["scores"] for result in finished if result["row"] == row]
+            if own:
+                cells = [_cell([scores.get(name) for scores in own]) for _, name in columns]
+                lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -130,6 +130,16 @@ class Encoder(nn.Module):
         """Average-pooled res5 [N, C5]: what a classifier reads, and the kNN monitor."""
         return pool(self.backbone(images, Context((images.shape[0],), train))["res5"])
 
+    def region(self, images: Array, level: int) -> Array:
+        """Pooled head features [N, F] of P_{5-level}, the mean over the 4^level tiles of a canvas.
+
+        With running statistics; what montage level `level` is trained on, before the projector.
+        """
+        n = images.shape[0]
+        spans = [(0, 0)] * level + [(0, n)]
+        _, regions = self._regions(images, spans, 1, False, False, None)
+        return regions[level].reshape(n, 4**level, -1).mean(1)
+
 
 def _wanted(
     levels: Sequence[Array | None], spans: Sequence[Span], computed: Sequence[Span]

@@ -56,6 +56,11 @@ def assigned_spans(counts: Sequence[int]) -> list[Span]:
     return [(end - n, end) for end, n in zip(ends, counts, strict=True)]
 
 
+def present(spans: Sequence[Span]) -> tuple[int, ...]:
+    """Levels whose span is not empty."""
+    return tuple(s for s, (start, stop) in enumerate(spans) if start < stop)
+
+
 class FPN(nn.Module):
     """Top-down pyramid over res2..res5."""
 

@@ -1,7 +1,7 @@
 """The signature that every objective shares, so that one train step serves them all."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
@@ -40,12 +40,15 @@ class Objective(Protocol):
       has_target: whether the state keeps a target network, the EMA of params['encoder'].
       batch_fields: what `inputs` reads of a batch: 'image', 'extent', 'label'.
       encoder: the flax module of params['encoder']; its `stage5(images)` gives pooled res5.
+      trained_levels: montage levels s whose pyramid map P_{5-s} is trained, with the RoI head on it
+        (encoder.region); empty for methods without pyramid.
     """
 
     images_per_device: int
     has_target: bool
     batch_fields: tuple[str, ...]
     encoder: Any
+    trained_levels: tuple[int, ...]
 
     def init(self, key: Array) -> Variables:
         """Fresh parameters, running statistics and memory."""
@@ -84,6 +87,7 @@ class Common:
 
     has_target = True
     batch_fields = ("image", "extent")
+    trained_levels: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
         check_image_size(self.image_size)

@@ -19,7 +19,7 @@ from mcl_jax import copy_paste, losses, montage
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder, predictors
-from mcl_jax.models.pyramid import Span, assigned_spans
+from mcl_jax.models.pyramid import Span, assigned_spans, present
 from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
@@ -105,6 +105,10 @@ class MCL(Common):
         if self.layout.assembly == "copy_paste":
             return copy_paste.spans(self.images_per_device, self.layout)
         return tuple(assigned_spans(self.counts))
+
+    @property
+    def trained_levels(self) -> tuple[int, ...]:
+        return present(self.spans)
 
     @property
     def matching(self) -> np.ndarray:

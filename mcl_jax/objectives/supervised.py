@@ -19,7 +19,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Linear
-from mcl_jax.models.pyramid import Span, assigned_spans
+from mcl_jax.models.pyramid import Span, assigned_spans, present
 from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.state import TrainState
 
@@ -98,6 +98,10 @@ class Supervised(Common):
     @property
     def spans(self) -> tuple[Span, ...]:
         return tuple(assigned_spans(self.counts))
+
+    @property
+    def trained_levels(self) -> tuple[int, ...]:
+        return present(self.spans) if self.multi_level else ()
 
     @property
     def encoder(self) -> Encoder:
