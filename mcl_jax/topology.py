@@ -133,10 +133,12 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
 
 def chip_of(topology: Topology, devices: list[jax.Device]) -> Chip | None:
     """Published figures of a topology's chips; None where there are none (CPU, other GPUs)."""
-    if topology.platform == "tpu":
-        return CHIPS[topology.version]
-    kind = devices[0].device_kind
-    return next((c for c in CHIPS.values() if kind.startswith(c.kinds)), None)
+    return CHIPS[topology.version] if topology.platform == "tpu" else chip_named(devices[0])
+
+
+def chip_named(device: jax.Device) -> Chip | None:
+    """Published figures of a device's chip; None for a kind that is not in CHIPS."""
+    return next((c for c in CHIPS.values() if device.device_kind.startswith(c.kinds)), None)
 
 
 def cores_per_chip(devices: list[jax.Device]) -> int:

@@ -52,7 +52,7 @@ def time_steps(config) -> dict:
     import jax
     import numpy as np
 
-    from mcl_jax import compiled, program, sharding
+    from mcl_jax import compiled, program, sharding, topology
 
     mesh = sharding.make_mesh()
     run = program.build(config, mesh, images=config.data.batch_size)
@@ -74,14 +74,14 @@ def time_steps(config) -> dict:
         seconds.append(time.perf_counter() - start)
     median = float(np.median(seconds[1:]))
     result = compiled.figures(step)
-    flops, peak = result["flops"] / median, compiled.peak_flops(jax.devices()[0])
+    flops, chip = result["flops"] / median, topology.chip_named(jax.devices()[0])
     return result | {
         "devices": mesh.size,
         "device_kind": jax.devices()[0].device_kind,
         "seconds_per_step": median,
         "images_per_s": b / median,
         "flops_per_s_per_device": flops,
-        "mfu": flops / peak if peak else None,
+        "mfu": flops / chip.flops if chip else None,
     }
 
 

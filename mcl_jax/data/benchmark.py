@@ -85,6 +85,12 @@ def benchmark(
     return rows
 
 
+def pipeline_rate(canvas_size: int, seconds: float = 1.0) -> float:
+    """Images per second that one core of this machine turns into canvases, whole pipeline."""
+    row = _time_pipeline(SyntheticPhotos(100_000), canvas_size, 32, seconds, 0, 1)
+    return 1e3 / row["cpu_ms_per_image"]
+
+
 def _time_images(
     name: str, stage: Callable[[bytes], object], data: list[bytes], seconds: float
 ) -> dict:

@@ -107,6 +107,11 @@ class MCL(Common):
         return tuple(assigned_spans(self.counts))
 
     @property
+    def canvases_per_device(self) -> int:
+        """Of both sides."""
+        return SIDES * max(stop for _, stop in self.spans)
+
+    @property
     def trained_levels(self) -> tuple[int, ...]:
         return present(self.spans)
 

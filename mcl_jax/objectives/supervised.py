@@ -100,6 +100,10 @@ class Supervised(Common):
         return tuple(assigned_spans(self.counts))
 
     @property
+    def canvases_per_device(self) -> int:
+        return sum(self.counts)
+
+    @property
     def trained_levels(self) -> tuple[int, ...]:
         return present(self.spans) if self.multi_level else ()
 
