@@ -2,7 +2,6 @@
 
 Shapes:
   planes  float32 [H, 3, W]  rows, (red, green, blue), columns; values in [0, 1]
-  gray    float32 [H, 1, W]  luma of planes
 
 All of it is elementwise but for one mean, so it fuses, and nothing branches on data: under `vmap` a
 `lax.switch` would compute every branch anyway.
@@ -47,9 +46,9 @@ def draw_jitter(key, widths, hue):
 def jitter(planes, amounts, order):
     """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
 
-    The first three are one formula: a blend with black, with the mean gray or with the pixel's own
-    gray. Hue is the dear one, so it is computed once, with slots for the blends that may precede it
-    and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+    Only contrast needs to know more than its pixel, the mean gray of what comes before it. So the
+    operations before it run once for that mean alone, and then all of them for the result: two
+    passes over the image, where stopping at every operation would take a dozen.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].
@@ -59,36 +58,53 @@ def jitter(planes, amounts, order):
     Returns:
       float32 [H, 3, W] in [0, 1].
     """
+    channels = tuple(planes[:, channel] for channel in range(3))
+    contrast_slot = jnp.argmax(order == Op.CONTRAST)
+    before = _first_slots(channels, amounts, order, contrast_slot, mean=0.0)
+    mean = jnp.mean(_luma(*before))
+    return jnp.stack(_first_slots(channels, amounts, order, len(Op), mean), axis=1)
+
+
+def _first_slots(channels, amounts, order, count, mean):
+    """The first `count` operations of an order, on three channels [H, W] of their own.
+
+    Three arrays, not one: as slices of one, each operation would be evaluated anew per channel.
+
+    Three of the operations are one formula: a blend with black, with the mean gray or with the
+    pixel's own gray. Hue is the dear one, so it is computed once, with slots for the blends that may
+    precede it and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+    """
     chosen = order[:, None] == jnp.arange(len(Op))  # [slot, op]
     factors = jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
     hue_slot = jnp.argmax(order == Op.HUE)
 
-    def blend_slot(planes, slot, active):
-        gray = luma(planes)
-        towards_mean = jnp.where(order[slot] == Op.CONTRAST, jnp.mean(gray), 0.0)
-        towards = jnp.where(order[slot] == Op.SATURATION, gray, towards_mean)
-        factor = jnp.where(active, factors[slot], 1.0)
-        return jnp.clip(factor * planes + (1.0 - factor) * towards, 0.0, 1.0)
+    def blend_slot(channels, slot, active):
+        towards_mean = jnp.where(order[slot] == Op.CONTRAST, mean, 0.0)
+        towards = jnp.where(order[slot] == Op.SATURATION, _luma(*channels), towards_mean)
+        factor = jnp.where(active & (slot < count), factors[slot], 1.0)
+        return tuple(jnp.clip(factor * x + (1.0 - factor) * towards, 0.0, 1.0) for x in channels)
 
     for slot in (0, 1, 2):
-        planes = blend_slot(planes, slot, slot < hue_slot)
-    planes = shift_hue(planes, amounts[Op.HUE])
+        channels = blend_slot(channels, slot, slot < hue_slot)
+    turned = _shift_hue(*channels, amounts[Op.HUE])
+    channels = tuple(
+        jnp.where(hue_slot < count, new, old) for new, old in zip(turned, channels, strict=True)
+    )
     for slot in (1, 2, 3):
-        planes = blend_slot(planes, slot, slot > hue_slot)
-    return planes
+        channels = blend_slot(channels, slot, slot > hue_slot)
+    return channels
 
 
-def shift_hue(planes, turns):
+def _shift_hue(red, green, blue, turns):
     """Turns the hue of every pixel; HSV value and saturation stay.
 
     A pixel's largest and smallest channel stay what they are and each channel is a trapezoid of the
     hue between them: torchvision's RGB -> HSV -> RGB without its six cases.
 
     Args:
-      planes: float32 [H, 3, W] in [0, 1].
+      red, green, blue: float32 [H, W] in [0, 1].
       turns: float32 [], the shift; 1 is the whole circle.
     """
-    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     per_chroma = 1.0 / jnp.where(chroma > 0.0, chroma, 1.0)
@@ -103,18 +119,18 @@ def shift_hue(planes, turns):
         angle = angle - 6.0 * jnp.floor(angle / 6.0)
         return value - chroma * jnp.clip(jnp.minimum(angle, 4.0 - angle), 0.0, 1.0)
 
-    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=1)
+    return channel(5.0), channel(3.0), channel(1.0)
 
 
-def luma(planes):
-    """ITU-R 601 luma with torchvision's weights: float32 [H, 3, W] -> [H, 1, W]."""
-    red, green, blue = planes[:, 0:1], planes[:, 1:2], planes[:, 2:3]
+def _luma(red, green, blue):
+    """ITU-R 601 luma with torchvision's weights."""
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def grayscale(planes):
     """Luma in all three channels: float32 [H, 3, W] -> [H, 3, W]."""
-    return jnp.broadcast_to(luma(planes), planes.shape)
+    luma = _luma(planes[:, 0:1], planes[:, 1:2], planes[:, 2:3])
+    return jnp.broadcast_to(luma, planes.shape)
 
 
 def solarize(planes, threshold):

@@ -76,6 +76,71 @@ def test_devices_share_their_statistics_in_one_all_reduce(x):
     assert text.count(" all-reduce(") + text.count(" all-reduce-start(") == 1
 
 
+def test_bfloat16_is_normalised_by_statistics_in_float32(x):
+    rounded = jnp.asarray(x, jnp.bfloat16)
+    norm = BatchNorm(momentum=0.9, epsilon=1e-5, affine=False, dtype=jnp.bfloat16)
+    variables = {"batch_stats": {"mean": jnp.full(6, 4.0), "var": jnp.ones(6)}}
+    out, state = norm.apply(variables, rounded, GROUPS, True, mutable=["batch_stats"])
+    assert out.dtype == jnp.bfloat16
+    exact, groups = np.asarray(rounded, np.float64), np.cumsum(GROUPS)[:-1]
+    expected = [(g - g.mean((0, 1, 2))) / g.std((0, 1, 2)) for g in np.split(exact, groups)]
+    np.testing.assert_allclose(np.float64(out), np.concatenate(expected), atol=2**-8 * 3)
+    mean = 4.0
+    for group in np.split(exact, groups):
+        mean = 0.9 * mean + 0.1 * group.mean((0, 1, 2))
+    np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=2e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_gradients_equal_torchs(x, relu, devices):
+    """Written-out gradients, with groups of unequal size (on devices: of equal shares)."""
+    with jax.enable_x64(True):
+        x = np.asarray(x, np.float64)
+        weight = np.random.default_rng(1).normal(size=x.shape)
+        scale, bias = np.linspace(0.5, 2, 6), np.linspace(-1, 1, 6)
+        groups = GROUPS if devices == 1 else (4,)  # 16 images on 4 devices are one group
+        axis = None if devices == 1 else "data"
+        norm = BatchNorm(0.9, 1e-5, relu=relu, axis_name=axis, dtype=jnp.float64)
+        stats = {"mean": jnp.full(6, 0.3), "var": jnp.ones(6)}
+
+        def loss(x, weight, params):
+            out, _ = norm.apply(
+                {"params": params, "batch_stats": stats}, x, groups, True, mutable=["batch_stats"]
+            )
+            return (out * weight).sum()
+
+        def gradients(x, weight, params):
+            if axis is not None:
+                params = sharding.device_local(params, axis)
+            dx, dparams = jax.grad(loss, (0, 2))(x, weight, params)
+            return dx, dparams if axis is None else jax.lax.psum(dparams, axis)
+
+        if axis is not None:
+            spec = jax.sharding.PartitionSpec
+            mesh = sharding.make_mesh(jax.devices()[:devices])
+            gradients = jax.shard_map(
+                gradients,
+                mesh=mesh,
+                in_specs=(spec("data"), spec("data"), spec()),
+                out_specs=(spec("data"), spec()),
+            )
+        dx, dparams = jax.jit(gradients)(x, weight, {"scale": scale, "bias": bias})
+
+    theirs = [torch.tensor(v, requires_grad=True) for v in (x, scale, bias)]
+    sizes = GROUPS if devices == 1 else (16,)
+    parts = [
+        torch.nn.functional.batch_norm(
+            part.permute(0, 3, 1, 2), None, None, theirs[1], theirs[2], training=True
+        )
+        for part in torch.split(theirs[0], sizes)
+    ]
+    out = torch.cat(parts).permute(0, 2, 3, 1)
+    ((out.relu() if relu else out) * torch.tensor(weight)).sum().backward()
+    for ours_, theirs_ in zip((dx, dparams["scale"], dparams["bias"]), theirs, strict=True):
+        np.testing.assert_allclose(ours_, theirs_.grad, rtol=1e-9, atol=1e-9)
+
+
 def test_wrong_groups_are_refused(x):
     with pytest.raises(ValueError, match=r"groups \(4, 4\) sum to 8, batch is 16"):
         ours(jnp.asarray(x), True, groups=(4, 4))

@@ -72,8 +72,8 @@ class MLP(nn.Module):
         """[M, C] -> [M, out]."""
         dtype = self.numerics.dtype
         x = Linear(self.hidden, dtype, self.kernel_init, name="linear1")(x)
-        x = self.numerics.norm("norm1")(x, context.groups, context.train)
-        x = Linear(self.out, dtype, self.kernel_init, name="linear2")(nn.relu(x))
+        x = self.numerics.norm("norm1", relu=True)(x, context.groups, context.train)
+        x = Linear(self.out, dtype, self.kernel_init, name="linear2")(x)
         if self.last_norm:
             x = self.numerics.norm("norm2", affine=False)(x, context.groups, context.train)
         return x

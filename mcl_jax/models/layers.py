@@ -43,11 +43,12 @@ class Numerics:
     bn_epsilon: float
     axis_name: str | None
 
-    def norm(self, name: str, affine: bool = True) -> BatchNorm:
+    def norm(self, name: str, affine: bool = True, relu: bool = False) -> BatchNorm:
         return BatchNorm(
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             affine=affine,
+            relu=relu,
             axis_name=self.axis_name,
             dtype=self.dtype,
             name=name,
@@ -70,8 +71,7 @@ class ConvNorm(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = convolve(x.astype(self.numerics.dtype), kernel, self.stride)
-        x = self.numerics.norm("norm")(x, context.groups, context.train)
-        return nn.relu(x) if self.relu else x
+        return self.numerics.norm("norm", relu=self.relu)(x, context.groups, context.train)
 
 
 class Linear(nn.Module):

@@ -4,11 +4,12 @@ Shapes: x [N, ..., C]; N is the sum of the group sizes; G groups; C channels.
 
 Why not flax's: the method needs torch's unbiased running variance (design section 3: exactness on
 small batches), statistics of each montage side (and, in the shared head, of each level) on their
-own although all of them run as one batch, and one all-reduce per call instead of one per group
-and moment.
+own although all of them run as one batch, one all-reduce per call and direction instead of one per
+group and moment, and as few passes over memory as there can be: a step on a TPU is bound by them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -23,25 +24,31 @@ def group_moments(
 ) -> tuple[Array, Array]:
     """Mean and biased variance of every group over all devices.
 
-    Each device computes its own two-pass moments; devices are merged by one all-reduce of
-    (mean - shift, variance + (mean - shift)^2), Chan's formula about `shift`. With the running
-    mean as shift nothing cancels, so float32 stays exact without a second all-reduce.
+    Moments are merged by one all-reduce of (mean, mean of squares), both about `shift`. With the
+    running mean as shift little cancels. A 16-bit x is read once, as the convolution writes it: its
+    own rounding is larger by far than what float32 loses. A wider one is read twice, first for this
+    device's means and then for squares about them, so that nothing cancels at all.
 
     Args:
-      x: float32 [N, ..., C].
+      x: [N, ..., C]; moments are in `shift`'s type.
       groups: sizes that sum to N; every device must use the same ones.
       shift: float32 [C], the same on every device.
       axis_name: mapped axis to average over; None for one device.
 
     Returns:
-      (mean, variance), both float32 [G, C].
+      (mean, variance), both [G, C].
     """
-    mean = _group_means(x, groups)
-    var = _group_means(jnp.square(x - _rows(mean, groups, x.ndim)), groups)
-    if axis_name is None:
-        return mean, var
-    offset = mean - shift
-    moments = jax.lax.pmean(jnp.stack([offset, var + jnp.square(offset)]), axis_name)
+    one_pass = jnp.finfo(x.dtype).bits < 32
+    x = x.astype(shift.dtype)
+    if one_pass:
+        offset, square = _group_means(x - shift, groups), _group_means((x - shift) ** 2, groups)
+    else:
+        mean = _group_means(x, groups)
+        offset = mean - shift
+        square = _group_means((x - _rows(mean, groups, x.ndim)) ** 2, groups) + offset**2
+    moments = jnp.stack([offset, square])
+    if axis_name is not None:
+        moments = jax.lax.pmean(moments, axis_name)
     return moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
 
 
@@ -68,8 +75,83 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def normalise(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    shift: Array,
+    groups: tuple[int, ...],
+    epsilon: float,
+    axis_name: str | None,
+    relu: bool,
+) -> tuple[Array, Array, Array]:
+    """Normalises every group by its own statistics; the gradient is written out below.
+
+    Autodiff would keep float32 copies of the activations for the backward pass, and read them
+    several times. What is kept here is x itself, in its own type, and [G, C] numbers.
+
+    Args:
+      x: [N, ..., C] in any float type; arithmetic is in `shift`'s.
+      scale, bias: [C]; None: 1 and 0.
+      shift, groups, axis_name: see `group_moments`.
+      epsilon: added to the variance.
+      relu: whether max(0, .) follows.
+
+    Returns:
+      (out like x, mean [G, C], variance [G, C]); no gradient flows into the last two.
+    """
+    mean, var = group_moments(x, groups, shift, axis_name)
+    out = _affine(_centred(x, mean, var, epsilon, groups), scale, bias)
+    out = nn.relu(out) if relu else out
+    return out.astype(x.dtype), mean, var
+
+
+def _centred(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
+    """(x - mean) / std of every group, in the statistics' type."""
+    factor = _rows(jax.lax.rsqrt(var + epsilon), groups, x.ndim)
+    return (x.astype(mean.dtype) - _rows(mean, groups, x.ndim)) * factor
+
+
+def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
+    return x if scale is None else x * scale + bias
+
+
+def _forward(x, scale, bias, shift, groups, epsilon, axis_name, relu):
+    out, mean, var = normalise(x, scale, bias, shift, groups, epsilon, axis_name, relu)
+    return (out, mean, var), (x, scale, bias, shift, mean, var)
+
+
+def _backward(groups, epsilon, axis_name, relu, residuals, cotangents):
+    """dx = scale / std * (g - mean(g) - z * mean(g z)), z = (x - mean) / std, g behind the ReLU.
+
+    The two means are over the group on all devices: one all-reduce. Gradients of scale and bias are
+    this device's share, as all gradients of the step are.
+    """
+    x, scale, bias, shift, mean, var = residuals
+    z = _centred(x, mean, var, epsilon, groups)
+    g = cotangents[0].astype(mean.dtype)
+    if relu:
+        g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
+    means = jnp.stack([_group_means(g, groups), _group_means(g * z, groups)])
+    d_scale = d_bias = None
+    if scale is not None:
+        counts = (np.array(groups) * (x.size // (x.shape[0] * x.shape[-1])))[:, None]
+        sums = (means * counts.astype(mean.dtype)).sum(1)
+        d_bias, d_scale = sums[0].astype(bias.dtype), sums[1].astype(scale.dtype)
+    if axis_name is not None:
+        means = jax.lax.pmean(means, axis_name)
+    factor = jax.lax.rsqrt(var + epsilon) * (1.0 if scale is None else scale)
+    dx = g - _rows(means[0], groups, x.ndim) - z * _rows(means[1], groups, x.ndim)
+    dx = (_rows(factor, groups, x.ndim) * dx).astype(x.dtype)
+    return dx, d_scale, d_bias, jnp.zeros_like(shift)
+
+
+normalise.defvjp(_forward, _backward)
+
+
 class BatchNorm(nn.Module):
-    """torch.nn.BatchNorm / SyncBatchNorm with independent groups.
+    """torch.nn.BatchNorm / SyncBatchNorm with independent groups, and the ReLU behind it.
 
     In training every group is normalised by its own statistics, and the running statistics are
     updated once per group in the given order, exactly as if the groups had been passed one after
@@ -79,6 +161,7 @@ class BatchNorm(nn.Module):
       momentum: share of the old running value kept (torch's 0.1 is 0.9 here).
       epsilon: added to the variance.
       affine: whether scale and bias exist (names `scale`, `bias`).
+      relu: whether max(0, .) follows.
       axis_name: mapped axis over which the statistics are synchronised.
       dtype: type of the output; statistics and parameters are float32.
     """
@@ -86,6 +169,7 @@ class BatchNorm(nn.Module):
     momentum: float
     epsilon: float
     affine: bool = True
+    relu: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -97,29 +181,41 @@ class BatchNorm(nn.Module):
             raise ValueError(f"groups {tuple(groups)} sum to {sum(groups)}, batch is {x.shape[0]}")
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = bias = None
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
             bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        else:
-            scale, bias = jnp.ones(channels), jnp.zeros(channels)
 
         statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        x = x.astype(statistics_dtype)
         if not train:
-            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return ((x - running_mean.value) * factor + bias).astype(self.dtype)
+            mean, var = (v.value[None] for v in (running_mean, running_var))
+            x = _centred(x.astype(statistics_dtype), mean, var, self.epsilon, (x.shape[0],))
+            x = _affine(x, scale, bias)
+            return (nn.relu(x) if self.relu else x).astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
-        mean, var = group_moments(x, groups, jax.lax.stop_gradient(running_mean.value), axis_name)
+        shift = jax.lax.stop_gradient(running_mean.value).astype(statistics_dtype)
+        x, mean, var = normalise(
+            x.astype(self.dtype),
+            scale,
+            bias,
+            shift,
+            tuple(groups),
+            self.epsilon,
+            axis_name,
+            self.relu,
+        )
         if not self.is_initializing():
-            devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-            counts = np.array(groups) * (x.size // (x.shape[0] * channels)) * devices
-            unbiased = var * (counts / np.maximum(counts - 1, 1))[:, None].astype(var.dtype)
-            # G updates r <- m r + (1 - m) s in a row, multiplied out
-            later = self.momentum ** np.arange(len(groups) - 1, -1, -1)
-            shares = ((1.0 - self.momentum) * later)[:, None].astype(var.dtype)
-            keep = self.momentum ** len(groups)
-            running_mean.value = keep * running_mean.value + (shares * mean).sum(0)
-            running_var.value = keep * running_var.value + (shares * unbiased).sum(0)
-        factor = _rows(scale * jax.lax.rsqrt(var + self.epsilon), groups, x.ndim)
-        return ((x - _rows(mean, groups, x.ndim)) * factor + bias).astype(self.dtype)
+            self._update(running_mean, running_var, mean, var, x.size // channels, groups)
+        return x
+
+    def _update(self, running_mean, running_var, mean, var, positions, groups):
+        """G updates r <- m r + (1 - m) s in a row, multiplied out."""
+        devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        counts = np.array(groups) * (positions // sum(groups)) * devices
+        unbiased = var * (counts / np.maximum(counts - 1, 1))[:, None].astype(var.dtype)
+        later = self.momentum ** np.arange(len(groups) - 1, -1, -1)
+        shares = ((1.0 - self.momentum) * later)[:, None].astype(var.dtype)
+        keep = self.momentum ** len(groups)
+        running_mean.value = keep * running_mean.value + (shares * mean).sum(0)
+        running_var.value = keep * running_var.value + (shares * unbiased).sum(0)
