@@ -61,6 +61,7 @@ def make_objective(
             bn_momentum=numerics["bn_momentum"],
             bn_epsilon=numerics["bn_epsilon"],
             axis_name=axis_name,
+            remat=numerics["remat"],
         ),
         "image_size": config["data"]["image_size"],
         "images_per_device": images_per_device,

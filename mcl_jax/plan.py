@@ -147,7 +147,7 @@ def _too_big(
     chips = -(-batch // fitting) // cores
     return (
         f"{message}; about {fitting} images would fit: data.batch_size {fitting * run.mesh.size}, "
-        f"or {chips} chips, or model.remat to recompute activations"
+        f"or {chips} chips, or numerics.remat to recompute activations"
     )
 
 

@@ -74,7 +74,7 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
         assert not study.complete(config, "byol", 0, workdir, results)
     assert study.complete(config, "byol", 0, workdir, results)  # its owner is gone
     assert done == [("mcl", 1), ("byol", 0)]
-    config.data.threads = 7  # changes no number
+    config.data.threads, config.numerics.remat = 7, True  # change no number
     assert not study.complete(config, "mcl", 1, workdir, results)
     config.optimizer.epochs = 1.0
     with pytest.raises(UserError, match="mcl-seed1.json was made with another configuration"):

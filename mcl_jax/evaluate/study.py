@@ -106,6 +106,7 @@ def fingerprint(plain: Mapping[str, Any]) -> str:
     own = {name: section for name, section in plain.items() if name != "log"}
     where = ("data_dir", "workers", "threads")
     own["data"] = {name: value for name, value in plain["data"].items() if name not in where}
+    own["numerics"] = {k: value for k, value in plain["numerics"].items() if k != "remat"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax.models.convolution import convolve
-from mcl_jax.models.norm import BatchNorm
+from mcl_jax.models.norm import MOMENTS, BatchNorm
 
 Array = jax.Array
 
@@ -36,12 +36,23 @@ class Context:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a network computes: `dtype` of activations, BN constants, and the synchronised axis."""
+    """How a network computes: `dtype` of activations, BN constants, and the synchronised axis.
+
+    `remat` recomputes every residual block in the backward pass, keeping its input alone.
+    """
 
     dtype: jnp.dtype
     bn_momentum: float
     bn_epsilon: float
     axis_name: str | None
+    remat: bool = False
+
+    def block(self, cls: type[nn.Module]) -> type[nn.Module]:
+        """A block class, called as block(x, context), as this network runs it."""
+        if not self.remat:
+            return cls
+        keep = jax.checkpoint_policies.save_only_these_names(MOMENTS)
+        return nn.remat(cls, static_argnums=(2,), policy=keep)
 
     def norm(self, name: str, affine: bool = True, relu: bool = False) -> BatchNorm:
         return BatchNorm(

@@ -15,8 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
+
+# What a rematerialised block keeps of its norms, so that recomputing it costs no all-reduce.
+MOMENTS = "batch_norm_moments"
 
 
 def group_moments(
@@ -49,6 +53,7 @@ def group_moments(
     moments = jnp.stack([offset, square])
     if axis_name is not None:
         moments = jax.lax.pmean(moments, axis_name)
+    moments = checkpoint_name(moments, MOMENTS)
     return moments[0] + shift, jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
 
 
@@ -75,36 +80,34 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
 def normalise(
     x: Array,
     scale: Array | None,
     bias: Array | None,
-    shift: Array,
+    mean: Array,
+    var: Array,
     groups: tuple[int, ...],
     epsilon: float,
     axis_name: str | None,
     relu: bool,
-) -> tuple[Array, Array, Array]:
-    """Normalises every group by its own statistics; the gradient is written out below.
+) -> Array:
+    """Normalises every group by its own statistics, whose share in the gradient is included.
 
     Autodiff would keep float32 copies of the activations for the backward pass, and read them
     several times. What is kept here is x itself, in its own type, and [G, C] numbers.
 
     Args:
-      x: [N, ..., C] in any float type; arithmetic is in `shift`'s.
+      x: [N, ..., C] in any float type; arithmetic is in that of the statistics.
       scale, bias: [C]; None: 1 and 0.
-      shift, groups, axis_name: see `group_moments`.
+      mean, var: [G, C], of `group_moments` of this x: its gradient relies on that, and none flows
+        into them.
+      groups, axis_name: see `group_moments`.
       epsilon: added to the variance.
       relu: whether max(0, .) follows.
-
-    Returns:
-      (out like x, mean [G, C], variance [G, C]); no gradient flows into the last two.
     """
-    mean, var = group_moments(x, groups, shift, axis_name)
     out = _affine(_centred(x, mean, var, epsilon, groups), scale, bias)
-    out = nn.relu(out) if relu else out
-    return out.astype(x.dtype), mean, var
+    return (nn.relu(out) if relu else out).astype(x.dtype)
 
 
 def _centred(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
@@ -117,20 +120,20 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
     return x if scale is None else x * scale + bias
 
 
-def _forward(x, scale, bias, shift, groups, epsilon, axis_name, relu):
-    out, mean, var = normalise(x, scale, bias, shift, groups, epsilon, axis_name, relu)
-    return (out, mean, var), (x, scale, bias, shift, mean, var)
+def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu):
+    out = normalise(x, scale, bias, mean, var, groups, epsilon, axis_name, relu)
+    return out, (x, scale, bias, mean, var)
 
 
-def _backward(groups, epsilon, axis_name, relu, residuals, cotangents):
+def _backward(groups, epsilon, axis_name, relu, residuals, cotangent):
     """dx = scale / std * (g - mean(g) - z * mean(g z)), z = (x - mean) / std, g behind the ReLU.
 
     The two means are over the group on all devices: one all-reduce. Gradients of scale and bias are
     this device's share, as all gradients of the step are.
     """
-    x, scale, bias, shift, mean, var = residuals
+    x, scale, bias, mean, var = residuals
     z = _centred(x, mean, var, epsilon, groups)
-    g = cotangents[0].astype(mean.dtype)
+    g = cotangent.astype(mean.dtype)
     if relu:
         g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
     means = jnp.stack([_group_means(g, groups), _group_means(g * z, groups)])
@@ -144,7 +147,7 @@ def _backward(groups, epsilon, axis_name, relu, residuals, cotangents):
     factor = jax.lax.rsqrt(var + epsilon) * (1.0 if scale is None else scale)
     dx = g - _rows(means[0], groups, x.ndim) - z * _rows(means[1], groups, x.ndim)
     dx = (_rows(factor, groups, x.ndim) * dx).astype(x.dtype)
-    return dx, d_scale, d_bias, jnp.zeros_like(shift)
+    return dx, d_scale, d_bias, jnp.zeros_like(mean), jnp.zeros_like(var)
 
 
 normalise.defvjp(_forward, _backward)
@@ -194,17 +197,10 @@ class BatchNorm(nn.Module):
             return (nn.relu(x) if self.relu else x).astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
-        shift = jax.lax.stop_gradient(running_mean.value).astype(statistics_dtype)
-        x, mean, var = normalise(
-            x.astype(self.dtype),
-            scale,
-            bias,
-            shift,
-            tuple(groups),
-            self.epsilon,
-            axis_name,
-            self.relu,
-        )
+        x, groups = x.astype(self.dtype), tuple(groups)
+        shift = running_mean.value.astype(statistics_dtype)
+        mean, var = group_moments(jax.lax.stop_gradient(x), groups, shift, axis_name)
+        x = normalise(x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu)
         if not self.is_initializing():
             self._update(running_mean, running_var, mean, var, x.size // channels, groups)
         return x

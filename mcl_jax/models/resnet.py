@@ -76,8 +76,9 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Context) -> Array:
+        block = self.numerics.block(Block)
         for i in range(self.blocks):
-            x = Block(
+            x = block(
                 self.features,
                 self.stride if i == 0 else 1,
                 self.bottleneck,

@@ -207,8 +207,8 @@ class Stage(nn.Module):
         if self.merges:
             x = PatchMerging(self.numerics, name="merge")(x)
         for b, rate in enumerate(self.drop_rates):
-            block = Block(self.size, b % 2 == 1, rate, self.numerics, name=f"block{b}")
-            x = block(x, context)
+            block = self.numerics.block(Block)
+            x = block(self.size, b % 2 == 1, rate, self.numerics, name=f"block{b}")(x, context)
         return x
 
 
