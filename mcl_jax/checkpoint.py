@@ -35,8 +35,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        # with a process lost, closing would wait for it at a barrier; a save under way has no name
+        if not (kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

@@ -6,6 +6,9 @@ import socket
 import sys
 import threading
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class Preemption:
     """Notices a signal at once, also while the main thread is inside a long compilation.
@@ -17,6 +20,7 @@ class Preemption:
     """
 
     def __init__(self):
+        self._of_a_job = jax.process_count() > 1
         self._requested = threading.Event()
         self._has_work = False
         self._previous = {}
@@ -26,7 +30,9 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             self._writer.setblocking(False)
             signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            # in a job of several processes SIGTERM belongs to JAX's preemption service
+            numbers = (signal.SIGINT,) if self._of_a_job else (signal.SIGTERM, signal.SIGINT)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, lambda *_: None)
             threading.Thread(target=self._watch, daemon=True).start()
         return self
@@ -52,6 +58,11 @@ class Preemption:
         """From here on there are steps to save: leave the exit to the loop."""
         self._has_work = True
 
-    @property
-    def requested(self) -> bool:
+    def requested_after(self, step: int) -> bool:
+        """Whether to stop after this step, the same on all processes of the job.
+
+        Signals reach processes at different steps; JAX's preemption service agrees on one.
+        """
+        if self._of_a_job:
+            return multihost_utils.reached_preemption_sync_point(step)
         return self._requested.is_set()

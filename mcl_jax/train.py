@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 import mcl_jax
+from mcl_jax import hosts, plots, program, sharding
 from mcl_jax import metrics as metric_files
-from mcl_jax import plots, program, sharding
 from mcl_jax.checkpoint import Checkpointer
 from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
@@ -75,6 +75,7 @@ def pretrain(
             if start >= run.total_steps:
                 return state
             compiled = program.lower_step(run).compile()
+            hosts.meet("compiled")
             _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
             log_every = config["log"]["every_steps"]
             save_every = config["log"]["checkpoint_steps"]
@@ -100,7 +101,7 @@ def pretrain(
                     state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
                     preemption.guard_work()
                     done = step + 1
-                    asked = preemption.requested or done - start == stop_after
+                    asked = preemption.requested_after(done) or done - start == stop_after
                     last = done == run.total_steps or asked
 
                     # an earlier step's metrics, fetched while this one runs

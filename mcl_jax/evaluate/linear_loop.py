@@ -120,7 +120,7 @@ def _train(
             jax.block_until_ready(values)  # one step in flight: no queue of batches on the device
             state, values = evaluation.train_step(evaluation.backbone, state, seed, batch)
             preemption.guard_work()
-            asked = preemption.requested
+            asked = preemption.requested_after(done)
             if done % log_every == 0 or done == total or asked:
                 _record(done, jax.device_get(values), settings.lrs, writer, bar)
             if (done % save_every == 0 or done == total or asked) and first_process:

@@ -1,0 +1,76 @@
+"""Several processes as one job: joining it, and leaving it when a host is lost."""
+
+import os
+import sys
+
+import jax
+from orbax.checkpoint import multihost
+
+from mcl_jax.errors import UserError
+
+LOST_HOST = 4  # exit code: another process of the job stopped answering
+
+
+def join(
+    coordinator: str | None, processes: int | None, process: int | None, lost_after_s: int
+) -> None:
+    """Joins the job's processes; must come before anything that asks JAX for devices.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None with the two others where JAX can find out (Cloud
+        TPU, SLURM, Open MPI, Kubernetes).
+      processes: of the job.
+      process: this one's number, from 0 on.
+      lost_after_s: seconds without a sign of life after which a process counts as lost.
+
+    Raises:
+      UserError: for arguments that do not describe a job, or if the others cannot be reached.
+    """
+    given = [coordinator is not None, processes is not None, process is not None]
+    if any(given) and not all(given):
+        raise UserError(
+            "--coordinator, --processes and --process belong together; give all or none"
+        )
+    if all(given) and not 0 <= process < processes:
+        raise UserError(f"--process {process} is not one of 0..{processes - 1} (--processes)")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            cluster_detection_method="deactivate" if all(given) else None,
+            heartbeat_timeout_seconds=lost_after_s,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot join the job: {reason}; outside Cloud TPU, SLURM, Open MPI and Kubernetes give "
+            "--coordinator HOST:PORT --processes N --process I"
+        ) from error
+
+
+def meet(name: str, timeout_s: float = 1800.0) -> None:
+    """Waits until every process of the job is here; at once if there is only one.
+
+    Compile times differ, and the collectives of a CPU job give up after half a minute alone.
+
+    Args:
+      name: a new one for every meeting.
+      timeout_s: then JAX's error is raised.
+    """
+    if jax.process_count() > 1:
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=name, timeout_ms=round(1e3 * timeout_s))
+
+
+def leave_after(error: Exception, workdir: os.PathLike) -> None:
+    """Ends this process at once: barriers of a clean exit would wait for the lost one."""
+    reason = " ".join(str(error).split())[:300]
+    print(
+        f"stopped: a collective failed on process {jax.process_index()} of {jax.process_count()}, "
+        f"most likely because another host was lost. Start all of them again with the same command; "
+        f"the run goes on from the newest checkpoint in {workdir}. ({reason})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST_HOST)

@@ -1,0 +1,138 @@
+"""Jobs of several processes, for real: 1, 2 and 4 of them over loopback, four devices in all."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mcl_jax import hosts, metrics
+from mcl_jax.errors import UserError
+
+TESTS = Path(__file__).resolve().parent
+DEVICES, STEPS = 4, 8
+# Sums over devices in another order; AdamW's first steps magnify the difference.
+TOLERANCE = 2e-4
+ARGUMENTS = [
+    *("--config", str(TESTS.parent / "configs/demo.py")),
+    "--config.data.dataset=scenes",
+    "--config.data.split=train[:32]",
+    "--config.data.batch_size=16",
+    "--config.data.image_size=32",
+    "--config.data.canvas_size=32",
+    "--config.data.threads=1",
+    "--config.model.backbone=resnet10",
+    "--config.model.width=4",
+    "--config.model.fpn_channels=8",
+    "--config.model.projector_hidden=16",
+    "--config.model.projector_out=8",
+    "--config.model.predictor_hidden=16",
+    "--config.montage.levels=1",
+    "--config.knn.every_epochs=0.0",
+    f"--config.optimizer.epochs={STEPS / 2}",
+    "--config.log.every_steps=1",
+    "--config.log.checkpoint_steps=2",
+    "--config.log.lost_host_s=10",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(workdir, cache, processes, *extra):
+    """The processes of a job on one machine; process 0 first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / str(processes)),
+    }
+    command = [sys.executable, str(TESTS / "tiny_pretrain.py"), *ARGUMENTS, *extra]
+    command.append(f"--workdir={workdir}")
+    join = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []
+    return [
+        subprocess.Popen(
+            [*command, *join, *([f"--process={i}"] if join else [])],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(job):
+    """(exit code, messages) of every process."""
+    messages = [process.communicate(timeout=400)[1] for process in job]
+    return [(p.returncode, text) for p, text in zip(job, messages, strict=True)]
+
+
+def losses(workdir):
+    return [line["loss"] for line in metrics.read(workdir)]
+
+
+def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(cache, tmp_path):
+    whole, interrupted = tmp_path / "four", tmp_path / "two"
+    first, *others = finish(start(whole, cache, 4))
+    assert first[0] == 0, first[1]
+    assert "4 cpu device(s)" in first[1] and f"{STEPS}/{STEPS}" in first[1]
+    for code, text in others:  # the first alone speaks
+        assert code == 0, text
+        assert "device(s)" not in text and "step" not in text
+    assert len(losses(whole)) == STEPS
+
+    job = start(interrupted, cache, 2)
+    wait_for(lambda: (interrupted / "metrics.jsonl").exists() and losses(interrupted), job)
+    job[1].send_signal(signal.SIGTERM)  # to one of them: both stop after the same step
+    results = finish(job)
+    assert [code for code, _ in results] == [0, 0], results
+    saved = newest(interrupted)
+    assert 1 <= saved < STEPS and f"step {saved} is saved" in results[0][1]
+    assert losses(interrupted) == pytest.approx(losses(whole)[:saved], rel=TOLERANCE)
+
+    job = start(interrupted, cache, 2)
+    wait_for(lambda: len(losses(interrupted)) > saved, job)
+    job[1].send_signal(signal.SIGKILL)  # the other must not wait for ever
+    (code, messages), _ = finish(job)
+    assert code == hosts.LOST_HOST and newest(interrupted) >= saved, messages
+    assert "Traceback" not in messages
+
+    ((code, messages),) = finish(start(interrupted, cache, 1))
+    assert code == 0 and "(resumed)" in messages, messages
+    assert losses(interrupted) == pytest.approx(losses(whole), rel=TOLERANCE)
+
+
+def newest(workdir):
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return max(int(name) for name in names if name.isdigit())
+
+
+def wait_for(condition, job):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert all(process.poll() is None for process in job), finish(job)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", 2, None), "belong together"),
+        ((None, 2, 0), "belong together"),
+        (("localhost:1", 2, 2), "--process 2 is not one of 0..1"),
+        ((None, None, None), "cannot join the job"),
+    ],
+)
+def test_wrong_jobs_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        hosts.join(*arguments, 10)
