@@ -46,9 +46,9 @@ def draw_jitter(key, widths, hue):
 def jitter(planes, amounts, order):
     """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
 
-    Only contrast needs to know more than its pixel, the mean gray of what comes before it. So the
-    operations before it run once for that mean alone, and then all of them for the result: two
-    passes over the image, where stopping at every operation would take a dozen.
+    Two formulations, equal to rounding: `jitter_in_two_passes` reads memory least; XLA's CPU
+    emitter, though, evaluates a shared value anew for each of its uses, exponentially often over
+    such a chain unless LLVM's optimiser undoes it, so CPUs go slot by slot.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].
@@ -57,6 +57,49 @@ def jitter(planes, amounts, order):
 
     Returns:
       float32 [H, 3, W] in [0, 1].
+    """
+    return jax.lax.platform_dependent(
+        planes, amounts, order, cpu=jitter_slot_by_slot, default=jitter_in_two_passes
+    )
+
+
+def _slots(amounts, order):
+    """(factor of every slot, slot of the hue)."""
+    chosen = order[:, None] == jnp.arange(len(Op))  # [slot, op]
+    factors = jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
+    return factors, jnp.argmax(order == Op.HUE)
+
+
+def jitter_slot_by_slot(planes, amounts, order):
+    """`jitter`, one operation after the other.
+
+    Three of the operations are one formula: a blend with black, with the mean gray or with the
+    pixel's own gray. Hue is the dear one, so it is computed once, with slots for the blends that may
+    precede it and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+    """
+    factors, hue_slot = _slots(amounts, order)
+
+    def blend_slot(planes, slot, active):
+        gray = _luma(planes[:, 0:1], planes[:, 1:2], planes[:, 2:3])
+        towards_mean = jnp.where(order[slot] == Op.CONTRAST, jnp.mean(gray), 0.0)
+        towards = jnp.where(order[slot] == Op.SATURATION, gray, towards_mean)
+        factor = jnp.where(active, factors[slot], 1.0)
+        return jnp.clip(factor * planes + (1.0 - factor) * towards, 0.0, 1.0)
+
+    for slot in (0, 1, 2):
+        planes = blend_slot(planes, slot, slot < hue_slot)
+    turned = _shift_hue(planes[:, 0], planes[:, 1], planes[:, 2], amounts[Op.HUE])
+    planes = jnp.stack(turned, axis=1)
+    for slot in (1, 2, 3):
+        planes = blend_slot(planes, slot, slot > hue_slot)
+    return planes
+
+
+def jitter_in_two_passes(planes, amounts, order):
+    """`jitter`, in two passes over the image where slot by slot takes a dozen.
+
+    Only contrast needs to know more than its pixel: the mean gray of what comes before it. So the
+    operations before it run once for that mean alone, and then all of them for the result.
     """
     channels = tuple(planes[:, channel] for channel in range(3))
     contrast_slot = jnp.argmax(order == Op.CONTRAST)
@@ -69,14 +112,9 @@ def _first_slots(channels, amounts, order, count, mean):
     """The first `count` operations of an order, on three channels [H, W] of their own.
 
     Three arrays, not one: as slices of one, each operation would be evaluated anew per channel.
-
-    Three of the operations are one formula: a blend with black, with the mean gray or with the
-    pixel's own gray. Hue is the dear one, so it is computed once, with slots for the blends that may
-    precede it and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+    Slots as in `jitter_slot_by_slot`, contrast's mean given.
     """
-    chosen = order[:, None] == jnp.arange(len(Op))  # [slot, op]
-    factors = jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
-    hue_slot = jnp.argmax(order == Op.HUE)
+    factors, hue_slot = _slots(amounts, order)
 
     def blend_slot(channels, slot, active):
         towards_mean = jnp.where(order[slot] == Op.CONTRAST, mean, 0.0)

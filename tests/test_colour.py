@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from torchvision_reference import LUMA, colours, image_of, planes_of, torchvision_jitter
 
 from mcl_jax import colour
@@ -15,10 +16,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AMOUNTS = [(0.6, 1.4, 0.8, 0.1), (1.4, 0.6, 1.2, -0.1), (1.0, 1.0, 1.0, 0.37), (1.0, 1.3, 1.0, 0.0)]
 
 
-def test_jitter_is_torchvisions_in_each_of_the_24_orders():
+@pytest.mark.parametrize(
+    "jitter", [colour.jitter, colour.jitter_slot_by_slot, colour.jitter_in_two_passes]
+)
+def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
     image = colours()
     orders = list(itertools.permutations(range(4)))
-    jitter = jax.jit(jax.vmap(jax.vmap(colour.jitter, (None, None, 0)), (None, 0, None)))
+    jitter = jax.jit(jax.vmap(jax.vmap(jitter, (None, None, 0)), (None, 0, None)))
     got = jitter(planes_of(image), jnp.array(AMOUNTS), jnp.array(orders))
     for (i, amounts), (j, order) in itertools.product(enumerate(AMOUNTS), enumerate(orders)):
         wanted = image
