@@ -103,8 +103,10 @@ def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(c
     wait_for(lambda: len(losses(interrupted)) > saved, job)
     job[1].send_signal(signal.SIGKILL)  # the other must not wait for ever
     (code, messages), _ = finish(job)
-    assert code == hosts.LOST_HOST and newest(interrupted) >= saved, messages
-    assert "Traceback" not in messages
+    # a collective fails, or JAX's own watch notices first and aborts
+    assert code in (hosts.LOST_HOST, -signal.SIGABRT), messages
+    assert "another host was lost" in messages or "another task died" in messages, messages
+    assert "Traceback" not in messages and newest(interrupted) >= saved
 
     ((code, messages),) = finish(start(interrupted, cache, 1))
     assert code == 0 and "(resumed)" in messages, messages
