@@ -39,9 +39,7 @@ def get_config() -> ConfigDict:
 
     numerics = config.numerics = ConfigDict()
     numerics.compute_dtype = "auto"  # activations: bfloat16 on accelerators, float32 on CPU
-    numerics.remat = (
-        False  # recompute residual blocks in the backward pass: less memory, more FLOPs
-    )
+    numerics.remat = False  # recompute residual blocks backward: less memory, more FLOPs
     numerics.bn_momentum = 0.9  # share of the running value kept (torch's 0.1)
     numerics.bn_epsilon = 1e-5  # added to variances
 
@@ -170,9 +168,7 @@ def get_config() -> ConfigDict:
     log.every_steps = 50  # metrics to disk and progress bar
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
     log.keep_checkpoints = 3
-    log.lost_host_s = (
-        60  # s without a sign of life after which a host counts as lost, and the job ends
-    )
+    log.lost_host_s = 60  # s without a sign of life after which a host counts as lost
     log.montages = 4  # canvases per level in montage.png
     log.collapse_share = 0.05  # of 1/sqrt(D): feature std below it is a collapse
     log.collapse_patience = 10  # consecutive logs below it before the run stops

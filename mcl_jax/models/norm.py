@@ -106,8 +106,13 @@ def normalise(
       epsilon: added to the variance.
       relu: whether max(0, .) follows.
     """
+    return _normalised(x, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
+
+
+def _normalised(x, scale, bias, mean, var, groups, epsilon, relu):
+    """The formula of `normalise`, for any statistics; in their type."""
     out = _affine(_centred(x, mean, var, epsilon, groups), scale, bias)
-    return (nn.relu(out) if relu else out).astype(x.dtype)
+    return nn.relu(out) if relu else out
 
 
 def _centred(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
@@ -192,9 +197,9 @@ class BatchNorm(nn.Module):
         statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)
         if not train:
             mean, var = (v.value[None] for v in (running_mean, running_var))
-            x = _centred(x.astype(statistics_dtype), mean, var, self.epsilon, (x.shape[0],))
-            x = _affine(x, scale, bias)
-            return (nn.relu(x) if self.relu else x).astype(self.dtype)
+            x, everything = x.astype(statistics_dtype), (x.shape[0],)
+            x = _normalised(x, scale, bias, mean, var, everything, self.epsilon, self.relu)
+            return x.astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
         x, groups = x.astype(self.dtype), tuple(groups)

@@ -206,8 +206,8 @@ class Stage(nn.Module):
     def __call__(self, x: Array, context: Context) -> Array:
         if self.merges:
             x = PatchMerging(self.numerics, name="merge")(x)
+        block = self.numerics.block(Block)
         for b, rate in enumerate(self.drop_rates):
-            block = self.numerics.block(Block)
             x = block(self.size, b % 2 == 1, rate, self.numerics, name=f"block{b}")(x, context)
         return x
 
