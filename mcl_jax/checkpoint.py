@@ -10,12 +10,30 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("state", "meta")
+
+
+def _write_once() -> None:
+    """Has process 0 write the replicated state alone.
+
+    By default orbax lets every device write a slice of every array: thousands of small programs to
+    compile and run while the next step waits (R50 on 8 CPU devices: 29 s for the first save and 3 s
+    for later ones, against 2.4 s and 0.3 s).
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that its own handler is replaced
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    logging.set_verbosity(verbosity)
+
+
+_write_once()
 
 
 class Checkpointer:

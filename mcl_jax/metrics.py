@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 FILE = "metrics.jsonl"
 
 
@@ -22,6 +20,9 @@ class MetricWriter:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)
+        # here, for it imports torch where there is one: seconds that only the writing process needs
+        from tensorboardX import SummaryWriter
+
         self._events = SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
         )

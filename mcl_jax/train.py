@@ -95,11 +95,11 @@ def pretrain(
                 for step in range(start, run.total_steps):
                     with meter.waiting():
                         batch = next(batches)
-                    if step == 0 and first_process:
-                        _draw_montages(run, batch, workdir)
                     inputs = {name: batch[name] for name in run.objective.batch_fields}
                     state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
                     preemption.guard_work()
+                    if step == 0 and first_process:  # while the devices work
+                        _draw_montages(run, batch, workdir)
                     done = step + 1
                     asked = preemption.requested_after(done) or done - start == stop_after
                     last = done == run.total_steps or asked

@@ -14,9 +14,8 @@ from mcl_jax import hosts, metrics
 from mcl_jax.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
-DEVICES, STEPS = 4, 8
-# Sums over devices in another order; AdamW's first steps magnify the difference.
-TOLERANCE = 2e-4
+DEVICES, STEPS = 4, 6
+TOLERANCE = 2e-5  # sums over devices in another order, float32
 ARGUMENTS = [
     *("--config", str(TESTS.parent / "configs/demo.py")),
     "--config.data.dataset=scenes",
@@ -27,12 +26,17 @@ ARGUMENTS = [
     "--config.data.threads=1",
     "--config.model.backbone=resnet10",
     "--config.model.width=4",
+    "--config.model.neck=c4",
     "--config.model.fpn_channels=8",
+    "--config.model.head_convs=1",
     "--config.model.projector_hidden=16",
     "--config.model.projector_out=8",
     "--config.model.predictor_hidden=16",
     "--config.montage.levels=1",
     "--config.knn.every_epochs=0.0",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.base_lr=0.5",
+    "--config.optimizer.warmup_epochs=0.0",
     f"--config.optimizer.epochs={STEPS / 2}",
     "--config.log.every_steps=1",
     "--config.log.checkpoint_steps=2",
@@ -81,36 +85,35 @@ def losses(workdir):
 
 
 def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(cache, tmp_path):
-    whole, interrupted = tmp_path / "four", tmp_path / "two"
-    first, *others = finish(start(whole, cache, 4))
-    assert first[0] == 0, first[1]
-    assert "4 cpu device(s)" in first[1] and f"{STEPS}/{STEPS}" in first[1]
-    for code, text in others:  # the first alone speaks
-        assert code == 0, text
-        assert "device(s)" not in text and "step" not in text
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    ((code, messages),) = finish(start(whole, cache, 1))
+    assert code == 0 and f"{STEPS}/{STEPS}" in messages, messages
     assert len(losses(whole)) == STEPS
 
-    job = start(interrupted, cache, 2)
-    wait_for(lambda: (interrupted / "metrics.jsonl").exists() and losses(interrupted), job)
-    job[1].send_signal(signal.SIGTERM)  # to one of them: both stop after the same step
-    results = finish(job)
-    assert [code for code, _ in results] == [0, 0], results
-    saved = newest(interrupted)
-    assert 1 <= saved < STEPS and f"step {saved} is saved" in results[0][1]
-    assert losses(interrupted) == pytest.approx(losses(whole)[:saved], rel=TOLERANCE)
+    job = start(shared, cache, 4)
+    wait_for(lambda: (shared / "metrics.jsonl").exists() and losses(shared), job)
+    job[3].send_signal(signal.SIGTERM)  # to one of them: all stop after the same step
+    first, *others = finish(job)
+    saved = newest(shared)
+    assert first[0] == 0 and 1 <= saved < STEPS and f"step {saved} is saved" in first[1], first
+    assert "4 cpu device(s)" in first[1]
+    for code, text in others:  # the first alone speaks
+        assert code == 0, text
+        assert "device(s)" not in text and "is saved" not in text and f"/{STEPS}" not in text
+    assert losses(shared) == pytest.approx(losses(whole)[:saved], rel=TOLERANCE)
 
-    job = start(interrupted, cache, 2)
-    wait_for(lambda: len(losses(interrupted)) > saved, job)
+    job = start(shared, cache, 2)
+    wait_for(lambda: len(losses(shared)) > saved, job)
     job[1].send_signal(signal.SIGKILL)  # the other must not wait for ever
     (code, messages), _ = finish(job)
     # a collective fails, or JAX's own watch notices first and aborts
     assert code in (hosts.LOST_HOST, -signal.SIGABRT), messages
     assert "another host was lost" in messages or "another task died" in messages, messages
-    assert "Traceback" not in messages and newest(interrupted) >= saved
+    assert "Traceback" not in messages and newest(shared) >= saved
 
-    ((code, messages),) = finish(start(interrupted, cache, 1))
+    ((code, messages),) = finish(start(shared, cache, 1))
     assert code == 0 and "(resumed)" in messages, messages
-    assert losses(interrupted) == pytest.approx(losses(whole), rel=TOLERANCE)
+    assert losses(shared) == pytest.approx(losses(whole), rel=TOLERANCE)
 
 
 def newest(workdir):
