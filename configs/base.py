@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     # ~/.cache/mcl_jax
     data.data_dir = ""
     data.batch_size = 4096  # images of all devices together (B)
+    # images that share random keys and montages; 0: all that a device holds of a micro-batch. A fixed
+    # number lets a run continue on other numbers of devices with the same views and montages
+    data.group_size = 0
     data.image_size = 224  # px, side of views and canvases (H), a multiple of 32
     data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
     data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
@@ -54,6 +57,9 @@ def get_config() -> ConfigDict:
     loss.pyramid = "assigned"  # assigned | full (the authors' computation)
     loss.matching = "a"  # a | b | c | d (paper section 3.3, Table 10b)
     loss.temperature = 1.0  # tau (released code)
+    # micro_batch: negatives of the images that are computed together | step: of the whole batch, by
+    # a forward pass more; the same unless optimizer.micro_batches > 1
+    loss.negatives = "micro_batch"
     loss.level_weights = (1 / 2, 1 / 4, 1 / 8, 1 / 8)  # released; paper's text: 1/2^(s+1)
 
     supervised = config.supervised = ConfigDict()  # paper appendix A.1, Figure 4
@@ -96,6 +102,7 @@ def get_config() -> ConfigDict:
     optimizer.base_lr = 1.0  # peak learning rate per 256 images
     optimizer.final_lr = 1e-4  # at the last step (released code)
     optimizer.epochs = 100.0  # length of the run
+    optimizer.micro_batches = 1  # parts of a batch that are computed one after the other
     optimizer.warmup_epochs = 10.0
     optimizer.warmup_start = 1e-4  # share of the learning rate at step 0 (released code)
     optimizer.warmup_shape = "sequential"  # sequential (paper) | multiplied (released code)

@@ -1,6 +1,8 @@
-"""Where every random number comes from: a key folded from (seed, step, device, purpose).
+"""Where every random number comes from: a key folded from (seed, step, group, purpose).
 
-Any step of a run can be replayed from these four numbers alone.
+Any step of a run can be replayed from these four numbers alone. A group is what a device holds of
+a micro-batch, or `data.group_size` images of it: its number is that of its first image in the
+global batch, divided by its size, whichever device holds it.
 """
 
 import enum
@@ -22,9 +24,9 @@ class Purpose(enum.IntEnum):
     PROBE = 6  # detection probe and linear classifiers
 
 
-def key_for(seed: int, step: Array | int, device: Array | int, purpose: Purpose) -> Array:
-    """The key of one purpose at one step on one device (its index along the data axis)."""
+def key_for(seed: int, step: Array | int, group: Array | int, purpose: Purpose) -> Array:
+    """The key of one purpose at one step for one group of images."""
     key = jax.random.key(seed)
-    for number in (step, device, int(purpose)):
+    for number in (step, group, int(purpose)):
         key = jax.random.fold_in(key, number)
     return key

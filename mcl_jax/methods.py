@@ -19,6 +19,7 @@ from mcl_jax.objectives.moco import MoCo
 from mcl_jax.objectives.supervised import Supervised, SupervisedSettings
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+NEGATIVES = ("micro_batch", "step")
 METHODS = ("mcl", "supervised", "byol", "moco", "detco")
 
 
@@ -65,7 +66,9 @@ def make_objective(
         ),
         "image_size": config["data"]["image_size"],
         "images_per_device": images_per_device,
+        "group_size": config["data"]["group_size"] or images_per_device,
     }
+    _check_combinations(config)
     layout = settings(
         montage.Layout,
         config["montage"],
@@ -79,11 +82,6 @@ def make_objective(
         weights = tuple(config["loss"]["level_weights"])
         own = settings(SupervisedSettings, config["supervised"], level_weights=weights)
         return Supervised(layout=layout, settings=own, views=one_sided(views), **common)
-    if config["model"]["drop_path"] > 0:
-        raise UserError(
-            f"model.drop_path is {config['model']['drop_path']}: method {method!r} leaves out no "
-            "branches, set it to 0 (mcl and supervised do)"
-        )
     if method == "byol":
         return BYOL(views=views, **common)
     queues = settings(contrast.Settings, config["moco"])
@@ -91,6 +89,35 @@ def make_objective(
         return MoCo(settings=queues, views=views, **common)
     own = settings(detco.Settings, config["detco"])
     return detco.DetCo(settings=queues, detco=own, views=views, **common)
+
+
+def _check_combinations(config: Mapping[str, Any]) -> None:
+    """UserError for keys that do not go together."""
+    method, drop_path = config["method"], config["model"]["drop_path"]
+    if drop_path > 0 and method in ("byol", "moco", "detco"):
+        raise UserError(
+            f"model.drop_path is {drop_path}: method {method!r} leaves out no branches, set it to 0 "
+            "(mcl and supervised do)"
+        )
+    negatives = config["loss"]["negatives"]
+    if negatives not in NEGATIVES:
+        raise UserError(f"loss.negatives {negatives!r} is not one of {', '.join(NEGATIVES)}")
+    if negatives == "step" and method != "mcl":
+        raise UserError(
+            f"loss.negatives is 'step': method {method!r} takes no negatives from the batch, set "
+            "'micro_batch'"
+        )
+    by_device = {
+        "model.drop_path": drop_path > 0,
+        "montage.assembly 'copy_paste'": config["montage"]["assembly"] == "copy_paste",
+        "moco.norm 'shuffle'": method in ("moco", "detco") and config["moco"]["norm"] == "shuffle",
+    }
+    if config["data"]["group_size"] and any(by_device.values()):
+        culprit = next(key for key, used in by_device.items() if used)
+        raise UserError(
+            f"data.group_size is {config['data']['group_size']}, but {culprit} draws by device; "
+            "set data.group_size to 0"
+        )
 
 
 def one_sided(views: augment.Settings) -> augment.Settings:

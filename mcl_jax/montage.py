@@ -49,8 +49,8 @@ class Montage(NamedTuple):
     cells: tuple[Array | None, ...]  # per level None: all cells; see Encoder
 
 
-def canvas_counts(images: int, layout: Layout) -> tuple[int, ...]:
-    """Canvases per level on one device: n_s = images * copies_s / 4^s, at least 1.
+def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ...]:
+    """Canvases per level of groups of images: per group n_s = images * copies_s / 4^s, at least 1.
 
     Below one canvas, one canvas is made and images repeat to fill it. A mosaic has no canvas of
     level 0.
@@ -78,11 +78,11 @@ def canvas_counts(images: int, layout: Layout) -> tuple[int, ...]:
         sub_images, grid = images * copies, 4**s
         if sub_images > grid and sub_images % grid:
             raise UserError(
-                f"level {s}: {images} images per device x {copies} copies = {sub_images} sub-images "
-                f"do not fill whole canvases of {grid}; a multiple of {grid // copies} images per "
-                f"device would"
+                f"level {s}: {images} images montaged together (data.group_size, or those of one "
+                f"device) x {copies} copies = {sub_images} sub-images do not fill whole canvases "
+                f"of {grid}; a multiple of {grid // copies} images would"
             )
-        counts.append(max(1, sub_images // grid))
+        counts.append(groups * max(1, sub_images // grid))
     if layout.assembly == "mosaic":
         counts[0] = 0
     return tuple(counts)
@@ -127,12 +127,26 @@ def assemble(images: Array, order: Array, grid: int) -> Array:
     return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(-1, grid * h, grid * w, c)
 
 
-def draw_orders(key: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
-    """Per level `permutation(n_s * 4^s) mod images`; level 0, if any, stays in image order."""
-    orders = [jnp.arange(images if counts[0] else 0, dtype=jnp.int32)]
+def draw_orders(keys: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
+    """Per level and group `permutation(n_s * 4^s) mod images`, numbered on from group to group.
+
+    Args:
+      keys: [G], one per group of images.
+      images: of a group.
+      counts: n_s of all groups together.
+
+    Returns:
+      Per level int32 [n_s * 4^s], group by group; level 0, if any, stays in image order.
+    """
+    groups = len(keys)
+    orders = [jnp.arange(groups * images if counts[0] else 0, dtype=jnp.int32)]
+    first = jnp.arange(groups, dtype=jnp.int32)[:, None] * images
     for s, n in enumerate(counts[1:], start=1):
-        permutation = jax.random.permutation(jax.random.fold_in(key, s), n * 4**s)
-        orders.append((permutation % images).astype(jnp.int32))
+
+        def draw(key, level=s, places=n // groups * 4**s):
+            return jax.random.permutation(jax.random.fold_in(key, level), places) % images
+
+        orders.append((first + jax.vmap(draw)(keys)).astype(jnp.int32).reshape(-1))
     return tuple(orders)
 
 

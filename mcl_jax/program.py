@@ -48,7 +48,10 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
       UserError: for any value that cannot work, naming it and what would.
     """
     data = config["data"]
-    b = sharding.images_per_device(data["batch_size"], mesh)
+    micro_batches = config["optimizer"]["micro_batches"]
+    if micro_batches < 1:
+        raise UserError(f"optimizer.micro_batches must be at least 1, got {micro_batches}")
+    b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
     objective = make_objective(config, b, sharding.DATA_AXIS)
     steps_per_epoch = max(1, images // data["batch_size"])
     opt = settings(optimizers.Settings, config["optimizer"])
@@ -126,6 +129,7 @@ def lower_step(program: Program) -> jax.stages.Lowered:
         lr=program.lr,
         ema=program.ema,
         axis_name=sharding.DATA_AXIS,
+        micro_batches=program.config["optimizer"]["micro_batches"],
     )
     step = jax.jit(sharding.per_device(body, program.mesh), donate_argnums=0)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(program.mesh))

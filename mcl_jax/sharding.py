@@ -27,14 +27,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, STATE_SPEC)
 
 
-def images_per_device(batch_size: int, mesh: Mesh, key: str = "data.batch_size") -> int:
-    """b = B / D; UserError naming the config key if the global batch does not divide."""
-    if batch_size < mesh.size or batch_size % mesh.size:
-        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+def images_per_device(
+    batch_size: int, mesh: Mesh, key: str = "data.batch_size", micro_batches: int = 1
+) -> int:
+    """b = B / D / micro-batches; UserError naming the config key if the batch does not divide."""
+    parts = mesh.size * micro_batches
+    if batch_size < parts or batch_size % parts:
+        nearest = max(1, round(batch_size / parts)) * parts
+        times = f" x {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise UserError(
-            f"{key} {batch_size} does not divide over {mesh.size} devices; {nearest} would"
+            f"{key} {batch_size} does not divide over {mesh.size} devices{times}; {nearest} would"
         )
-    return batch_size // mesh.size
+    return batch_size // parts
 
 
 def per_device(body: Callable, mesh: Mesh) -> Callable:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcl_jax import sharding
+from mcl_jax import accumulation, sharding
 from mcl_jax.objectives.base import Objective
 from mcl_jax.optimizer import Schedule
 from mcl_jax.state import TrainState
@@ -24,15 +24,22 @@ def train_step(
     lr: Schedule,
     ema: Schedule,
     axis_name: str,
+    micro_batches: int,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step on one device's images inside shard_map; everything returned is replicated.
 
     `seed` is an argument, not a constant, so that runs that differ in it share a compiled step.
     """
-    inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(axis_name))
+    device = jax.lax.axis_index(axis_name)
     params = sharding.device_local(state.params, axis_name)
-    loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
-    (loss, outcome), grads = loss_fn(params, state, inputs, axis_name)
+    if micro_batches == 1:
+        inputs = objective.inputs(seed, state.step, batch, device)
+        loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, outcome), grads = loss_fn(params, state, inputs, axis_name)
+    else:
+        (loss, outcome), grads = accumulation.value_and_grad(
+            params, state, batch, seed, objective, axis_name, micro_batches
+        )
     grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), axis_name)
     return apply_gradients(state, grads, outcome, optimizer, lr, ema, metrics | {"loss": loss})
 

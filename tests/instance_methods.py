@@ -47,6 +47,7 @@ def arguments(images_per_device, axis_name=None):
         "views": augment.Settings.from_config(tiny_config().augment),
         "image_size": SIDE,
         "images_per_device": images_per_device,
+        "group_size": images_per_device,
     }
 
 

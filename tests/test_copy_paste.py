@@ -66,7 +66,7 @@ def test_loss_is_that_of_the_networks_own_embeddings(assembly, mode, levels, cop
     views = jax.random.normal(jax.random.key(1), (2, levels, 8, 32, 32, 3))
     keys = jax.random.split(jax.random.key(2), 2)
     if assembly == "mosaic":
-        plans = [montage.draw_orders(key, 8, objective.counts) for key in keys]
+        plans = [montage.draw_orders(key[None], 8, objective.counts) for key in keys]
     else:
         plans = [copy_paste.draw(key, 8, objective.layout) for key in keys]
     inputs = objective.assemble(views, plans)

@@ -24,7 +24,7 @@ def random_views(levels, images, seed=0):
 def test_every_sub_image_is_bit_equal_to_its_strided_source(levels, images):
     views = random_views(levels, images)
     counts = montage.canvas_counts(images, layout(levels))
-    orders = montage.draw_orders(jax.random.key(1), images, counts)
+    orders = montage.draw_orders(jax.random.key(1)[None], images, counts)
     canvases, labels, _ = jax.tree.map(np.asarray, montage.build(views, orders, layout(levels)))
     views = np.asarray(views)
     assert canvases.shape == (sum(counts), H, H, 3)
@@ -41,7 +41,7 @@ def test_every_sub_image_is_bit_equal_to_its_strided_source(levels, images):
 def test_each_image_appears_once_once_once_twice():
     counts = montage.canvas_counts(128, layout())
     assert counts == (128, 32, 8, 4)
-    labels = montage.draw_orders(jax.random.key(3), 128, counts)
+    labels = montage.draw_orders(jax.random.key(3)[None], 128, counts)
     for order, copies in zip(labels, (1, 1, 1, 2), strict=True):
         np.testing.assert_array_equal(np.bincount(order, minlength=128), np.full(128, copies))
     np.testing.assert_array_equal(labels[0], np.arange(128))
@@ -50,7 +50,7 @@ def test_each_image_appears_once_once_once_twice():
 def test_a_level_below_one_canvas_repeats_images_to_fill_it():
     counts = montage.canvas_counts(12, layout())
     assert counts == (12, 3, 1, 1)
-    orders = montage.draw_orders(jax.random.key(0), 12, counts)
+    orders = montage.draw_orders(jax.random.key(0)[None], 12, counts)
     for order, tiles in zip(orders[2:], (16, 64), strict=True):
         appearances = np.bincount(order, minlength=12)
         assert order.shape == (tiles,)
@@ -60,9 +60,9 @@ def test_a_level_below_one_canvas_repeats_images_to_fill_it():
 @pytest.mark.parametrize(
     "images, options, message",
     [
-        (6, {}, "level 1: 6 images per device x 1 copies = 6 sub-images .* multiple of 4"),
+        (6, {}, "level 1: 6 images .* x 1 copies = 6 sub-images .* multiple of 4"),
         (40, {}, "level 2: 40 images .* multiple of 16"),
-        (48, {}, "level 3: 48 images per device x 2 copies = 96 .* multiple of 32"),
+        (48, {}, "level 3: 48 images .* x 2 copies = 96 .* multiple of 32"),
         (32, {"levels": 5}, "levels must be 1..4 .* got 5"),
         (32, {"copies": (1, 1)}, "copies .* 2 entries, montage.levels is 4"),
         (32, {"shrink": "cubic"}, "'cubic' is not one of"),
@@ -75,7 +75,7 @@ def test_a_layout_that_cannot_work_prints_its_numbers(images, options, message):
 
 
 def test_two_keys_shuffle_differently_and_one_key_replays():
-    draw = lambda seed: montage.draw_orders(jax.random.key(seed), 64, (64, 16, 4, 2))  # noqa: E731
+    draw = lambda seed: montage.draw_orders(jax.random.key(seed)[None], 64, (64, 16, 4, 2))  # noqa: E731
     for a, b, c in list(zip(draw(0), draw(0), draw(1), strict=True))[1:]:
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
@@ -90,7 +90,7 @@ def test_antialiased_shrinking_averages_blocks():
 @pytest.mark.parametrize("k", [0.75, 0.5])
 def test_the_boundary_mask_is_the_papers_gaussian_on_shrunk_levels_alone(k):
     views = jnp.ones((2, 4, H, H, 3))
-    orders = montage.draw_orders(jax.random.key(0), 4, (4, 1))
+    orders = montage.draw_orders(jax.random.key(0)[None], 4, (4, 1))
     canvases, *_ = montage.build(views, orders, layout(2, boundary_sigma=k))
     np.testing.assert_array_equal(canvases[:4], 1.0)
     side = H // 2
@@ -111,7 +111,7 @@ def test_the_compiled_montage_has_no_collective():
 
     def body(views, seed):
         key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("data"))
-        orders = montage.draw_orders(key, images, counts)
+        orders = montage.draw_orders(key[None], images, counts)
         return montage.build(views, orders, layout()).canvases
 
     spec = jax.sharding.PartitionSpec

@@ -1,7 +1,7 @@
 """One device equals eight given the same montages, in both pyramid modes; donation is used."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from mcl_jax.compiled import figures as compiled_figures
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.mcl import MCL, Inputs
+from mcl_jax.objectives.mcl import Inputs
 
 DEVICES, PER_DEVICE = 8, 4
 
@@ -24,17 +24,6 @@ def feeds_a_norm(path):
     names = [getattr(key, "key", None) for key in path]
     linear = "linear1" in names or ("linear2" in names and "projector" in names)
     return linear and names[-1] == "bias"
-
-
-@dataclass(frozen=True)
-class Replay(MCL):
-    """The method on montages made elsewhere."""
-
-    given_counts: tuple[int, ...] = ()
-
-    @property
-    def counts(self):
-        return self.given_counts
 
 
 def eight_montages(objective, seed=0):
@@ -94,10 +83,9 @@ def test_one_device_equals_eight(pyramid):
 
         eight = jax.jit(sharding.per_device(body, mesh))(state, (canvases, labels), 0)
 
-        counts = tuple(n * DEVICES for n in run.objective.counts)
+        # 32 images need not make the canvases of 8 x 4 (levels below one canvas), groups of 4 do
+        config.data.group_size = PER_DEVICE
         single = program.make_objective(config, DEVICES * PER_DEVICE, axis_name=None)
-        # 32 images need not make the canvases of 8 x 4 (levels below one canvas), so they are given
-        single = Replay(**vars(single), given_counts=counts)
 
         @jax.jit
         def alone(state, inputs):
@@ -178,6 +166,7 @@ def test_a_batch_that_does_not_divide_says_what_would():
 def test_the_step_donates_its_state_and_never_recompiles(config):
     config.data.batch_size = 32
     config.montage.levels = 2
+    config.optimizer.micro_batches = 2
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
     run = program.build(config, mesh, images=64)
     with warnings.catch_warnings():

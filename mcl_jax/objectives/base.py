@@ -1,9 +1,11 @@
 """The signature that every objective shares, so that one train step serves them all."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from mcl_jax import augment
 from mcl_jax.errors import UserError
@@ -40,6 +42,7 @@ class Objective(Protocol):
       has_target: whether the state keeps a target network, the EMA of params['encoder'].
       batch_fields: what `inputs` reads of a batch: 'image', 'extent', 'label'.
       encoder: the flax module of params['encoder']; its `stage5(images)` gives pooled res5.
+      negatives_of_step: whether micro-batches share their negatives (see accumulation.py).
       trained_levels: montage levels s whose pyramid map P_{5-s} is trained, with the RoI head on it
         (encoder.region); empty for methods without pyramid.
     """
@@ -48,13 +51,18 @@ class Objective(Protocol):
     has_target: bool
     batch_fields: tuple[str, ...]
     encoder: Any
+    negatives_of_step: bool
     trained_levels: tuple[int, ...]
 
     def init(self, key: Array) -> Variables:
         """Fresh parameters, running statistics and memory."""
 
-    def inputs(self, seed: int, step: Array, batch: dict[str, Array], device: Array) -> Any:
-        """Turns the device's raw images into network inputs; everything random happens here."""
+    def inputs(self, seed: int, step: Array, batch: dict[str, Array], shard: Array) -> Any:
+        """Turns a shard's raw images into network inputs; everything random happens here.
+
+        A shard is what one device holds of one micro-batch; shards are numbered along the global
+        batch, device by device.
+        """
 
     def pictures(self, inputs: Any) -> dict[str, Array]:
         """Titled rows [n, h, w, 3] of a picture that shows what the network is given."""
@@ -73,10 +81,11 @@ class Common:
       architecture, numerics: of the network.
       views: the augmentation's numbers.
       image_size: H in px.
-      images_per_device: b.
+      images_per_device: b, of a micro-batch.
+      group_size: images that share keys and montages, a divisor of b.
 
     Raises:
-      UserError: unless P5's stride divides H.
+      UserError: unless P5's stride divides H, and the groups b.
     """
 
     architecture: Architecture
@@ -84,34 +93,63 @@ class Common:
     views: augment.Settings
     image_size: int
     images_per_device: int
+    group_size: int
 
     has_target = True
+    negatives_of_step = False
     batch_fields = ("image", "extent")
     trained_levels: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
         check_image_size(self.image_size)
+        if self.group_size < 1 or self.images_per_device % self.group_size:
+            raise UserError(
+                f"data.group_size {self.group_size} does not divide the {self.images_per_device} "
+                f"images per device and micro-batch"
+            )
+
+    @property
+    def groups(self) -> int:
+        """Of a shard."""
+        return self.images_per_device // self.group_size
+
+    def group_keys(self, seed: Array, step: Array, shard: Array, purpose: Purpose) -> Array:
+        """Keys [groups] of this shard; a group's key does not depend on who holds it."""
+        numbers = shard * self.groups + jnp.arange(self.groups)
+        return jax.vmap(lambda group: key_for(seed, step, group, purpose))(numbers)
 
     def augmented(
-        self, seed: Array, step: Array, batch: dict[str, Array], device: Array, levels: int
+        self, seed: Array, step: Array, batch: dict[str, Array], shard: Array, levels: int
     ) -> Array:
-        """[V, levels, b, H, H, 3]: independent views of this device's images at this step.
+        """[V, levels, b, H, H, 3]: independent views of this shard's images at this step.
 
         Args:
           seed: of the run.
           step: int32 scalar.
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...}.
-          device: int32 index along the data axis.
+          shard: int32, see `Objective.inputs`.
           levels: views per side.
         """
-        return augment.views(
-            key_for(seed, step, device, Purpose.AUGMENT),
-            batch["image"],
-            batch["extent"],
-            self.views,
-            image_size=self.image_size,
-            levels=levels,
-        )
+        keys = self.group_keys(seed, step, shard, Purpose.AUGMENT)
+        return self.make_views(keys, batch, self.views, self.image_size, levels)
+
+    def make_views(
+        self,
+        keys: Array,
+        batch: dict[str, Array],
+        settings: augment.Settings,
+        image_size: int,
+        levels: int,
+    ) -> Array:
+        """`augment.views` of all images, each group with its own key: [V, levels, b, H, H, 3]."""
+        make = partial(augment.views, settings=settings, image_size=image_size, levels=levels)
+        fields = (self.by_group(batch[name]) for name in ("image", "extent"))
+        views = jax.vmap(make, out_axes=2)(keys, *fields)
+        return views.reshape(*views.shape[:2], -1, *views.shape[4:])
+
+    def by_group(self, rows: Array) -> Array:
+        """[b, ...] -> [groups, b / groups, ...]."""
+        return rows.reshape(self.groups, self.group_size, *rows.shape[1:])
 
 
 def check_image_size(image_size: int) -> None:

@@ -87,9 +87,9 @@ class BYOL(Common):
         }
         return Variables(**collections, memory={})
 
-    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Two augmented views per image; arguments as in objectives.base."""
-        views = self.augmented(seed, step, batch, device, levels=1)
+        views = self.augmented(seed, step, batch, shard, levels=1)
         return Inputs(views.reshape(-1, *views.shape[3:]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:

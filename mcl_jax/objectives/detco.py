@@ -11,14 +11,15 @@ global view) with the sides' augmentation but for its area; patches keep their c
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import augment, contrast, jigsaw, queues
+from mcl_jax import contrast, jigsaw, queues
 from mcl_jax.errors import UserError
-from mcl_jax.keys import Purpose, key_for
+from mcl_jax.keys import Purpose
 from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
 from mcl_jax.models.layers import Context
 from mcl_jax.models.resnet import STAGES
@@ -122,32 +123,32 @@ class DetCo(MoCo):
         }
         return encoder_variables(variables, memory)
 
-    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Per side one view and nine patches of another crop; arguments as in objectives.base."""
-        images = self.augmented(seed, step, batch, device, levels=1)[:, 0]
-        patches = self._patches(key_for(seed, step, device, Purpose.JIGSAW), batch)
-        return Inputs(images, patches, draw_order(seed, step, device, images.shape[1]))
+        images = self.augmented(seed, step, batch, shard, levels=1)[:, 0]
+        patches = self._patches(self.group_keys(seed, step, shard, Purpose.JIGSAW), batch)
+        return Inputs(images, patches, draw_order(seed, step, shard, images.shape[1]))
 
-    def _patches(self, key: Array, batch: dict[str, Array]) -> Array:
+    def _patches(self, keys: Array, batch: dict[str, Array]) -> Array:
         """[V, b, 9, p, p, 3]: one crop per image and side, cut in cells, a patch out of each."""
         settings = self.detco
-        crops_key, positions_key, orders_key = jax.random.split(key, 3)
-        crops = augment.views(
-            crops_key,
-            batch["image"],
-            batch["extent"],
-            dataclasses.replace(self.views, area=settings.local_area),
-            image_size=settings.crop_size,
-            levels=1,
-        )[:, 0]
+        split = partial(jax.random.split, num=3)
+        crops_keys, positions_keys, orders_keys = jax.vmap(split, out_axes=1)(keys)
+        views = dataclasses.replace(self.views, area=settings.local_area)
+        crops = self.make_views(crops_keys, batch, views, settings.crop_size, levels=1)[:, 0]
         sides, b = crops.shape[:2]
-        crops = crops.reshape(sides * b, *crops.shape[2:])
-        positions = jigsaw.draw_positions(
-            positions_key, sides * b, settings.crop_size, settings.patch_size
-        )
-        if settings.shuffle_patches:
-            positions = jigsaw.reorder(positions, jigsaw.draw_orders(orders_key, sides * b))
-        patches = jigsaw.cut(crops, positions, settings.patch_size)
+        images = sides * self.group_size
+
+        def draw(positions_key: Array, order_key: Array) -> Array:
+            sizes = (settings.crop_size, settings.patch_size)
+            positions = jigsaw.draw_positions(positions_key, images, *sizes)
+            if settings.shuffle_patches:
+                positions = jigsaw.reorder(positions, jigsaw.draw_orders(order_key, images))
+            return positions.reshape(sides, -1, *positions.shape[1:])
+
+        positions = jax.vmap(draw, out_axes=1)(positions_keys, orders_keys)
+        positions = positions.reshape(sides * b, *positions.shape[3:])
+        patches = jigsaw.cut(crops.reshape(-1, *crops.shape[2:]), positions, settings.patch_size)
         return patches.reshape(sides, b, *patches.shape[1:])
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:

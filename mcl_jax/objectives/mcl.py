@@ -38,12 +38,14 @@ class LossSettings:
       matching: the paper's mode a, b, c or d (section 3.3).
       temperature: tau.
       level_weights: w_s, at least one per level.
+      negatives: 'micro_batch', or 'step': of all micro-batches of a step (see accumulation.py).
     """
 
     pyramid: str
     matching: str
     temperature: float
     level_weights: tuple[float, ...]
+    negatives: str
 
 
 class Inputs(NamedTuple):
@@ -79,7 +81,7 @@ class MCL(Common):
 
     def _check_other_assembly(self):
         """What paper Table 8's baselines can be combined with."""
-        if self.loss_settings.pyramid == "full" and self.layout.assembly == "copy_paste":
+        if self.full and self.layout.assembly == "copy_paste":
             raise UserError(
                 "loss.pyramid 'full' is the authors' computation of a montage; "
                 "with montage.assembly 'copy_paste' use 'assigned'"
@@ -95,9 +97,18 @@ class MCL(Common):
             )
 
     @property
+    def full(self) -> bool:
+        """Whether every canvas runs through the whole pyramid."""
+        return self.loss_settings.pyramid == "full"
+
+    @property
+    def negatives_of_step(self) -> bool:
+        return self.loss_settings.negatives == "step"
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Canvases per level of one side on one device (montage and mosaic)."""
-        return montage.canvas_counts(self.images_per_device, self.layout)
+        return montage.canvas_counts(self.group_size, self.layout, self.groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -148,25 +159,25 @@ class MCL(Common):
         }
         return Variables(**collections, memory={})
 
-    def inputs(self, seed: int, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+    def inputs(self, seed: int, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Eight augmented views per image -> both sides' montages.
 
         Args:
           seed: of the run.
           step: int32 scalar.
-          batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this device.
-          device: int32 index along the data axis.
+          batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this shard.
+          shard: int32, see `Objective.inputs`.
         """
-        views = self.augmented(seed, step, batch, device, levels=self.layout.levels)
-        key = key_for(seed, step, device, Purpose.MONTAGE)
-        keys = [jax.random.fold_in(key, side) for side in range(SIDES)]
-        if self.layout.assembly == "copy_paste":
-            plans = [copy_paste.draw(key, views.shape[2], self.layout) for key in keys]
+        views = self.augmented(seed, step, batch, shard, levels=self.layout.levels)
+        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        sides = [jax.vmap(jax.random.fold_in, (0, None))(keys, side) for side in range(SIDES)]
+        if self.layout.assembly == "copy_paste":  # of the whole shard, one group
+            plans = [copy_paste.draw(side[0], views.shape[2], self.layout) for side in sides]
         else:
-            plans = [montage.draw_orders(key, views.shape[2], self.counts) for key in keys]
+            plans = [montage.draw_orders(side, self.group_size, self.counts) for side in sides]
         inputs = self.assemble(views, plans)
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, device, Purpose.DROP_PATH)
+            key = key_for(seed, step, shard, Purpose.DROP_PATH)
             inputs = inputs._replace(drop_path_key=key)
         return inputs
 
@@ -202,18 +213,21 @@ class MCL(Common):
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
     ) -> tuple[Array, Outcome]:
         """The multi-level contrastive loss of this device's montages against all targets."""
-        encoder = self.encoder
-        full = self.loss_settings.pyramid == "full"
-        targets, target_stats = self._targets(state, inputs, axis_name, full)
+        targets, target_stats = self.targets(state, inputs, axis_name)
+        predictions, stats = self.predict(params, state, inputs)
+        loss, metrics = self.contrast(predictions, targets, self.labels(inputs, axis_name))
+        return loss, Outcome(stats, target_stats, state.memory, metrics)
 
+    def predict(self, params: Any, state: TrainState, inputs: Inputs) -> tuple[list[Array], Any]:
+        """The online network's normalised u per level [V, m_s, D], and its running statistics."""
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
         rngs = {} if inputs.drop_path_key is None else {"drop_path": inputs.drop_path_key}
-        embeddings, encoder_stats = encoder.apply(
+        embeddings, encoder_stats = self.encoder.apply(
             variables,
             inputs.canvases,
             self.spans,
             SIDES,
-            full,
+            self.full,
             True,
             inputs.cells,
             mutable=["batch_stats"],
@@ -223,23 +237,32 @@ class MCL(Common):
         predictions, predictor_stats = self.predictors.apply(
             variables, embeddings, True, mutable=["batch_stats"]
         )
-        offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * self.images_per_device
-        loss, metrics = losses.multi_level(
-            [losses.normalize(u) for u in predictions],
-            targets,
-            [labels + offset for labels in inputs.labels],
-            matching=self.matching,
-            weights=self.loss_settings.level_weights,
-            pair_loss=partial(losses.info_nce, temperature=self.loss_settings.temperature),
-        )
         stats = {
             "encoder": encoder_stats["batch_stats"],
             "predictor": predictor_stats["batch_stats"],
         }
-        return loss, Outcome(stats, target_stats, state.memory, metrics)
+        return [losses.normalize(u) for u in predictions], stats
 
-    def _targets(
-        self, state: TrainState, inputs: Inputs, axis_name: str | None, full: bool
+    def labels(self, inputs: Inputs, axis_name: str | None) -> list[Array]:
+        """Per level int32 [V, m_s]: the targets' row of every sub-image's image."""
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * self.images_per_device
+        return [labels + first for labels in inputs.labels]
+
+    def contrast(
+        self, predictions: Sequence[Array], targets: Sequence[Array | None], labels: Sequence[Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """(loss, metrics) of `predict`'s, `targets`' and `labels`' results."""
+        return losses.multi_level(
+            predictions,
+            targets,
+            labels,
+            matching=self.matching,
+            weights=self.loss_settings.level_weights,
+            pair_loss=partial(losses.info_nce, temperature=self.loss_settings.temperature),
+        )
+
+    def targets(
+        self, state: TrainState, inputs: Inputs, axis_name: str | None
     ) -> tuple[list[Array | None], Any]:
         """Normalised target features per level [V, B, D] in image order, and running statistics.
 
@@ -247,13 +270,13 @@ class MCL(Common):
         (level 0 alone in mode a); 'full' on every canvas.
         """
         levels = losses.target_levels(self.matching)
-        spans = self.spans if full else self.spans[:levels]
+        spans = self.spans if self.full else self.spans[:levels]
         canvases = inputs.canvases.reshape(SIDES, -1, *inputs.canvases.shape[1:])
         canvases = canvases[:, : max(stop for _, stop in spans)]
         canvases = canvases.reshape(-1, *inputs.canvases.shape[1:])
         variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         embeddings, stats = self.encoder.apply(
-            variables, canvases, spans, SIDES, full, True, mutable=["batch_stats"]
+            variables, canvases, spans, SIDES, self.full, True, mutable=["batch_stats"]
         )
         targets = []
         for v, labels in zip(embeddings[:levels], inputs.labels, strict=False):

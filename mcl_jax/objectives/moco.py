@@ -33,9 +33,9 @@ class Inputs(NamedTuple):
     order: Array  # int32 [b] of the key batch, read by shuffled BN alone
 
 
-def draw_order(seed: Array, step: Array, device: Array, images: int) -> Array:
-    """int32 [b]: this device's permutation of its key batch at this step."""
-    key = key_for(seed, step, device, Purpose.SHUFFLE)
+def draw_order(seed: Array, step: Array, shard: Array, images: int) -> Array:
+    """int32 [b]: this shard's permutation of its key batch at this step."""
+    key = key_for(seed, step, shard, Purpose.SHUFFLE)
     return jax.random.permutation(key, images).astype(jnp.int32)
 
 
@@ -93,10 +93,10 @@ class MoCo(Common):
         }
         return encoder_variables(variables, memory)
 
-    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Query and key view of every image; arguments as in objectives.base."""
-        views = self.augmented(seed, step, batch, device, levels=1)
-        return Inputs(views[:, 0], draw_order(seed, step, device, views.shape[2]))
+        views = self.augmented(seed, step, batch, shard, levels=1)
+        return Inputs(views[:, 0], draw_order(seed, step, shard, views.shape[2]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
         """Rows of a picture of one device's inputs."""

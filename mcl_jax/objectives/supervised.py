@@ -93,7 +93,7 @@ class Supervised(Common):
         """Canvases per level; whole images are level 0 alone."""
         if not self.multi_level:
             return (self.images_per_device,)
-        return montage.canvas_counts(self.images_per_device, self.layout)
+        return montage.canvas_counts(self.group_size, self.layout, self.groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -133,21 +133,21 @@ class Supervised(Common):
         params = {"encoder": encoder["params"], "classifier": classifier["params"]}
         return Variables(params, {"encoder": encoder.get("batch_stats", {})}, memory={})
 
-    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], device: Array) -> Inputs:
+    def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Views -> canvases and the class of every sub-image.
 
         Args:
-          seed, step, device: see MCL.inputs.
+          seed, step, shard: see MCL.inputs.
           batch: also {'label': int32 [b]} in [0, C).
         """
-        views = self.augmented(seed, step, batch, device, levels=len(self.counts))[0]
+        views = self.augmented(seed, step, batch, shard, levels=len(self.counts))[0]
         key = None
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, device, Purpose.DROP_PATH)
+            key = key_for(seed, step, shard, Purpose.DROP_PATH)
         if not self.multi_level:
             return Inputs(views[0], (batch["label"],), key)
-        montage_key = key_for(seed, step, device, Purpose.MONTAGE)
-        orders = montage.draw_orders(montage_key, views.shape[1], self.counts)
+        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        orders = montage.draw_orders(keys, self.group_size, self.counts)
         built = montage.build(views, orders, self.layout)
         return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
 
