@@ -4,6 +4,8 @@
 """
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
+from mcl_jax import integrity
 from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged_checkpoints"
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # how orbax names what it has not finished
 ITEMS = ("state", "meta")
 
 
@@ -37,18 +43,23 @@ _write_once()
 
 
 class Checkpointer:
-    """Asynchronous, atomic, the newest `keep` kept. Use as a context manager.
+    """Asynchronous, atomic, sealed with digests, the newest `keep` kept. Use as a context manager.
 
     Orbax writes to a temporary name and renames when complete, so a killed save never looks like a
     checkpoint; what it left behind is removed at the next start.
     """
 
     def __init__(self, workdir: str | Path, keep: int):
+        self._folder = Path(workdir).absolute() / FOLDER
+        self._saving: int | None = None
+        self._failed: int | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        folder = Path(workdir).absolute() / FOLDER
-        self._manager = ocp.CheckpointManager(folder, options=options, item_names=ITEMS)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=ITEMS)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -62,42 +73,142 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and shardings of `abstract`.
+        """The newest intact checkpoint in the shapes and shardings of `abstract`.
+
+        Damaged ones are moved to WORKDIR/damaged_checkpoints, with a warning.
 
         Raises:
-          UserError: if it was written by another architecture.
+          UserError: if it was written by another architecture, or none is intact.
         """
-        step = self.latest_step()
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"the checkpoint of step {step} does not fit this config ({reason}); "
-                "use its own config or a new --workdir"
-            ) from error
-        return restored.state, restored.meta
-
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts an asynchronous save; a failure of the one before is raised here."""
-        step = int(state.step)
-        if step == self.latest_step():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta | {"step": step})
-            ),
+        while (step := self.latest_step()) is not None:
+            if not self._set_aside_if_damaged(step):
+                return self._restore(step, abstract)
+        raise UserError(
+            f"no checkpoint in {self._folder.parent} is intact; the damaged ones are in {DAMAGED}. "
+            "Put an intact copy back, or start anew with another --workdir"
         )
 
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        # before orbax does, which reports every array that does not fit in a page of its own
+        if difference := _difference(_saved_shapes(self._folder / str(step)), abstract):
+            raise UserError(
+                f"the checkpoint of step {step} does not fit this config ({difference}); "
+                "use its own config or a new --workdir"
+            )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.meta
+
+    def _set_aside_if_damaged(self, step: int) -> bool:
+        """Process 0 looks and moves; all processes get its answer."""
+        damaged = False
+        if jax.process_index() == 0 and (reason := integrity.damage(self._folder / str(step))):
+            damaged = True
+            aside = self._folder.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            names = (aside / f"{step}{suffix}" for suffix in ("", *map("-{}".format, range(1, 99))))
+            place = next(name for name in names if not name.exists())
+            (self._folder / str(step)).rename(place)
+            print(
+                f"the checkpoint of step {step} is damaged ({reason}): moved to {place}, going on "
+                "from the one before",
+                file=sys.stderr,
+            )
+        if jax.process_count() > 1:
+            damaged = bool(multihost_utils.broadcast_one_to_all(np.asarray(damaged)))
+        if damaged:
+            self._manager.reload()
+        return damaged
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts an asynchronous save, once the one before is on disk.
+
+        A save that fails is reported and leaves older checkpoints as they are; a run of one process
+        goes on, a job of several ends, for the others cannot know.
+        """
+        step = int(state.step)
+        self._await_last()
+        if step == self.latest_step():
+            return
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta | {"step": step})
+        )
+        self._saving = step
+        try:
+            if jax.process_index() == 0:
+                self._check_space(state)
+            self._manager.save(step, args=arguments)
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            self._report(error)
+
+    def _check_space(self, state: TrainState) -> None:
+        """Before orbax finds out page by page."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+    def _await_last(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as above
+            self._report(error)
+        else:
+            self._saving = None
+
+    def _report(self, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise error
+        self._failed, self._saving = self._saving or self._failed, None
+        for unfinished in self._folder.glob(UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200]
+        print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
+
+    def _seal(self) -> None:
+        """Called by orbax when a save is complete, right before it gets its name."""
+        if jax.process_index() == 0:
+            for unfinished in self._folder.glob(UNFINISHED):
+                integrity.seal(unfinished, ITEMS)
+
     def wait(self) -> None:
-        """Blocks until the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until the last save is on disk.
+
+        Raises:
+          UserError: if the last one could not be written.
+        """
+        self._await_last()
+        newest = self.latest_step()
+        if self._failed is not None and (newest is None or self._failed > newest):
+            raise UserError(
+                f"the checkpoint of step {self._failed} was not written, see above; the newest is of "
+                f"step {newest}. Make room, then run the same command again"
+            )
+
+
+def _saved_shapes(folder: Path) -> Any:
+    """A step's state as a tree of orbax's metadata, which have shapes."""
+    return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+
+
+def _difference(saved: Any, expected: Any) -> str | None:
+    """The first entry in which two states differ in name or shape, in words."""
+    saved, expected = _shapes(saved), _shapes(expected)
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            found, wanted = (x.get(name, "missing") for x in (saved, expected))
+            return f"{name} is {found} there and {wanted} here"
+    return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """'params/encoder/...' -> shape; fields, keys and positions alike are names."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in flat}
 
 
 def find(path: str | Path) -> tuple[Path, int]:
@@ -135,12 +246,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
       {'config': ..., 'step': ...}.
 
     Raises:
-      UserError: if it is not a checkpoint or cannot be read.
+      UserError: if it is not a checkpoint, is damaged or cannot be read.
     """
     folder, step = find(path)
+    if reason := integrity.damage(folder / str(step)):
+        raise UserError(f"checkpoint {folder / str(step)} is damaged: {reason}")
     try:
         reader = ocp.PyTreeCheckpointHandler()
-        tree = reader.metadata(folder / str(step) / "state").tree
+        tree = _saved_shapes(folder / str(step))
         # numpy arrays need no devices, so a pod's checkpoint opens on a laptop
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)

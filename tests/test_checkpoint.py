@@ -1,5 +1,8 @@
 """Checkpoints: bit-exact round trip, the newest kept, clear errors, other device counts."""
 
+import resource
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -87,7 +90,7 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, workdir):
         checkpoint.read(tmp_path)
     damaged = tmp_path / "damaged"
     (damaged / "checkpoints" / "5" / "state").mkdir(parents=True)
-    with pytest.raises(UserError, match="checkpoints/5 cannot be read"):
+    with pytest.raises(UserError, match="checkpoints/5 is damaged: sha256.json cannot"):
         checkpoint.read(damaged)
 
 
@@ -98,3 +101,80 @@ def test_another_architecture_is_refused(workdir):
         pytest.raises(UserError, match="step 3 does not fit this config"),
     ):
         checkpointer.restore(program.abstract_state(other))
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (flip_one_bit, "has changed"),
+        (cut_in_half, "bytes instead of"),
+        (lambda path: path.unlink(), "cannot be read: No such file"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    harm, message, run, state, workdir, tmp_path, capsys
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    harm(largest_file(copy / "checkpoints" / "3"))
+    with pytest.raises(UserError, match=f"checkpoints/3 is damaged: .*{message}"):
+        checkpoint.read(copy)
+    with checkpoint.Checkpointer(copy, keep=2) as checkpointer:
+        restored, meta = checkpointer.restore(program.abstract_state(run))
+        assert meta["step"] == 2 and same(restored, state.replace(step=np.int32(2)))
+        said = capsys.readouterr().err
+        assert "step 3 is damaged" in said and message in said and "the one before" in said
+        assert (copy / "damaged_checkpoints" / "3" / "state").is_dir()
+        checkpointer.save(state.replace(step=np.int32(3)), meta)  # the run comes by again
+    assert checkpoint.read(copy)[1]["step"] == 3
+    for step in ("2", "3"):
+        harm(largest_file(copy / "checkpoints" / step))
+    with (
+        checkpoint.Checkpointer(copy, keep=2) as checkpointer,
+        pytest.raises(UserError, match="no checkpoint in .* is intact"),
+    ):
+        checkpointer.restore(program.abstract_state(run))
+    assert len(list((copy / "damaged_checkpoints").iterdir())) == 3
+
+
+def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, monkeypatch):
+    meta = {"config": {}}
+    files = lambda: sorted(p.name for p in (tmp_path / "checkpoints").iterdir())  # noqa: E731
+    with checkpoint.Checkpointer(tmp_path, keep=3) as checkpointer:
+        checkpointer.save(state.replace(step=np.int32(1)), meta)
+        checkpointer.wait()
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))  # writing fails midway
+        try:
+            checkpointer.save(state.replace(step=np.int32(2)), meta)
+            with pytest.raises(
+                UserError, match="of step 2 was not written, .* newest is of step 1"
+            ):
+                checkpointer.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert files() == ["1"]
+        assert "step 2 was not written" in capsys.readouterr().err
+        with monkeypatch.context() as full:
+            usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+            full.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+            checkpointer.save(state.replace(step=np.int32(3)), meta)
+        assert "step 3 was not written: it takes" in capsys.readouterr().err
+        checkpointer.save(state.replace(step=np.int32(4)), meta)  # there is room again
+        checkpointer.wait()
+    assert files() == ["1", "4"]
+    assert checkpoint.read(tmp_path)[1]["step"] == 4
