@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
     study.seeds = 3  # of the main rows; seed 0 of all rows comes first
     study.untrained = "random"  # the row that is scored as initialised
     study.main_rows = ("random", "supervised", "byol", "moco", "detco", "mosaic", "mcl")
+    study.main_rows += ("mcl_s1", "mcl_fast")
     study.rows = (  # in the table's order
         *study.main_rows,
-        *("mcl_s1", "mcl_s2", "mcl_s3", "mcl_b", "mcl_c", "mcl_d", "supervised_mcl"),
-        "mcl_fast",
+        *("mcl_s2", "mcl_s3", "mcl_b", "mcl_c", "mcl_d", "supervised_mcl"),
     )
     differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys
     differs.random = {}

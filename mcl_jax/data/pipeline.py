@@ -15,22 +15,19 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from mcl_jax.data.batch_iterator import Batch, BatchIterator
 from mcl_jax.data.decode import DecodeError, decode_to_canvas
-from mcl_jax.data.record import Record, Source
+from mcl_jax.data.record import Source
 from mcl_jax.errors import UserError
 
 # Records tried in place of an unreadable one before a black canvas stands in: a technical bound
 # that keeps a wholly broken data set from being read n times over.
 _REPLACEMENT_TRIES = 16
-_NAMES_SHOWN = 3
-
-Batch = dict[str, np.ndarray]
 
 
 def batches(
@@ -92,10 +89,12 @@ def batches(
     if shuffle:
         order = order.shuffle()
     blocks = order.repeat().batch(local, drop_remainder=True).map(_Load(source, canvas_size))
-    mine = blocks[start_step * process_count + process_index :: process_count]
-    return BatchIterator(
-        _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
-    )
+
+    def open_at(given: int) -> Iterator[Batch]:
+        first = (start_step + given) * process_count + process_index
+        return _iterate(blocks[first::process_count], workers, threads)
+
+    return BatchIterator(open_at, source, max_unreadable_share, min_images_judged)
 
 
 def evaluation_batches(
@@ -119,72 +118,12 @@ def evaluation_batches(
     _check_at_least("canvas_size", canvas_size, 1)
     rows = -(-len(source) // batch_size) * batch_size
     blocks = grain.MapDataset.range(rows).batch(local).map(_Load(source, canvas_size))
-    mine = blocks[process_index::process_count]
-    return BatchIterator(
-        _iterate(mine, workers, threads), source, max_unreadable_share, min_images_judged
-    )
 
+    def open_at(given: int) -> Iterator[Batch]:
+        first = given * process_count + process_index
+        return _iterate(blocks[first::process_count], workers, threads)
 
-class BatchIterator:
-    """Batches of a pipeline, counting what could not be read; close it, or use it in `with`.
-
-    Attributes:
-      seen: images given so far (padding excluded).
-      unreadable: how many of them were unreadable.
-    """
-
-    def __init__(self, batches: Iterator[Batch], source: Source, max_share: float, min_judged: int):
-        if not 0 <= max_share <= 1:
-            raise UserError(f"max_unreadable_share is {max_share}; it must be in 0..1")
-        self._batches = batches
-        self._source = source
-        self._max_share = max_share
-        self._min_judged = min_judged
-        self._bad_names: dict[int, str] = {}
-        self.seen = 0
-        self.unreadable = 0
-
-    def __iter__(self) -> "BatchIterator":
-        return self
-
-    def __next__(self) -> Batch:
-        """The next step's batch; UserError when too large a share was unreadable."""
-        batch = next(self._batches)
-        real = batch["index"] >= 0
-        bad = batch["index"][real & ~batch["valid"]]
-        self.seen += int(real.sum())
-        self.unreadable += len(bad)
-        for index in bad.tolist():
-            self._name_once(index)
-        self._judge()
-        return batch
-
-    def _name_once(self, index: int) -> None:
-        if index not in self._bad_names:
-            self._bad_names[index], reason = _diagnose(self._source, index)
-            logging.warning("unreadable image %s: %s", self._bad_names[index], reason)
-
-    def _judge(self) -> None:
-        if self.seen < self._min_judged or self.unreadable <= self._max_share * self.seen:
-            return
-        names = list(self._bad_names.values())
-        more = ", ..." if len(names) > _NAMES_SHOWN else ""
-        share = self.unreadable / self.seen
-        raise UserError(
-            f"{self.unreadable} of {self.seen} images ({share:.1%}) are unreadable, more than the "
-            f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or "
-            "remove them, or raise data.max_unreadable_share"
-        )
-
-    def close(self) -> None:
-        """Stop threads and workers; safe to call twice."""
-        self._batches.close()
-
-    def __enter__(self) -> "BatchIterator":
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self.close()
+    return BatchIterator(open_at, source, max_unreadable_share, min_images_judged)
 
 
 class _Load:
@@ -225,22 +164,6 @@ class _Load:
             batch["label"][row] = record.label
             batch["valid"][row] = attempt == 0
             return
-
-
-def _diagnose(source: Source, index: int) -> tuple[str, str]:
-    """(name, reason) of an unreadable record, read once more since workers send only its index."""
-    record = None
-    try:
-        record = source[index]
-        decode_to_canvas(record.data, 1)
-        reason = "readable on a second try"
-    except (DecodeError, OSError) as error:
-        reason = str(error)
-    return _name(source, index, record), reason
-
-
-def _name(source: Source, index: int, record: Record | None) -> str:
-    return record.name if record is not None else f"record {index}"
 
 
 def _iterate(blocks: grain.MapDataset, workers: int, threads: int) -> Iterator[Batch]:

@@ -54,6 +54,21 @@ TABLES = {
 }
 
 
+# Keys that no number depends on, and keys that are younger than finished rows, with the value at
+# which a run is what it was before there was such a key.
+IGNORED = {
+    "data": ("data_dir", "workers", "threads"),
+    "numerics": ("remat",),
+    "loss": (),
+    "optimizer": (),
+}
+NEUTRAL = {
+    "data": {"group_size": 0},
+    "loss": {"negatives": "micro_batch"},
+    "optimizer": {"micro_batches": 1},
+}
+
+
 class Stopped(Exception):
     """The process was asked to stop; the same command goes on later."""
 
@@ -104,9 +119,13 @@ def _check_keys(differs: ConfigDict, config: ConfigDict, path: str) -> None:
 def fingerprint(plain: Mapping[str, Any]) -> str:
     """Of everything in a run's configuration that its numbers depend on."""
     own = {name: section for name, section in plain.items() if name != "log"}
-    where = ("data_dir", "workers", "threads")
-    own["data"] = {name: value for name, value in plain["data"].items() if name not in where}
-    own["numerics"] = {k: value for k, value in plain["numerics"].items() if k != "remat"}
+    for section, ignored in IGNORED.items():
+        neutral = NEUTRAL.get(section, {}).items()
+        own[section] = {
+            name: value
+            for name, value in plain[section].items()
+            if name not in ignored and (name, value) not in neutral
+        }
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
 
 
