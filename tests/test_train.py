@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -98,64 +96,6 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 10, 12]
     assert "images/s" in messages and "broken.jpg" in messages
-
-
-def test_kill_9_then_the_same_command_repeats_the_run_bit_by_bit(
-    uninterrupted, images, environment, tmp_path
-):
-    workdir = tmp_path / "killed"
-    process = subprocess.Popen(command(workdir, images), env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "4").exists():  # renamed there when complete
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    again = subprocess.run(
-        command(workdir, images), env=environment, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "(resumed)" in again.stderr
-    assert losses(workdir) == losses(uninterrupted[0])
-    assert [line["step"] for line in metrics.read(workdir)] == list(range(1, STEPS + 1))
-    assert not list((workdir / "checkpoints").glob("*tmp*"))
-
-
-def test_sigterm_saves_and_exits_with_0(uninterrupted, images, environment, tmp_path):
-    workdir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(workdir, images), env=environment, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate()
-    assert process.returncode == 0, messages
-    steps = losses(workdir)
-    if len(steps) < STEPS:
-        assert f"step {max(steps)} is saved" in messages
-    assert (workdir / "checkpoints" / str(max(steps))).exists()
-    whole = losses(uninterrupted[0])
-    assert steps == {step: whole[step] for step in steps}
-
-
-def test_sigterm_before_the_first_step_leaves_at_once(images, environment, tmp_path):
-    slow = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "empty")}
-    workdir = tmp_path / "early"
-    process = subprocess.Popen(
-        command(workdir, images), env=slow, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (workdir / "config.json").exists():  # written right before the compilation
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate()
-    assert process.returncode == 0 and "nothing to save" in messages
-    assert time.monotonic() - sent < 5  # compiling takes longer
 
 
 @pytest.mark.parametrize(

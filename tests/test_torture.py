@@ -1,0 +1,77 @@
+"""Runs survive what breaks them; scripts/torture.py does the same, longer."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from mcl_jax import sharding, torture, torture_data, train
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return torture.Job(tmp_path_factory.mktemp("torture"))
+
+
+def test_killed_runs_repeat_the_uninterrupted_one_bit_by_bit(job):
+    aims = ("saving", "evaluating")
+    assert len(list(torture.kills(job, 2, seed=1, aims=aims))) == 2
+
+
+def test_sigterm_leaves_with_0_and_nothing_lost(job):
+    outcomes = dict(torture.terminations(job, ("compiling", "evaluating")))
+    assert outcomes["compiling"] == "nothing to save"
+
+
+def test_a_run_that_does_not_survive_is_noticed(job):
+    workdir = job.scratch / "wrong"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    with pytest.raises(torture.Broken, match=r"losses of steps \[1\] differ"):
+        torture._require_whole(workdir, {1: 1.0})
+    (workdir / "cut.tmp").touch()
+    with pytest.raises(torture.Broken, match=r"left behind \['cut.tmp'\]"):
+        torture._require_whole(workdir, {1: 2.0})
+
+
+def test_twelve_kinds_of_odd_and_broken_images(tmp_path):
+    said = torture_data.images(tmp_path / "images", 120, seed=0)
+    assert len(said) == 12 and sum("refused" in line for line in said) == 8
+
+
+def test_a_killed_decoding_worker_costs_no_batch(caplog):
+    torture_data.worker_killed(seed=0)
+    assert "a decoding worker died" in caplog.text
+
+
+def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
+    """4 -> 2 -> 1 -> 4 devices: the same batches, views and montages, losses equal to rounding."""
+    config = tiny_config()
+    config.data.split, config.data.batch_size, config.data.group_size = "train[:32]", 16, 4
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.head_convs, config.montage.levels = 1, 1
+    config.optimizer.name, config.optimizer.base_lr = "sgd", 0.5
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 4.0, 0.0
+    config.log.every_steps, config.log.checkpoint_steps = 1, 2
+    config.numerics.compute_dtype = "float32"
+
+    def pretrain(workdir, devices, stop_after=None):
+        monkeypatch.setattr(
+            sharding,
+            "make_mesh",
+            lambda: jax.sharding.Mesh(np.asarray(jax.devices()[:devices]), ("data",)),
+        )
+        train.pretrain(config, workdir, stop_after)
+        return torture.losses(workdir)
+
+    with jax.enable_x64(False):
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+        try:
+            whole = pretrain(tmp_path / "whole", 4)
+            for devices, stop_after in ((4, 2), (2, 2), (1, 2), (4, None)):
+                found = pretrain(tmp_path / "changing", devices, stop_after)
+                # sums over devices in another order, float32
+                assert found == pytest.approx({s: whole[s] for s in found}, rel=2e-5)
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+    assert list(found) == list(range(1, 9))
