@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from mcl_jax import accumulation, losses, program, sharding
+from configs import base, one_gpu
+from mcl_jax import accumulation, losses, optimizer, program, sharding
 from mcl_jax.errors import UserError
-from mcl_jax.methods import make_objective
+from mcl_jax.methods import make_objective, settings
 from mcl_jax.models import encoder
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
@@ -193,3 +194,19 @@ def test_what_does_not_go_together_is_refused(change, message):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
     with pytest.raises(UserError, match=message):
         program.build(config, mesh, images=64)
+
+
+def test_one_gpu_is_the_main_run_with_its_rates_scaled():
+    main, one = base.get_config(), one_gpu.get_config()
+    assert one.data.batch_size * 16 == main.data.batch_size
+    assert one.ema.base**16 == pytest.approx(main.ema.base)
+    images = 1_281_167
+    peaks = []
+    for config in (main, one):
+        steps = images // config.data.batch_size
+        warmup = round(config.optimizer.warmup_epochs * steps)
+        schedule = optimizer.learning_rate(
+            settings(optimizer.Settings, config.optimizer), config.data.batch_size, steps
+        )
+        peaks.append(float(schedule(warmup)))
+    assert peaks == pytest.approx([16.0, 1.0], rel=1e-3)

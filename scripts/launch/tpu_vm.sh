@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Pre-trains on a Cloud TPU VM slice, step by step:
+#   bash scripts/launch/tpu_vm.sh create | setup | run | log | stop | delete
+# DRY_RUN=1 prints the commands instead of running them. Set what differs from these defaults:
+set -euo pipefail
+NAME=${NAME:-mcl}
+ZONE=${ZONE:-us-west4-a}
+TYPE=${TYPE:-v5litepod-256}              # the slice; plan it first: scripts/plan_pod.py
+RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}  # the VM image that belongs to the type
+REPO=${REPO:-}                           # git URL that the hosts can clone
+SHARE=${SHARE:-}                         # NFS export for checkpoints, HOST:/PATH (Filestore)
+BUCKET=${BUCKET:-}                       # bucket with the prepared data set
+CONFIG=${CONFIG:-configs/mcl.py}
+RUN=${RUN:-r50}                          # name of the run's folder on the share
+FLAGS=${FLAGS:-}                         # further flags of scripts/pretrain.py
+
+do_it() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+
+on_all_hosts() {
+  do_it gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+case "${1:-}" in
+  create)
+    do_it gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" \
+      --accelerator-type="$TYPE" --version="$RUNTIME"
+    ;;
+  setup)
+    : "${REPO:?REPO=URL is missing: where the hosts clone this repository from}"
+    : "${SHARE:?SHARE=HOST:/PATH is missing: all hosts need one folder for checkpoints}"
+    : "${BUCKET:?BUCKET=NAME is missing: where the prepared data set lies}"
+    on_all_hosts "set -e
+      sudo apt-get update -q && sudo apt-get install -qy nfs-common fuse gcsfuse
+      sudo mkdir -p /mnt/share /mnt/data && sudo chmod 777 /mnt/data
+      mountpoint -q /mnt/share || sudo mount $SHARE /mnt/share
+      mountpoint -q /mnt/data || gcsfuse --implicit-dirs -o ro $BUCKET /mnt/data
+      [ -d mcl_jax ] || git clone -q $REPO mcl_jax
+      [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
+      cd mcl_jax && ~/.local/bin/uv venv -q --python 3.11 --allow-existing
+      ~/.local/bin/uv pip install -q -e '.[tpu]'"
+    ;;
+  run)
+    # every host the same command; JAX on a TPU VM finds the others by itself
+    on_all_hosts "cd mcl_jax && nohup .venv/bin/python scripts/pretrain.py --config $CONFIG \
+--workdir /mnt/share/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS >~/$RUN.log 2>&1 &"
+    ;;
+  log) on_all_hosts "tail -n 2 ~/$RUN.log" ;;
+  stop) on_all_hosts "pkill -TERM -f [s]cripts/pretrain.py" ;;  # saves, and ends with 0
+  delete) do_it gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet ;;
+  *)
+    echo "error: '${1:-}' is not one of create, setup, run, log, stop, delete" >&2
+    exit 2
+    ;;
+esac
