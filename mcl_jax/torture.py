@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcl_jax import metrics
@@ -52,11 +52,13 @@ class Job:
     Attributes:
       scratch: folder for workdirs and the shared compile cache.
       flags: after SMALL, so that they win.
+      script: what is run.
       xla_flags: of the process's environment.
     """
 
     scratch: Path
     flags: tuple[str, ...] = ()
+    script: Path = REPO / "scripts/pretrain.py"
     xla_flags: str = "--xla_backend_optimization_level=1"
 
     def start(self, workdir: Path, *flags: str, devices: int = 1) -> "subprocess.Popen[bytes]":
@@ -64,9 +66,10 @@ class Job:
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {self.xla_flags}",
             "JAX_COMPILATION_CACHE_DIR": str(self.scratch / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
         }
-        script = [sys.executable, str(REPO / "scripts/pretrain.py")]
+        script = [sys.executable, str(self.script)]
         config = ["--config", str(REPO / "configs/demo.py"), f"--workdir={workdir}"]
         with log_of(workdir).open("ab") as log:
             return subprocess.Popen(
@@ -208,7 +211,7 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
     for aim in aims:
         workdir = job.scratch / f"terminated-{aim}"
         # an empty cache: the first compilation, in which Python runs no signal handler
-        cold = Job(job.scratch / "cold", job.flags, job.xla_flags) if aim == "compiling" else job
+        cold = replace(job, scratch=job.scratch / "cold") if aim == "compiling" else job
         cold.scratch.mkdir(exist_ok=True)
         process = cold.start(workdir)
         met = wait_until(process, lambda w=workdir, a=aim: phase(w, 0) == a)
@@ -222,9 +225,11 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
             require(f"step {saved[-1]} is saved" in text or saved[-1] == STEPS, text)
         else:
             require("nothing to save" in text, text)
+            yield aim, "nothing to save"
+            continue
         code, text = job.run(workdir)
         require(code == 0 and losses(workdir) == whole, f"after SIGTERM while {aim}:\n{text}")
-        yield aim, f"step {saved[-1]} saved" if saved else "nothing to save"
+        yield aim, f"step {saved[-1]} saved"
 
 
 def device_changes(

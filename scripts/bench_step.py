@@ -4,6 +4,10 @@
     python scripts/bench_step.py --config configs/mcl.py --compile-only \\
         --config.data.batch_size=32
 
+    python scripts/bench_step.py --config configs/mcl.py --versus-torch --steps=5 \\
+        --config.data.batch_size=32 --config.data.image_size=64 --config.data.canvas_size=64
+
+--versus-torch times the step and the authors' computation in plain torch (mcl_jax/versus.py).
 --compile-only compiles both pyramid modes and prints JSON with FLOPs, bytes, peak memory and
 collectives of each, and their ratio full / assigned.
 """
@@ -20,13 +24,19 @@ from mcl_jax import cli
 
 CONFIG = cli.define_config()
 COMPILE_ONLY = flags.DEFINE_bool("compile-only", False, "figures of the compiled program, no run")
+VERSUS_TORCH = flags.DEFINE_bool("versus-torch", False, "against the authors' way, in torch")
 STEPS = flags.DEFINE_integer("steps", 10, "timed steps after one warm-up step", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
     config = cli.config_of(CONFIG)
-    result = compare_pyramids(config) if COMPILE_ONLY.value else time_steps(config)
+    if COMPILE_ONLY.value:
+        result = compare_pyramids(config)
+    elif VERSUS_TORCH.value:
+        result = versus_torch(config)
+    else:
+        result = time_steps(config)
     text = json.dumps(result, indent=2)
     print(text)
     if JSON.value:
@@ -46,6 +56,14 @@ def compare_pyramids(given) -> dict:
     for name in ("flops", "bytes", "peak_bytes"):
         result[f"{name}_ratio"] = result["full"][name] / result["assigned"][name]
     return result
+
+
+def versus_torch(config) -> dict:
+    try:
+        from mcl_jax import versus
+    except ImportError as error:
+        cli.fail(f"--versus-torch needs torch: pip install -e '.[torch]' ({error})")
+    return versus.compare(config, STEPS.value)
 
 
 def time_steps(config) -> dict:

@@ -90,7 +90,7 @@ def test_patches_are_cut_where_their_positions_say():
 def test_order_of_patches_is_kept_unless_asked_for(monkeypatch):
     """On a crop whose colour says where a pixel is, each patch tells the cell it came from."""
     ramp = jnp.indices((60, 60)).transpose(1, 2, 0)
-    crops = jnp.broadcast_to(ramp, (2, 1, 3, 60, 60, 2))  # [V, S, b, ...]
+    crops = jnp.broadcast_to(ramp, (2, 1, 4, 60, 60, 2))  # [V, S, b, ...]
     asked = []
 
     def views(key, canvas, extent, settings, *, image_size, levels):
@@ -101,16 +101,16 @@ def test_order_of_patches_is_kept_unless_asked_for(monkeypatch):
 
     def cells(shuffle):
         objective = detco(dataclasses.replace(SETTINGS, shuffle_patches=shuffle))
-        batch = {"image": None, "extent": None}
-        patches = jax.jit(lambda key: objective._patches(key, batch))(jax.random.key(0))
-        assert patches.shape == (2, 3, 9, PATCH, PATCH, 2)
+        batch = {"image": jnp.zeros((4, 1)), "extent": jnp.zeros((4, 2))}
+        patches = jax.jit(lambda key: objective._patches(key[None], batch))(jax.random.key(0))
+        assert patches.shape == (2, 4, 9, PATCH, PATCH, 2)
         row, column = np.moveaxis(np.asarray(patches.mean((3, 4))).astype(int) // 20, -1, 0)
         return 3 * row + column
 
-    assert np.array_equal(cells(False), np.broadcast_to(np.arange(9), (2, 3, 9)))
+    assert np.array_equal(cells(False), np.broadcast_to(np.arange(9), (2, 4, 9)))
     shuffled = cells(True)
-    assert np.array_equal(np.sort(shuffled), np.broadcast_to(np.arange(9), (2, 3, 9)))
-    assert len(np.unique(shuffled.reshape(6, 9), axis=0)) == 6  # each image and side its own
+    assert np.array_equal(np.sort(shuffled), np.broadcast_to(np.arange(9), (2, 4, 9)))
+    assert len(np.unique(shuffled.reshape(8, 9), axis=0)) == 8  # each image and side its own
     assert asked == [((0.6, 1.0), 60, 1)] * 2
 
 

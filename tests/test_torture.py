@@ -1,5 +1,7 @@
 """Runs survive what breaks them; scripts/torture.py does the same, longer."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -10,16 +12,23 @@ from mcl_jax import sharding, torture, torture_data, train
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    return torture.Job(tmp_path_factory.mktemp("torture"))
+    """The tests' smallest network; scripts/torture.py runs a larger one."""
+    smallest = ("model.backbone=resnet10", "montage.levels=1")
+    smallest += ("data.image_size=32", "data.canvas_size=32")
+    return torture.Job(
+        tmp_path_factory.mktemp("torture"),
+        flags=tuple(f"--config.{flag}" for flag in smallest),
+        script=Path(__file__).with_name("tiny_pretrain.py"),
+        xla_flags="--xla_backend_optimization_level=0",
+    )
 
 
 def test_killed_runs_repeat_the_uninterrupted_one_bit_by_bit(job):
-    aims = ("saving", "evaluating")
-    assert len(list(torture.kills(job, 2, seed=1, aims=aims))) == 2
+    assert list(torture.kills(job, 1, seed=1, aims=("saving",)))
 
 
 def test_sigterm_leaves_with_0_and_nothing_lost(job):
-    outcomes = dict(torture.terminations(job, ("compiling", "evaluating")))
+    outcomes = dict(torture.terminations(job, ("compiling", "stepping")))
     assert outcomes["compiling"] == "nothing to save"
 
 
@@ -45,13 +54,13 @@ def test_a_killed_decoding_worker_costs_no_batch(caplog):
 
 
 def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
-    """4 -> 2 -> 1 -> 4 devices: the same batches, views and montages, losses equal to rounding."""
+    """4 devices, or 2 and then 4: the same batches, views and montages, losses equal to rounding."""
     config = tiny_config()
     config.data.split, config.data.batch_size, config.data.group_size = "train[:32]", 16, 4
     config.data.image_size = config.data.canvas_size = 32
     config.model.head_convs, config.montage.levels = 1, 1
     config.optimizer.name, config.optimizer.base_lr = "sgd", 0.5
-    config.optimizer.epochs, config.optimizer.warmup_epochs = 4.0, 0.0
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 2.0, 0.0
     config.log.every_steps, config.log.checkpoint_steps = 1, 2
     config.numerics.compute_dtype = "float32"
 
@@ -68,10 +77,10 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
         try:
             whole = pretrain(tmp_path / "whole", 4)
-            for devices, stop_after in ((4, 2), (2, 2), (1, 2), (4, None)):
+            for devices, stop_after in ((2, 2), (4, None)):
                 found = pretrain(tmp_path / "changing", devices, stop_after)
                 # sums over devices in another order, float32
                 assert found == pytest.approx({s: whole[s] for s in found}, rel=2e-5)
         finally:
             jax.config.update("jax_compilation_cache_dir", None)
-    assert list(found) == list(range(1, 9))
+    assert list(found) == list(range(1, 5))

@@ -1,8 +1,9 @@
-"""The method restated in torch under the authors' parameter names, for parity tests.
+"""The method restated in torch under the authors' parameter names: for parity tests and timing.
 
-Written from design section 3 and the paper, plain and slow: NCHW, one side after the other, all
-four pyramid levels on every canvas. `weights` is a state_dict of leaf tensors; running statistics
-in it are updated in place by the forward, as torch does.
+Written from design section 3 and the paper, plain: one side after the other, all four pyramid
+levels on every canvas, as the authors' code computes it. Needs torch (the extra `torch`). Shapes
+are torch's: [n, C, H, W]. `weights` is a state_dict of leaf tensors; running statistics in it are
+updated in place by the forward, as torch does.
 """
 
 import torch
@@ -148,3 +149,22 @@ def ema_step(weights, m):
         if name.startswith("encoder_k.") and "running" not in name:
             online = weights[name.replace("encoder_k.", "encoder_q.")].data
             value.data.mul_(m).add_((1 - m) * online)
+
+
+def from_names(names, memory_format=torch.contiguous_format):
+    """Arrays under the authors' names -> `weights`; the online network's parameters want gradients."""
+    weights = {}
+    for name, value in names.items():
+        tensor = torch.tensor(value)
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=memory_format)
+        trained = "running" not in name and not name.startswith("encoder_k.")
+        weights[name] = tensor.requires_grad_(trained)
+    return weights
+
+
+def gradients(weights, value):
+    """name -> gradient of a loss, of everything that is trained."""
+    trained = [name for name, tensor in weights.items() if tensor.requires_grad]
+    found = torch.autograd.grad(value, [weights[name] for name in trained])
+    return dict(zip(trained, found, strict=True))

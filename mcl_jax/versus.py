@@ -1,0 +1,127 @@
+"""Our train step against a plain torch implementation of the authors' computation, side by side.
+
+The torch side gets what the authors' loader would hand it, finished montages, and computes all four
+pyramid levels on every canvas, eagerly, channels last, then LARS and EMA. Ours starts from uint8
+canvases: augmentation and montage are in its time and not in torch's. Both start from the same
+weights, see the same montages at the first step, and run on all cores that the process may use.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from convert import authors
+from mcl_jax import program, sharding, torch_mcl
+from mcl_jax.errors import UserError
+from mcl_jax.objectives.mcl import MCL, SIDES
+
+
+def compare(config: Any, steps: int) -> dict[str, Any]:
+    """Times both alternately.
+
+    Args:
+      config: of MCL with a ResNet and FPN; any pyramid mode.
+      steps: timed steps of each after one warm-up step.
+
+    Returns:
+      {'ratio': torch seconds / ours, 'seconds', 'torch_seconds': medians, ...}.
+    """
+    run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)
+    if not isinstance(run.objective, MCL) or config.model.neck != "fpn" or run.mesh.size > 1:
+        raise UserError("--versus-torch compares MCL with an FPN on one device; use such a config")
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    state = program.new_state(run)
+    batch = _random_batch(run)
+    theirs = _torch_step(run, jax.device_get(state), batch)
+    ours = _our_step(run, state, batch)
+    seconds: dict[str, list[float]] = {"ours": [], "torch": []}
+    losses: dict[str, list[float]] = {"ours": [], "torch": []}
+    for _ in range(steps + 1):
+        for name, step in (("torch", theirs), ("ours", ours)):
+            start = time.perf_counter()
+            losses[name].append(step())
+            seconds[name].append(time.perf_counter() - start)
+    if not np.isfinite([*losses["ours"], *losses["torch"]]).all():
+        raise UserError(f"a loss is not finite: {losses}")
+    mine, torchs = (median(seconds[name][1:]) for name in ("ours", "torch"))
+    return {
+        "ratio": torchs / mine,
+        "seconds": mine,
+        "torch_seconds": torchs,
+        "steps": steps,
+        "threads": threads,
+        "pyramid": config.loss.pyramid,
+        "batch_size": config.data.batch_size,
+        "image_size": config.data.image_size,
+        "first_loss": losses["ours"][0],
+        "torch_first_loss": losses["torch"][0],
+        "torch": torch.__version__,
+        "jax": jax.__version__,
+    }
+
+
+def _random_batch(run: program.Program) -> dict[str, np.ndarray]:
+    data, rng = run.config["data"], np.random.default_rng(0)
+    b, side = data["batch_size"], data["canvas_size"]
+    return {
+        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
+        "extent": np.full((b, 2), side, np.int32),
+    }
+
+
+def _our_step(run: program.Program, state: Any, batch: Any) -> Callable[[], float]:
+    compiled, seed = program.lower_step(run).compile(), program.seed_argument(run)
+    placed = sharding.put_batch(batch, run.mesh)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, placed, seed)
+        return float(metrics["loss"])
+
+    return step
+
+
+def _torch_step(run: program.Program, state: Any, batch: Any) -> Callable[[], float]:
+    objective, config = run.objective, run.config
+    inputs = jax.jit(objective.inputs)(program.seed_argument(run), 0, batch, 0)
+    canvases = np.asarray(inputs.canvases, np.float32)
+    canvases = canvases.reshape(SIDES, -1, *canvases.shape[1:]).transpose(0, 1, 4, 2, 3)
+    layout = torch.channels_last
+    sides = [torch.tensor(side).contiguous(memory_format=layout) for side in canvases]
+    labels = [torch.tensor(np.asarray(level), dtype=torch.long) for level in inputs.labels]
+    arrays = {field: getattr(state, field) for field in authors.FIELDS}
+    names = authors.to_names(arrays, objective.architecture, objective.layout.levels, "the state")
+    weights = torch_mcl.from_names(names, memory_format=layout)
+    options, buffers = config["optimizer"], {}
+
+    def step() -> float:
+        loss = torch_mcl.loss(
+            weights,
+            sides,
+            labels,
+            objective.counts,
+            config["loss"]["level_weights"],
+            config["loss"]["temperature"],
+        )
+        torch_mcl.lars_step(
+            weights,
+            torch_mcl.gradients(weights, loss),
+            buffers,
+            lr=float(run.lr(0)),
+            eta=options["trust_coefficient"],
+            momentum=options["momentum"],
+            decay=options["weight_decay"],
+            clip=options["clip_norm"],
+            excluded=lambda name: weights[name].ndim == 1,
+        )
+        torch_mcl.ema_step(weights, config["ema"]["base"])
+        return loss.item()
+
+    return step

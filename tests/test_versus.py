@@ -1,0 +1,35 @@
+"""The comparison with torch compares the same computation."""
+
+import pytest
+from conftest import tiny_config
+
+from mcl_jax.errors import UserError
+
+versus = pytest.importorskip("mcl_jax.versus")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(versus.sharding, "make_mesh", lambda: mesh)
+
+
+def test_both_sides_start_from_the_same_weights_and_montages(one_device):
+    config = tiny_config()
+    config.data.batch_size, config.model.head_convs = 32, 1
+    config.loss.pyramid = "full"  # torch's
+    config.data.image_size = config.data.canvas_size = 32
+    config.numerics.compute_dtype = "float32"
+    result = versus.compare(config, steps=1)
+    assert result["first_loss"] == pytest.approx(result["torch_first_loss"], rel=1e-5)
+    assert result["ratio"] == pytest.approx(result["torch_seconds"] / result["seconds"])
+
+
+def test_what_the_authors_do_not_compute_is_refused(one_device):
+    config = tiny_config()
+    config.data.batch_size, config.model.neck = 32, "c4"
+    with pytest.raises(UserError, match="compares MCL with an FPN on one device"):
+        versus.compare(config, steps=1)
