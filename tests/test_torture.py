@@ -14,7 +14,7 @@ from mcl_jax import sharding, torture, torture_data, train
 def job(tmp_path_factory):
     """The tests' smallest network; scripts/torture.py runs a larger one."""
     smallest = ("model.backbone=resnet10", "montage.levels=1")
-    smallest += ("data.image_size=32", "data.canvas_size=32")
+    smallest += ("data.image_size=32", "data.canvas_size=32", "knn.every_epochs=0.0")
     return torture.Job(
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
