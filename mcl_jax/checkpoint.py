@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mcl_jax import integrity
+from mcl_jax import hosts, integrity
 from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
 
@@ -72,25 +72,74 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest intact checkpoint in the shapes and shardings of `abstract`.
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest intact checkpoint in the shapes and shardings of `abstract`; None: there is none.
 
-        Damaged ones are moved to WORKDIR/damaged_checkpoints, with a warning.
+        Damaged ones that are newer are moved to WORKDIR/damaged_checkpoints, with a warning.
 
         Raises:
-          UserError: if it was written by another architecture, or none is intact.
+          UserError: if it was written by another architecture, or there are only damaged ones.
         """
-        while (step := self.latest_step()) is not None:
-            if not self._set_aside_if_damaged(step):
-                return self._restore(step, abstract)
-        raise UserError(
-            f"no checkpoint in {self._folder.parent} is intact; the damaged ones are in {DAMAGED}. "
-            "Put an intact copy back, or start anew with another --workdir"
+        step = self._agreed_step()
+        return None if step is None else self._restore(step, abstract)
+
+    def _agreed_step(self) -> int | None:
+        """Process 0 looks, for listings of a shared folder may differ between hosts for a while."""
+        step, problem = -1, None
+        if jax.process_index() == 0:
+            try:
+                step = self._newest_intact()
+            except (OSError, UserError) as error:
+                problem = error
+        if jax.process_count() > 1:
+            hosts.meet("checkpoints checked")
+            verdict = np.asarray([step, problem is not None], np.int32)
+            step, failed = multihost_utils.broadcast_one_to_all(verdict).tolist()
+            if failed and problem is None:
+                problem = UserError("process 0 found no usable checkpoint; its message says why")
+        if problem is not None:
+            raise (
+                problem
+                if isinstance(problem, UserError)
+                else UserError(f"the checkpoints in {self._folder} cannot be read: {problem}")
+            )
+        self._manager.reload()
+        return None if step < 0 else step
+
+    def _newest_intact(self) -> int:
+        """-1 if there is no checkpoint at all."""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = integrity.damage(self._folder / str(step))
+            if reason is None:
+                for newer, why in damaged.items():
+                    self._set_aside(newer, why, step)
+                return step
+            damaged[step] = reason
+        if damaged:  # left where they are: the next start must not take the folder for a new one
+            reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+            raise UserError(
+                f"no checkpoint in {self._folder} is intact ({reasons}). Put an intact copy back, or "
+                "start anew with another --workdir"
+            )
+        return -1
+
+    def _set_aside(self, step: int, reason: str, intact: int) -> None:
+        aside = self._folder.parent / DAMAGED
+        aside.mkdir(exist_ok=True)
+        place = aside / str(step)
+        while place.exists():
+            place = place.with_name(f"{place.name}-again")
+        (self._folder / str(step)).rename(place)
+        print(
+            f"the checkpoint of step {step} is damaged ({reason}): moved to {place}, going on from "
+            f"the one before, step {intact}",
+            file=sys.stderr,
         )
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         # before orbax does, which reports every array that does not fit in a page of its own
-        if difference := _difference(_saved_shapes(self._folder / str(step)), abstract):
+        if difference := integrity.difference(_saved_shapes(self._folder / str(step)), abstract):
             raise UserError(
                 f"the checkpoint of step {step} does not fit this config ({difference}); "
                 "use its own config or a new --workdir"
@@ -103,32 +152,11 @@ class Checkpointer:
         )
         return restored.state, restored.meta
 
-    def _set_aside_if_damaged(self, step: int) -> bool:
-        """Process 0 looks and moves; all processes get its answer."""
-        damaged = False
-        if jax.process_index() == 0 and (reason := integrity.damage(self._folder / str(step))):
-            damaged = True
-            aside = self._folder.parent / DAMAGED
-            aside.mkdir(exist_ok=True)
-            names = (aside / f"{step}{suffix}" for suffix in ("", *map("-{}".format, range(1, 99))))
-            place = next(name for name in names if not name.exists())
-            (self._folder / str(step)).rename(place)
-            print(
-                f"the checkpoint of step {step} is damaged ({reason}): moved to {place}, going on "
-                "from the one before",
-                file=sys.stderr,
-            )
-        if jax.process_count() > 1:
-            damaged = bool(multihost_utils.broadcast_one_to_all(np.asarray(damaged)))
-        if damaged:
-            self._manager.reload()
-        return damaged
-
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts an asynchronous save, once the one before is on disk.
 
-        A save that fails is reported and leaves older checkpoints as they are; a run of one process
-        goes on, a job of several ends, for the others cannot know.
+        A save that fails is reported and leaves older checkpoints as they are. A run of one process
+        goes on. In a job, the process that failed ends at once, and the others as for a lost host.
         """
         step = int(state.step)
         self._await_last()
@@ -139,7 +167,7 @@ class Checkpointer:
         )
         self._saving = step
         try:
-            if jax.process_index() == 0:
+            if jax.process_count() == 1:  # one process of a job could not tell the others
                 self._check_space(state)
             self._manager.save(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds
@@ -161,13 +189,16 @@ class Checkpointer:
             self._saving = None
 
     def _report(self, error: Exception) -> None:
+        if self._saving is not None:
+            self._failed, self._saving = self._saving, None
+        reason = " ".join(str(error).split())[:200]
+        message = f"the checkpoint of step {self._failed} was not written: {reason}"
         if jax.process_count() > 1:
-            raise error
-        self._failed, self._saving = self._saving or self._failed, None
+            hosts.leave(message)
+        print(message, file=sys.stderr)
         for unfinished in self._folder.glob(UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
-        print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
+        self._manager.reload()  # it has struck the oldest off its list, but not removed it
 
     def _seal(self) -> None:
         """Called by orbax when a save is complete, right before it gets its name."""
@@ -193,22 +224,6 @@ class Checkpointer:
 def _saved_shapes(folder: Path) -> Any:
     """A step's state as a tree of orbax's metadata, which have shapes."""
     return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-
-
-def _difference(saved: Any, expected: Any) -> str | None:
-    """The first entry in which two states differ in name or shape, in words."""
-    saved, expected = _shapes(saved), _shapes(expected)
-    for name in sorted(saved.keys() | expected.keys()):
-        if saved.get(name) != expected.get(name):
-            found, wanted = (x.get(name, "missing") for x in (saved, expected))
-            return f"{name} is {found} there and {wanted} here"
-    return None
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """'params/encoder/...' -> shape; fields, keys and positions alike are names."""
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in flat}
 
 
 def find(path: str | Path) -> tuple[Path, int]:
@@ -249,7 +264,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
       UserError: if it is not a checkpoint, is damaged or cannot be read.
     """
     folder, step = find(path)
-    if reason := integrity.damage(folder / str(step)):
+    try:
+        reason = integrity.damage(folder / str(step))
+    except OSError as error:
+        raise UserError(f"checkpoint {folder / str(step)} cannot be read: {error}") from error
+    if reason:
         raise UserError(f"checkpoint {folder / str(step)} is damaged: {reason}")
     try:
         reader = ocp.PyTreeCheckpointHandler()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import jax
 from orbax.checkpoint import multihost
@@ -63,14 +64,17 @@ def meet(name: str, timeout_s: float = 1800.0) -> None:
         barrier(key=name, timeout_ms=round(1e3 * timeout_s))
 
 
-def leave_after(error: Exception, workdir: os.PathLike) -> None:
+def leave_after(error: Exception, workdir: os.PathLike) -> NoReturn:
     """Ends this process at once: barriers of a clean exit would wait for the lost one."""
     reason = " ".join(str(error).split())[:300]
-    print(
+    leave(
         f"stopped: a collective failed on process {jax.process_index()} of {jax.process_count()}, "
         f"most likely because another host was lost. Start all of them again with the same command; "
-        f"the run goes on from the newest checkpoint in {workdir}. ({reason})",
-        file=sys.stderr,
-        flush=True,
+        f"the run goes on from the newest checkpoint in {workdir}. ({reason})"
     )
+
+
+def leave(message: str) -> NoReturn:
+    """Ends this process of a job at once, which ends the others: see `leave_after`."""
+    print(message, file=sys.stderr, flush=True)
     os._exit(LOST_HOST)

@@ -81,8 +81,17 @@ class Job:
 
     def run(self, workdir: Path, *flags: str, devices: int = 1) -> tuple[int, str]:
         """(exit code, all messages of this and earlier processes on this workdir)."""
-        code = self.start(workdir, *flags, devices=devices).wait()
+        code = finish(self.start(workdir, *flags, devices=devices))
         return code, log_of(workdir).read_text(errors="replace")
+
+
+def finish(process: "subprocess.Popen[bytes]", limit_s: float = 600) -> int:
+    """The exit code; a process that hangs has not survived."""
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Broken(f"{process.args} hung for {limit_s:.0f} s") from None
 
 
 def log_of(workdir: Path) -> Path:
@@ -131,7 +140,7 @@ def wait_until(
             return True
         if time.monotonic() > deadline:
             process.kill()
-            raise TimeoutError(f"{process.args} did not get there in {limit_s:.0f} s")
+            raise Broken(f"{process.args} did not get there in {limit_s:.0f} s")
         time.sleep(0.005)
     return False
 
@@ -217,8 +226,12 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
         met = wait_until(process, lambda w=workdir, a=aim: phase(w, 0) == a)
         require(met, f"never saw {aim}")
         process.send_signal(signal.SIGTERM)
-        code = process.wait()
+        code = finish(process)
         text = log_of(workdir).read_text(errors="replace")
+        if aim == "starting" and code == -signal.SIGTERM:  # Python itself was still starting
+            require(not checkpoints(workdir), "a checkpoint out of nowhere")
+            yield aim, "nothing to save"
+            continue
         require(code == 0, f"SIGTERM while {aim}: exit code {code}\n{text}")
         saved = checkpoints(workdir)
         if saved:

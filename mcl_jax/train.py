@@ -167,9 +167,10 @@ def _check_labels(config: Mapping[str, Any], source: Source) -> None:
 
 
 def _restore_or_start(run: Program, checkpointer: Checkpointer) -> TrainState:
-    if checkpointer.latest_step() is None:
+    found = checkpointer.restore(program.abstract_state(run))
+    if found is None:
         return program.new_state(run)
-    state, meta = checkpointer.restore(program.abstract_state(run))
+    state, meta = found
     changed = sorted(_differences(meta["config"], program.plain_config(run.config)))
     if changed:
         log.warning("resuming with other values than the checkpoint's: %s", ", ".join(changed))

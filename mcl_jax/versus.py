@@ -16,25 +16,46 @@ import jax
 import numpy as np
 import torch
 
-from convert import authors
+from convert import architectures, authors
 from mcl_jax import program, sharding, torch_mcl
 from mcl_jax.errors import UserError
-from mcl_jax.objectives.mcl import MCL, SIDES
+from mcl_jax.methods import compute_dtype
+from mcl_jax.objectives.mcl import SIDES
 
 
 def compare(config: Any, steps: int) -> dict[str, Any]:
     """Times both alternately.
 
     Args:
-      config: of MCL with a ResNet and FPN; any pyramid mode.
+      config: of MCL in the authors' configuration; either pyramid mode.
       steps: timed steps of each after one warm-up step.
 
     Returns:
       {'ratio': torch seconds / ours, 'seconds', 'torch_seconds': medians, ...}.
+
+    Raises:
+      UserError: for a configuration that is not the authors', or not one CPU device in float32.
     """
     run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)
-    if not isinstance(run.objective, MCL) or config.model.neck != "fpn" or run.mesh.size > 1:
-        raise UserError("--versus-torch compares MCL with an FPN on one device; use such a config")
+    needed = {
+        "method": (config.method, "mcl"),
+        "model.neck": (config.model.neck, "fpn"),
+        "montage.assembly": (config.montage.assembly, "montage"),
+        "montage.levels": (config.montage.levels, 4),
+        "loss.matching": (config.loss.matching, "a"),
+        "optimizer.name": (config.optimizer.name, "lars"),
+        "optimizer.micro_batches": (config.optimizer.micro_batches, 1),
+        "devices": (run.mesh.size, 1),
+        "platform": (jax.default_backend(), "cpu"),
+        "compute dtype": (np.dtype(compute_dtype(config.numerics.compute_dtype)).name, "float32"),
+    }
+    for name, (found, wanted) in needed.items():
+        if found != wanted:
+            raise UserError(
+                f"--versus-torch compares what the authors compute: {name} has to be {wanted}, "
+                f"is {found}"
+            )
+    architectures.demand_resnet(run.objective.architecture, "the authors' code")
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     state = program.new_state(run)

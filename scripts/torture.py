@@ -19,15 +19,20 @@ from mcl_jax import cli
 KILLS = flags.DEFINE_integer("kills", 50, "kill -9 so often", lower_bound=0)
 IMAGES = flags.DEFINE_integer("images", 1000, "broken and odd image files, of twelve kinds")
 SEED = flags.DEFINE_integer("seed", 0, "of the moments and the images")
-SCRATCH = flags.DEFINE_string("scratch", None, "folder to work in; default: a temporary one")
+SCRATCH = flags.DEFINE_string(
+    "scratch", None, "folder to work in, which is kept; default: a temporary one"
+)
 
 
 def main(_: Sequence[str]) -> int:
     from mcl_jax import torture, torture_data
 
     with tempfile.TemporaryDirectory() as temporary:
-        scratch = Path(SCRATCH.value or temporary).absolute()
-        scratch.mkdir(parents=True, exist_ok=True)
+        parent = Path(SCRATCH.value or temporary).absolute()
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(
+            tempfile.mkdtemp(dir=parent)
+        )  # a new one: logs are read from their beginning
         job = torture.Job(scratch)
         try:
             kills = torture.kills(job, KILLS.value, SEED.value)

@@ -62,7 +62,7 @@ def test_tpu_vm_prints_what_it_would_do_and_starts_a_run_that_parses():
     assert wrong.returncode == 2 and "'start' is not one of create" in wrong.stderr
     started = shlex.split(tpu_vm("run", FLAGS="--config.seed=3").stdout)
     command = next(x for x in started if x.startswith("--command=")).partition("=")[2]
-    words = shlex.split(command.partition("nohup ")[2].partition(" >")[0])
+    words = shlex.split(command.partition("nohup ")[2].partition(" <")[0])
     understood(words)
     assert words[-1] == "--config.seed=3"
 
@@ -84,7 +84,7 @@ def test_the_slurm_job_starts_one_process_per_gpu_that_parses(tmp_path):
     assert options == "--kill-on-bad-exit=1"
     understood(shlex.split(command.replace("bin/python", "python", 1)))
     headers = (LAUNCH / "slurm.sbatch").read_text()
-    assert "#SBATCH --gpus-per-task=1" in headers and "#SBATCH --signal=TERM@120" in headers
+    assert "#SBATCH --gpus-per-node=8" in headers and "#SBATCH --signal=TERM@120" in headers
 
 
 def test_the_gke_manifest_fills_its_slice_and_starts_a_run_that_parses():

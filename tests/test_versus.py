@@ -31,5 +31,5 @@ def test_both_sides_start_from_the_same_weights_and_montages(one_device):
 def test_what_the_authors_do_not_compute_is_refused(one_device):
     config = tiny_config()
     config.data.batch_size, config.model.neck = 32, "c4"
-    with pytest.raises(UserError, match="compares MCL with an FPN on one device"):
+    with pytest.raises(UserError, match="model.neck has to be fpn, is c4"):
         versus.compare(config, steps=1)

@@ -33,6 +33,7 @@ case "${1:-}" in
       sudo apt-get update -q && sudo apt-get install -qy nfs-common fuse gcsfuse
       sudo mkdir -p /mnt/share /mnt/data && sudo chmod 777 /mnt/data
       mountpoint -q /mnt/share || sudo mount $SHARE /mnt/share
+      sudo chmod 777 /mnt/share
       mountpoint -q /mnt/data || gcsfuse --implicit-dirs -o ro $BUCKET /mnt/data
       [ -d mcl_jax ] || git clone -q $REPO mcl_jax
       [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
@@ -41,8 +42,9 @@ case "${1:-}" in
     ;;
   run)
     # every host the same command; JAX on a TPU VM finds the others by itself
-    on_all_hosts "cd mcl_jax && nohup .venv/bin/python scripts/pretrain.py --config $CONFIG \
---workdir /mnt/share/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS >~/$RUN.log 2>&1 &"
+    on_all_hosts "cd mcl_jax && { nohup .venv/bin/python scripts/pretrain.py --config $CONFIG \
+--workdir /mnt/share/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS \
+</dev/null >~/$RUN.log 2>&1 & }"
     ;;
   log) on_all_hosts "tail -n 2 ~/$RUN.log" ;;
   stop) on_all_hosts "pkill -TERM -f [s]cripts/pretrain.py" ;;  # saves, and ends with 0
