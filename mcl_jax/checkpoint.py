@@ -197,6 +197,7 @@ class Checkpointer:
             hosts.leave(message)
         print(message, file=sys.stderr)
         for unfinished in self._folder.glob(UNFINISHED):
+            # threads of the failed save may still write; the next start removes what is left then
             shutil.rmtree(unfinished, ignore_errors=True)
         self._manager.reload()  # it has struck the oldest off its list, but not removed it
 
