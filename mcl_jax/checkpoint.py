@@ -192,12 +192,15 @@ class Checkpointer:
         if self._saving is not None:
             self._failed, self._saving = self._saving, None
         reason = " ".join(str(error).split())[:200]
-        message = f"the checkpoint of step {self._failed} was not written: {reason}"
         if jax.process_count() > 1:
-            hosts.leave(message)
-        print(message, file=sys.stderr)
+            hosts.leave(
+                f"stopped: the checkpoint of step {self._failed} was not written, unless its own disk "
+                f"failed because another host was lost. Start all of them again with the same "
+                f"command; the run goes on from the newest in {self._folder}. ({reason})"
+            )
+        print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
         for unfinished in self._folder.glob(UNFINISHED):
-            # threads of the failed save may still write; the next start removes what is left then
+            # its threads may still write; the next start removes what is left then
             shutil.rmtree(unfinished, ignore_errors=True)
         self._manager.reload()  # it has struck the oldest off its list, but not removed it
 
