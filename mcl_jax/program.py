@@ -120,6 +120,18 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: fields[name] for name in program.objective.batch_fields}
 
 
+def random_batch(program: Program) -> dict[str, np.ndarray]:
+    """A batch of noise in the shapes of `abstract_batch`, labels 0: for measuring."""
+    rng, data = np.random.default_rng(0), program.config["data"]
+    b, side = data["batch_size"], data["canvas_size"]
+    batch = {
+        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
+        "extent": np.full((b, 2), side, np.int32),
+        "label": np.zeros(b, np.int32),
+    }
+    return {name: batch[name] for name in program.objective.batch_fields}
+
+
 def lower_step(program: Program) -> jax.stages.Lowered:
     """The whole train step, traced and donated; `.compile()` gives what the loop runs."""
     body = partial(

@@ -59,7 +59,7 @@ def compare(config: Any, steps: int) -> dict[str, Any]:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     state = program.new_state(run)
-    batch = _random_batch(run)
+    batch = program.random_batch(run)
     theirs = _torch_step(run, jax.device_get(state), batch)
     ours = _our_step(run, state, batch)
     seconds: dict[str, list[float]] = {"ours": [], "torch": []}
@@ -85,15 +85,6 @@ def compare(config: Any, steps: int) -> dict[str, Any]:
         "torch_first_loss": losses["torch"][0],
         "torch": torch.__version__,
         "jax": jax.__version__,
-    }
-
-
-def _random_batch(run: program.Program) -> dict[str, np.ndarray]:
-    data, rng = run.config["data"], np.random.default_rng(0)
-    b, side = data["batch_size"], data["canvas_size"]
-    return {
-        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
-        "extent": np.full((b, 2), side, np.int32),
     }
 
 

@@ -75,15 +75,8 @@ def time_steps(config) -> dict:
     mesh = sharding.make_mesh()
     run = program.build(config, mesh, images=config.data.batch_size)
     step = program.lower_step(run).compile()
-    rng = np.random.default_rng(0)
-    b, side = config.data.batch_size, config.data.canvas_size
-    batch = {
-        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
-        "extent": np.full((b, 2), side, np.int32),
-        "label": np.zeros(b, np.int32),
-    }
-    batch = {name: batch[name] for name in run.objective.batch_fields}
-    batch, state = sharding.put_batch(batch, mesh), program.new_state(run)
+    batch = sharding.put_batch(program.random_batch(run), mesh)
+    state = program.new_state(run)
     seed, seconds = program.seed_argument(run), []
     for _ in range(STEPS.value + 1):
         start = time.perf_counter()
@@ -97,7 +90,7 @@ def time_steps(config) -> dict:
         "devices": mesh.size,
         "device_kind": jax.devices()[0].device_kind,
         "seconds_per_step": median,
-        "images_per_s": b / median,
+        "images_per_s": config.data.batch_size / median,
         "flops_per_s_per_device": flops,
         "mfu": flops / chip.flops if chip else None,
     }

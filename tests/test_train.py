@@ -4,32 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mcl_jax import metrics
-
-REPO = Path(__file__).resolve().parent.parent
-STEPS = 12
-TINY = [
-    "--config.data.batch_size=16",
-    "--config.data.canvas_size=64",
-    "--config.data.threads=1",
-    "--config.model.width=4",
-    "--config.model.fpn_channels=8",
-    "--config.model.head_convs=1",
-    "--config.model.projector_hidden=16",
-    "--config.model.projector_out=8",
-    "--config.model.predictor_hidden=16",
-    "--config.montage.levels=2",
-    "--config.knn.every_epochs=0.0",
-    "--config.optimizer.epochs=6.0",
-    "--config.optimizer.warmup_epochs=1.0",
-    "--config.log.every_steps=1",
-    "--config.log.checkpoint_steps=2",
-]
+from mcl_jax.torture import REPO, SMALL, STEPS, losses
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +42,13 @@ def command(workdir, images, *extra):
         *script,
         str(REPO / "configs/demo.py"),
         f"--workdir={workdir}",
+        *SMALL,
         f"--config.data.dataset=folder:{images}",
+        "--config.data.split=train",
         "--config.data.max_unreadable_share=0.1",
-        *TINY,
+        "--config.knn.every_epochs=0.0",
         *extra,
     ]
-
-
-def losses(workdir):
-    return {line["step"]: line["loss"] for line in metrics.read(workdir)}
 
 
 @pytest.fixture(scope="module")
