@@ -63,6 +63,7 @@ def versus_torch(config) -> dict:
         from mcl_jax import versus
     except ImportError as error:
         cli.fail(f"--versus-torch needs torch: pip install -e '.[torch]' ({error})")
+    versus.keep_freed_memory()
     return versus.compare(config, STEPS.value)
 
 
