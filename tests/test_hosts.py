@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import QUICK_COMPILE
 
 from mcl_jax import hosts, metrics
 from mcl_jax.errors import UserError
@@ -56,7 +57,7 @@ def start(workdir, cache, processes, *extra):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     environment = os.environ | {
-        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{flags} {QUICK_COMPILE}",
         "JAX_COMPILATION_CACHE_DIR": str(cache / str(processes)),
     }
     command = [sys.executable, str(TESTS / "tiny_pretrain.py"), *ARGUMENTS, *extra]

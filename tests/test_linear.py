@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import perturbed, tiny_config
+from conftest import QUICK_COMPILE, perturbed, tiny_config
 
 from mcl_jax import checkpoint, metrics, program, sharding
 from mcl_jax.errors import UserError
@@ -195,7 +195,7 @@ def test_images_without_labels_are_refused(evaluation, tmp_path):
 def script(*arguments):
     return subprocess.run(
         [sys.executable, REPO / "scripts/linear_eval.py", *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILE},
         capture_output=True,
         text=True,
         check=False,

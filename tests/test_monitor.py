@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax import checkpoint, program, sharding
 from mcl_jax.errors import UserError
@@ -139,7 +139,7 @@ def test_wrong_shrinks(config, shrinks, message):
 def script(*arguments):
     return subprocess.run(
         [sys.executable, REPO / "scripts/knn.py", *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILE},
         capture_output=True,
         text=True,
         check=False,

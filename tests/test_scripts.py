@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_config
+from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax import metrics
 
@@ -30,7 +30,7 @@ def cache(tmp_path_factory):
 def script(name, *arguments, environment=None):
     return subprocess.run(
         [sys.executable, REPO / "scripts" / name, *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | (environment or {}),
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILE} | (environment or {}),
         capture_output=True,
         text=True,
         check=False,

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax import sharding, torture, torture_data, train
 
@@ -19,7 +19,7 @@ def job(tmp_path_factory):
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
         script=Path(__file__).with_name("tiny_pretrain.py"),
-        xla_flags="--xla_backend_optimization_level=0",
+        xla_flags=QUICK_COMPILE,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import QUICK_COMPILE
 
 from mcl_jax import metrics
 from mcl_jax.torture import REPO, SMALL, STEPS, losses
@@ -31,7 +32,7 @@ def environment(tmp_path_factory):
     """One device and one compile cache for all sub-processes."""
     cache = tmp_path_factory.mktemp("cache")
     return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
+        "XLA_FLAGS": QUICK_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
     }
 
