@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     numerics = config.numerics = ConfigDict()
     numerics.compute_dtype = "auto"  # activations: bfloat16 on accelerators, float32 on CPU
     numerics.remat = False  # recompute residual blocks backward: less memory, more FLOPs
+    numerics.bn_devices = 0  # devices whose images share BatchNorm statistics; 0: all of them
     numerics.bn_momentum = 0.9  # share of the running value kept (torch's 0.1)
     numerics.bn_epsilon = 1e-5  # added to variances
 

@@ -31,7 +31,7 @@ def value_and_grad(
     batch: dict[str, Array],
     seed: Array,
     objective: Objective,
-    axis_name: str,
+    axis_name: sharding.AxisName,
     micro_batches: int,
 ) -> tuple[tuple[Array, Outcome], Any]:
     """((loss, outcome), gradients) of this device, as jax.value_and_grad(objective.loss) gives.
@@ -59,13 +59,14 @@ def _one_by_one(
     parts: Any,
     inputs_of: Callable[[Any], Any],
     objective: Objective,
-    axis_name: str,
+    axis_name: sharding.AxisName,
 ) -> tuple[tuple[Array, Outcome], Any]:
     loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
 
     def micro_step(carry: tuple[TrainState, Any], part: Any) -> Any:
         state, total = carry
         (loss, outcome), grads = loss_fn(params, state, inputs_of(part), axis_name)
+        outcome = merged(outcome)
         return (_after(state, outcome), jax.tree.map(jnp.add, total, grads)), (
             loss,
             outcome.metrics,
@@ -84,7 +85,7 @@ def _with_all_negatives(
     parts: Any,
     inputs_of: Callable[[Any], Any],
     objective: Objective,
-    axis_name: str,
+    axis_name: sharding.AxisName,
 ) -> tuple[tuple[Array, Outcome], Any]:
     """Two passes; `objective` offers `predict`, `targets`, `labels` and `contrast` (see MCL)."""
 
@@ -92,7 +93,7 @@ def _with_all_negatives(
         inputs = inputs_of(part)
         targets, target_stats = objective.targets(state, inputs, axis_name)
         predictions, stats = objective.predict(params, state, inputs)
-        after = state.replace(batch_stats=stats, target_batch_stats=target_stats)
+        after = _after(state, merged(Outcome(stats, target_stats, state.memory, {})))
         return after, (predictions, targets, objective.labels(inputs, axis_name))
 
     after, (predictions, targets, labels) = jax.lax.scan(forward, state, parts)
@@ -125,6 +126,13 @@ def _joined(rows: Array) -> Array:
 
 def _zeros(params: Any, axis_name: str) -> Any:
     return sharding.device_local(jax.tree.map(jnp.zeros_like, params), axis_name)
+
+
+def merged(outcome: Outcome) -> Outcome:
+    """With the running statistics of all BatchNorm groups in one, see `sharding.merge_groups`."""
+    both = (outcome.batch_stats, outcome.target_batch_stats)
+    online, target = sharding.merge_groups(both)
+    return outcome._replace(batch_stats=online, target_batch_stats=target)
 
 
 def _after(state: TrainState, outcome: Outcome) -> TrainState:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from mcl_jax import losses
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.sharding import AxisName
 
 Array = jax.Array
 # encode(batch, context) -> (features, running statistics); a batch is a pytree of [b, ...].
@@ -130,7 +131,7 @@ def unit(features: Any) -> Any:
 
 
 def encode_queries(
-    encode: Encode, batch: Any, settings: Settings, axis_name: str | None
+    encode: Encode, batch: Any, settings: Settings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """(unit features of this device's images, running statistics equal on all devices)."""
     context = settings.context(jax.tree.leaves(batch)[0].shape[0])
@@ -139,7 +140,7 @@ def encode_queries(
 
 
 def encode_keys(
-    encode: Encode, batch: Any, order: Array, settings: Settings, axis_name: str | None
+    encode: Encode, batch: Any, order: Array, settings: Settings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """As `encode_queries`, for the key network: shuffled where asked for, and without gradients.
 
@@ -165,18 +166,18 @@ def encode_keys(
     return jax.lax.stop_gradient((features, stats))
 
 
-def synchronise(stats: Any, settings: Settings, axis_name: str | None) -> Any:
+def synchronise(stats: Any, settings: Settings, axis_name: AxisName | None) -> Any:
     """Running statistics averaged over devices where each one made its own ('shuffle')."""
     if axis_name is None or not settings.shuffles:
         return stats
     return jax.lax.pmean(stats, axis_name)
 
 
-def device_count(axis_name: str | None) -> int:
+def device_count(axis_name: AxisName | None) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def check_shuffle(images: int, settings: Settings, axis_name: str | None) -> None:
+def check_shuffle(images: int, settings: Settings, axis_name: AxisName | None) -> None:
     """UserError with the numbers where `shuffle` cannot work on this many devices."""
     devices = device_count(axis_name)
     if images % devices:
@@ -192,7 +193,7 @@ def check_shuffle(images: int, settings: Settings, axis_name: str | None) -> Non
         )
 
 
-def shuffle(rows: Array, order: Array, axis_name: str | None) -> Array:
+def shuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     """Permutes this device's rows [b, ...], then deals them out evenly to all devices.
 
     Afterwards neighbouring rows come from different devices, so that every normalisation group
@@ -207,7 +208,7 @@ def shuffle(rows: Array, order: Array, axis_name: str | None) -> Array:
     return by_source.swapaxes(0, 1).reshape(rows.shape)
 
 
-def unshuffle(rows: Array, order: Array, axis_name: str | None) -> Array:
+def unshuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     """The inverse of `shuffle`: features [b, ...] back on their devices, in image order."""
     devices = device_count(axis_name)
     if devices > 1:

@@ -17,6 +17,7 @@ from mcl_jax.objectives.byol import BYOL
 from mcl_jax.objectives.mcl import MCL, LossSettings
 from mcl_jax.objectives.moco import MoCo
 from mcl_jax.objectives.supervised import Supervised, SupervisedSettings
+from mcl_jax.sharding import AxisName
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 NEGATIVES = ("micro_batch", "step")
@@ -43,9 +44,11 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def make_objective(
-    config: Mapping[str, Any], images_per_device: int, axis_name: str | None
+    config: Mapping[str, Any], images_per_device: int, norm_axis: AxisName | None
 ) -> Objective:
     """The configured method for b images per device; validates the config on the way.
+
+    `norm_axis`: mapped axes over which BatchNorm's statistics are shared; None: one device.
 
     Raises:
       UserError: for any value that cannot work, naming it and what would.
@@ -61,7 +64,7 @@ def make_objective(
             dtype=compute_dtype(numerics["compute_dtype"]),
             bn_momentum=numerics["bn_momentum"],
             bn_epsilon=numerics["bn_epsilon"],
-            axis_name=axis_name,
+            axis_name=norm_axis,
             remat=numerics["remat"],
         ),
         "image_size": config["data"]["image_size"],
@@ -107,16 +110,24 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
             f"loss.negatives is 'step': method {method!r} takes no negatives from the batch, set "
             "'micro_batch'"
         )
+    shuffles = method in ("moco", "detco") and config["moco"]["norm"] == "shuffle"
+    bn_devices = config["numerics"]["bn_devices"]
     by_device = {
         "model.drop_path": drop_path > 0,
         "montage.assembly 'copy_paste'": config["montage"]["assembly"] == "copy_paste",
-        "moco.norm 'shuffle'": method in ("moco", "detco") and config["moco"]["norm"] == "shuffle",
+        "moco.norm 'shuffle'": shuffles,
+        "numerics.bn_devices": bn_devices > 0,
     }
     if config["data"]["group_size"] and any(by_device.values()):
         culprit = next(key for key, used in by_device.items() if used)
         raise UserError(
-            f"data.group_size is {config['data']['group_size']}, but {culprit} draws by device; "
+            f"data.group_size is {config['data']['group_size']}, but {culprit} works by device; "
             "set data.group_size to 0"
+        )
+    if shuffles and bn_devices:
+        raise UserError(
+            f"numerics.bn_devices is {bn_devices}, but moco.norm 'shuffle' keeps BatchNorm's "
+            "statistics on each device; set numerics.bn_devices to 0"
         )
 
 

@@ -52,7 +52,8 @@ def make(
     numerics = dict(config["numerics"])
     if numerics["compute_dtype"] == "auto":  # of the chips planned for, not of this machine
         numerics["compute_dtype"] = "float32" if where.platform == "cpu" else "bfloat16"
-    run = program.build({**config, "numerics": numerics}, sharding.make_mesh(devices), images)
+    config = {**config, "numerics": numerics}
+    run = program.build(config, sharding.mesh_for(config, devices), images)
     figures = _figures(program.lower_step(run), where, devices, cache, effort)
     if chip is not None and figures["peak_bytes"] * cores > chip.memory:
         raise UserError(_too_big(run, figures, where, chip, cores))

@@ -51,8 +51,11 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     micro_batches = config["optimizer"]["micro_batches"]
     if micro_batches < 1:
         raise UserError(f"optimizer.micro_batches must be at least 1, got {micro_batches}")
+    groups = mesh.size // (config["numerics"]["bn_devices"] or mesh.size)
+    if mesh.shape[sharding.GROUP_AXIS] != groups:
+        raise ValueError(f"numerics.bn_devices asks for {groups} groups, the mesh is {mesh.shape}")
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
-    objective = make_objective(config, b, sharding.DATA_AXIS)
+    objective = make_objective(config, b, sharding.norm_axis(mesh))
     steps_per_epoch = max(1, images // data["batch_size"])
     opt = settings(optimizers.Settings, config["optimizer"])
     if opt.epochs <= 0:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mcl_jax import losses
 from mcl_jax.errors import UserError
+from mcl_jax.sharding import AxisName
 
 Array = jax.Array
 
@@ -31,7 +32,7 @@ def create_like(key: Array, size: int, features: Any) -> Any:
     return jax.tree.unflatten(structure, queues)
 
 
-def gather(rows: Array, axis_name: str | None) -> Array:
+def gather(rows: Array, axis_name: AxisName | None) -> Array:
     """[b, D] of each device -> [D_devices * b, D] in image order, provably equal on all devices.
 
     A sum over devices of zeros with this device's rows in their place: other than an all-gather,
@@ -46,7 +47,9 @@ def gather(rows: Array, axis_name: str | None) -> Array:
     return jax.lax.psum(placed, axis_name)
 
 
-def enqueue(queues: Any, pointer: Array, keys: Any, axis_name: str | None) -> tuple[Any, Array]:
+def enqueue(
+    queues: Any, pointer: Array, keys: Any, axis_name: AxisName | None
+) -> tuple[Any, Array]:
     """Overwrites the oldest rows with this step's keys of all devices.
 
     Args:

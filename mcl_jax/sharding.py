@@ -4,23 +4,67 @@ State is replicated, batches are split over `data` by image. The whole step is o
 under plain jit, levels concatenated on a global batch axis become all-to-alls (design section 4).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcl_jax.errors import UserError
 
-DATA_AXIS = "data"
+# The mesh is a rectangle: every row of devices shares BatchNorm statistics. Usually there is one row.
+GROUP_AXIS, MEMBER_AXIS = "norm_group", "member"
+DATA_AXIS = (GROUP_AXIS, MEMBER_AXIS)
+AxisName = str | tuple[str, ...]
 STATE_SPEC = PartitionSpec()
 BATCH_SPEC = PartitionSpec(DATA_AXIS)
 
 
-def make_mesh(devices: list | None = None) -> Mesh:
-    """One-axis mesh over all devices of all processes (or the given ones)."""
-    devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), (DATA_AXIS,))
+def make_mesh(devices: Sequence[jax.Device] | None = None, norm_devices: int = 0) -> Mesh:
+    """Mesh over all devices of all processes (or the given ones).
+
+    Args:
+      devices: in the order of their parts of the batch.
+      norm_devices: `numerics.bn_devices`, devices in a group that shares BatchNorm statistics; 0:
+        all. Groups are formed host by host, so that those of a host's size do not cross hosts.
+
+    Raises:
+      UserError: if the devices cannot be divided into such groups.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if norm_devices < 0 or len(devices) % (norm_devices or 1):
+        fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise UserError(
+            f"numerics.bn_devices is {norm_devices}; {len(devices)} devices can be in groups of "
+            f"{', '.join(map(str, fitting))}, or 0 for all of them"
+        )
+    if norm_devices:
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices).reshape(-1, norm_devices or len(devices)), DATA_AXIS)
+
+
+def mesh_for(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that a run of this configuration trains on, see `make_mesh`."""
+    return make_mesh(devices, config["numerics"]["bn_devices"])
+
+
+def norm_axis(mesh: Mesh) -> AxisName:
+    """Over which axes BatchNorm statistics are shared."""
+    return DATA_AXIS if mesh.shape[GROUP_AXIS] == 1 else MEMBER_AXIS
+
+
+def merge_groups(statistics: Any) -> Any:
+    """Running statistics as the mean of all BatchNorm groups', in one collective.
+
+    Inside shard_map. Afterwards they are equal on all devices, as the state has to be; with one
+    group they are so already.
+    """
+    if jax.lax.axis_size(GROUP_AXIS) == 1:
+        return statistics
+    flat, unflatten = ravel_pytree(statistics)
+    return unflatten(jax.lax.pmean(flat, GROUP_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,7 +99,7 @@ def per_device(body: Callable, mesh: Mesh) -> Callable:
     )
 
 
-def device_local(tree, axis_name: str):
+def device_local(tree: Any, axis_name: AxisName) -> Any:
     """Marks replicated values as each device's own, so that gradients stay local until averaged."""
     return jax.lax.pcast(tree, axis_name, to="varying")
 

@@ -61,7 +61,7 @@ def pretrain(
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
         _check_labels(config, source)
-        mesh = sharding.make_mesh()
+        mesh = sharding.mesh_for(config)
         run = program.build(config, mesh, images=len(source))
         health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run, source)

@@ -23,7 +23,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     lr: Schedule,
     ema: Schedule,
-    axis_name: str,
+    axis_name: sharding.AxisName,
     micro_batches: int,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step on one device's images inside shard_map; everything returned is replicated.
@@ -36,6 +36,7 @@ def train_step(
         inputs = objective.inputs(seed, state.step, batch, device)
         loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, outcome), grads = loss_fn(params, state, inputs, axis_name)
+        outcome = accumulation.merged(outcome)
     else:
         (loss, outcome), grads = accumulation.value_and_grad(
             params, state, batch, seed, objective, axis_name, micro_batches

@@ -52,7 +52,7 @@ def compare(config: Any, steps: int) -> dict[str, Any]:
     Raises:
       UserError: for a configuration that is not the authors', or not one CPU device in float32.
     """
-    run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)
+    run = program.build(config, sharding.mesh_for(config), images=config.data.batch_size)
     needed = {
         "method": (config.method, "mcl"),
         "model.neck": (config.model.neck, "fpn"),

@@ -51,7 +51,7 @@ def compare_pyramids(given) -> dict:
         config = given.copy_and_resolve_references().unlock()
         config.loss.pyramid = pyramid
         print(f"compiling pyramid={pyramid} ...", file=sys.stderr, flush=True)
-        run = program.build(config, sharding.make_mesh(), images=config.data.batch_size)
+        run = program.build(config, sharding.mesh_for(config), images=config.data.batch_size)
         result[pyramid] = compiled.figures(program.lower_step(run).compile())
     for name in ("flops", "bytes", "peak_bytes"):
         result[f"{name}_ratio"] = result["full"][name] / result["assigned"][name]
@@ -73,7 +73,7 @@ def time_steps(config) -> dict:
 
     from mcl_jax import compiled, program, sharding, topology
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.mesh_for(config)
     run = program.build(config, mesh, images=config.data.batch_size)
     step = program.lower_step(run).compile()
     batch = sharding.put_batch(program.random_batch(run), mesh)

@@ -63,22 +63,22 @@ def batch_of(rng, images):
 
 def on_devices(run, body, state, batch):
     """body(state, batch, seed) on every device, everything it returns averaged."""
-    mean = lambda *arguments: (jax.lax.pmean(body(*arguments), "data"), jnp.zeros(()))  # noqa: E731
+    mean = lambda *arguments: (jax.lax.pmean(body(*arguments), sharding.DATA_AXIS), jnp.zeros(()))  # noqa: E731
     fields = {name: batch[name] for name in run.objective.batch_fields}
     return jax.jit(sharding.per_device(mean, run.mesh))(state, fields, np.uint32(0))[0]
 
 
 def in_one_piece(run, params, state, batch, seed, micro):
     """The definition: every micro-batch's features, the loss of all (or the mean of their losses)."""
-    objective, device = run.objective, jax.lax.axis_index("data")
+    objective, device = run.objective, jax.lax.axis_index(sharding.DATA_AXIS)
     b = objective.images_per_device
     predictions, targets, labels, single = [], [], [], []
     for i in range(MICRO):
         part = {name: x[i * b : (i + 1) * b] for name, x in batch.items()}
         inputs = objective.inputs(seed, state.step, part, device * MICRO + i)
         u, _ = objective.predict(params, state, inputs)
-        v, _ = objective.targets(state, inputs, "data")
-        own = objective.labels(inputs, "data")
+        v, _ = objective.targets(state, inputs, sharding.DATA_AXIS)
+        own = objective.labels(inputs, sharding.DATA_AXIS)
         single.append(objective.contrast(u, v, own)[0])
         predictions.append(u)
         targets.append(v)
@@ -105,7 +105,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
         config = small(negatives=negatives)
         config.model.neck = "c4"
         config.numerics.compute_dtype = "float64"
-        mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:DEVICES]), ("data",))
+        mesh = sharding.make_mesh(jax.devices()[:DEVICES])
         run = program.build(config, mesh, images=64)
         run = replace(run, objective=Unaugmented(**vars(run.objective)))
         assert run.objective.images_per_device == B // DEVICES // MICRO
@@ -113,9 +113,9 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
         state = jax.tree.map(wide, jax.device_get(program.new_state(run)))
 
         def body(state, batch, seed):
-            params = sharding.device_local(state.params, "data")
+            params = sharding.device_local(state.params, sharding.DATA_AXIS)
             (loss, outcome), grads = accumulation.value_and_grad(
-                params, state, batch, seed, run.objective, "data", MICRO
+                params, state, batch, seed, run.objective, sharding.DATA_AXIS, MICRO
             )
             expected = jax.value_and_grad(
                 lambda p: in_one_piece(run, p, state, batch, seed, negatives == "micro_batch")
@@ -184,14 +184,14 @@ def test_groups_and_not_devices_decide_about_views_and_montages(method):
         ({"loss.negatives": "all"}, "'all' is not one of micro_batch, step"),
         (
             {"data.group_size": 4, "montage.assembly": "copy_paste"},
-            "'copy_paste' draws by device; set data.group_size to 0",
+            "'copy_paste' works by device; set data.group_size to 0",
         ),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, message):
     config = small()
     config.update_from_flattened_dict(change)
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:1])
     with pytest.raises(UserError, match=message):
         program.build(config, mesh, images=64)
 

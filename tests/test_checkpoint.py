@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from mcl_jax import checkpoint, program
+from mcl_jax import checkpoint, program, sharding
 from mcl_jax.errors import UserError
 
 
@@ -16,7 +16,7 @@ def make_run(devices=1, **model):
     config = tiny_config()
     config.data.batch_size = 16
     config.model.update(model)
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:devices]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     return program.build(config, mesh, images=64)
 
 

@@ -110,13 +110,16 @@ def test_the_compiled_montage_has_no_collective():
     counts = montage.canvas_counts(images, layout())
 
     def body(views, seed):
-        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index("data"))
+        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index(sharding.DATA_AXIS))
         orders = montage.draw_orders(key[None], images, counts)
         return montage.build(views, orders, layout()).canvases
 
     spec = jax.sharding.PartitionSpec
     mapped = jax.shard_map(
-        body, mesh=mesh, in_specs=(spec(None, "data"), spec()), out_specs=spec("data")
+        body,
+        mesh=mesh,
+        in_specs=(spec(None, sharding.DATA_AXIS), spec()),
+        out_specs=spec(sharding.DATA_AXIS),
     )
     views = jax.ShapeDtypeStruct((4, images * mesh.size, H, H, 3), jnp.float32)
     text = jax.jit(mapped).lower(views, 0).compile().as_text()

@@ -49,7 +49,7 @@ def test_the_table_lists_what_the_issue_of_a_paper_row_needs():
 def test_a_row_is_valid_at_its_own_size(row):
     """As on a pod of 32 devices; networks are built lazily, so this costs nothing."""
     config = program.plain_config(mcl.get_config(row.strip()))
-    objective = make_objective(config, config["data"]["batch_size"] // 32, "data")
+    objective = make_objective(config, config["data"]["batch_size"] // 32, sharding.DATA_AXIS)
     assert objective.images_per_device * 32 == config["data"]["batch_size"]
 
 
@@ -58,11 +58,11 @@ def gradient_step(objective, mesh):
     """(state, batch, seed) -> (gradients, outcome, loss) on all devices, compiled once a loss."""
 
     def body(state, batch, seed):
-        inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index("data"))
-        params = sharding.device_local(state.params, "data")
+        inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(sharding.DATA_AXIS))
+        params = sharding.device_local(state.params, sharding.DATA_AXIS)
         loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, outcome), grads = loss_fn(params, state, inputs, "data")
-        grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), "data")
+        (loss, outcome), grads = loss_fn(params, state, inputs, sharding.DATA_AXIS)
+        grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), sharding.DATA_AXIS)
         return (grads, outcome._replace(metrics=metrics)), loss
 
     return jax.jit(sharding.per_device(body, mesh))

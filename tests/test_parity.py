@@ -11,7 +11,7 @@ import torch
 from conftest import perturbed, tiny_config
 
 from convert import authors, strict, table
-from mcl_jax import program, torch_mcl
+from mcl_jax import program, sharding, torch_mcl
 from mcl_jax.objectives.mcl import Inputs
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import apply_gradients
@@ -32,7 +32,7 @@ def single_device_program(dtype, backbone):
     config.optimizer.epochs = 10
     config.optimizer.warmup_epochs = 0.0
     config.numerics.compute_dtype = dtype
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:1])
     return program.build(config, mesh, images=IMAGES)
 
 
@@ -74,7 +74,7 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
     with jax.enable_x64(dtype == "float64"):
         run = single_device_program(dtype, backbone)
         config = run.config
-        objective = program.make_objective(config, IMAGES, axis_name=None)
+        objective = program.make_objective(config, IMAGES, None)
         cast = jax.tree.map(
             lambda x: np.asarray(x, dtype), perturbed(program.new_state(run).params)
         )

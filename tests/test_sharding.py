@@ -75,17 +75,17 @@ def test_one_device_equals_eight(pyramid):
 
         def body(state, batch, seed):
             inputs = Inputs(batch[0][0].reshape(-1, *canvases.shape[3:]), [x[0] for x in batch[1]])
-            params = sharding.device_local(state.params, "data")
+            params = sharding.device_local(state.params, sharding.DATA_AXIS)
             grad = jax.value_and_grad(run.objective.loss, has_aux=True)
-            (loss, outcome), grads = grad(params, state, inputs, "data")
-            grads, loss = jax.lax.pmean((grads, loss), "data")
+            (loss, outcome), grads = grad(params, state, inputs, sharding.DATA_AXIS)
+            grads, loss = jax.lax.pmean((grads, loss), sharding.DATA_AXIS)
             return (grads, outcome.batch_stats, outcome.target_batch_stats), loss
 
         eight = jax.jit(sharding.per_device(body, mesh))(state, (canvases, labels), 0)
 
         # 32 images need not make the canvases of 8 x 4 (levels below one canvas), groups of 4 do
         config.data.group_size = PER_DEVICE
-        single = program.make_objective(config, DEVICES * PER_DEVICE, axis_name=None)
+        single = program.make_objective(config, DEVICES * PER_DEVICE, None)
 
         @jax.jit
         def alone(state, inputs):
@@ -109,12 +109,12 @@ def test_one_device_equals_eight(pyramid):
 
 
 def test_rematerialised_blocks_give_the_same_gradients_with_less_memory_and_no_more_all_reduces():
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:2])
     spec = jax.sharding.PartitionSpec
     x = np.random.default_rng(0).normal(size=(8, 16, 16, 16)).astype(np.float32)
 
     def compiled(remat):
-        numerics = Numerics(jnp.float32, 0.9, 1e-5, "data", remat)
+        numerics = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS, remat)
         stage = resnet.Stage(4, 4, 1, True, numerics)
         context = Context((4,), True)
         variables = stage.init(jax.random.key(0), x[:4], context)
@@ -125,15 +125,15 @@ def test_rematerialised_blocks_give_the_same_gradients_with_less_memory_and_no_m
                 out, stats = stage.apply(own, x, context, mutable=["batch_stats"])
                 return jnp.sum(out**2), stats
 
-            params = sharding.device_local(params, "data")
+            params = sharding.device_local(params, sharding.DATA_AXIS)
             (loss, stats), (grads, dx) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
-            return jax.lax.pmean((loss, grads), "data"), stats, dx
+            return jax.lax.pmean((loss, grads), sharding.DATA_AXIS), stats, dx
 
         mapped = jax.shard_map(
             body,
             mesh=mesh,
-            in_specs=(spec(), spec("data")),
-            out_specs=((spec(), spec()), spec(), spec("data")),
+            in_specs=(spec(), spec(sharding.DATA_AXIS)),
+            out_specs=((spec(), spec()), spec(), spec(sharding.DATA_AXIS)),
         )
         step = jax.jit(mapped).lower(variables["params"], x).compile()
         local = resnet.Stage(4, 4, 1, True, replace(numerics, axis_name=None))
@@ -167,7 +167,7 @@ def test_the_step_donates_its_state_and_never_recompiles(config):
     config.data.batch_size = 32
     config.montage.levels = 2
     config.optimizer.micro_batches = 2
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:2])
     run = program.build(config, mesh, images=64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # JAX warns about donated buffers that went unused

@@ -1,8 +1,10 @@
 """The comparison with torch compares the same computation."""
 
+import jax
 import pytest
 from conftest import tiny_config
 
+from mcl_jax import sharding
 from mcl_jax.errors import UserError
 
 versus = pytest.importorskip("mcl_jax.versus")
@@ -10,11 +12,8 @@ versus = pytest.importorskip("mcl_jax.versus")
 
 @pytest.fixture
 def one_device(monkeypatch):
-    import jax
-    import numpy as np
-
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    monkeypatch.setattr(versus.sharding, "make_mesh", lambda: mesh)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(versus.sharding, "mesh_for", lambda _: mesh)
 
 
 def test_both_sides_start_from_the_same_weights_and_montages(one_device):

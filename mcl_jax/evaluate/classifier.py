@@ -77,7 +77,7 @@ def update(
     *,
     momentum: float,
     weight_decay: float,
-    axis_name: str | None,
+    axis_name: sharding.AxisName | None,
 ) -> tuple[Classifiers, dict[str, Array]]:
     """One step of SGD on the mean cross-entropy of the counted rows of all devices.
 

@@ -170,7 +170,7 @@ def evaluate_checkpoint(
     params, stats = (_read_parts(state.get(part)) for part in ("params", "batch_stats"))
     levels = ()
     if "head" in params:  # of a method with a pyramid; any b that fills canvases tells the levels
-        levels = make_objective(config, 4**PYRAMID_LEVELS, axis_name=None).trained_levels
+        levels = make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
     evaluation = KnnEvaluation(config, encoder, mesh, levels)
     return evaluation(params, stats, progress=jax.process_index() == 0)
 

@@ -64,6 +64,7 @@ IGNORED = {
 }
 NEUTRAL = {
     "data": {"group_size": 0},
+    "numerics": {"bn_devices": 0},
     "loss": {"negatives": "micro_batch"},
     "optimizer": {"micro_batches": 1},
 }
@@ -183,7 +184,7 @@ def measure(config: ConfigDict, row: str, seed: int, folder: Path) -> dict[str, 
     """
     plain = config_of_run(config, row, seed)
     started = time.monotonic()
-    mesh = sharding.make_mesh()
+    mesh = sharding.mesh_for(plain)
     data = plain["data"]
     source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
     run = program.build(plain, mesh, images=len(source))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mcl_jax.models.convolution import convolve
 from mcl_jax.models.norm import MOMENTS, BatchNorm
+from mcl_jax.sharding import AxisName
 
 Array = jax.Array
 
@@ -44,7 +45,7 @@ class Numerics:
     dtype: jnp.dtype
     bn_momentum: float
     bn_epsilon: float
-    axis_name: str | None
+    axis_name: AxisName | None
     remat: bool = False
 
     def block(self, cls: type[nn.Module]) -> type[nn.Module]:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from mcl_jax.sharding import AxisName
+
 Array = jax.Array
 
 # What a rematerialised block keeps of its norms, so that recomputing it costs no all-reduce.
@@ -24,7 +26,7 @@ MOMENTS = "batch_norm_moments"
 
 
 def group_moments(
-    x: Array, groups: Sequence[int], shift: Array, axis_name: str | None
+    x: Array, groups: Sequence[int], shift: Array, axis_name: AxisName | None
 ) -> tuple[Array, Array]:
     """Mean and biased variance of every group over all devices.
 
@@ -89,7 +91,7 @@ def normalise(
     var: Array,
     groups: tuple[int, ...],
     epsilon: float,
-    axis_name: str | None,
+    axis_name: AxisName | None,
     relu: bool,
 ) -> Array:
     """Normalises every group by its own statistics, whose share in the gradient is included.
@@ -178,7 +180,7 @@ class BatchNorm(nn.Module):
     epsilon: float
     affine: bool = True
     relu: bool = False
-    axis_name: str | None = None
+    axis_name: AxisName | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -12,6 +12,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
+from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -68,7 +69,7 @@ class Objective(Protocol):
         """Titled rows [n, h, w, 3] of a picture that shows what the network is given."""
 
     def loss(
-        self, params: Any, state: TrainState, inputs: Any, axis_name: str | None
+        self, params: Any, state: TrainState, inputs: Any, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Mean loss over this device's share. Only `params` receives gradients."""
 

@@ -15,6 +15,7 @@ from mcl_jax.models.heads import MLP
 from mcl_jax.models.image_encoder import ImageEncoder, normed_mlp
 from mcl_jax.models.layers import Context
 from mcl_jax.objectives.base import Common, Outcome, Variables
+from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -98,7 +99,7 @@ class BYOL(Common):
         return {"side q": q, "side k": k}
 
     def loss(
-        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Symmetric loss of this device's images; each side is a normalisation group."""
         context = Context((inputs.images.shape[0] // SIDES,) * SIDES, True)

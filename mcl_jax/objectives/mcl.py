@@ -21,6 +21,7 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.models.pyramid import Span, assigned_spans, present
 from mcl_jax.objectives.base import Common, Outcome, Variables
+from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -210,7 +211,7 @@ class MCL(Common):
         return montage.rows(canvases, self.counts)
 
     def loss(
-        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """The multi-level contrastive loss of this device's montages against all targets."""
         targets, target_stats = self.targets(state, inputs, axis_name)
@@ -243,7 +244,7 @@ class MCL(Common):
         }
         return [losses.normalize(u) for u in predictions], stats
 
-    def labels(self, inputs: Inputs, axis_name: str | None) -> list[Array]:
+    def labels(self, inputs: Inputs, axis_name: AxisName | None) -> list[Array]:
         """Per level int32 [V, m_s]: the targets' row of every sub-image's image."""
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * self.images_per_device
         return [labels + first for labels in inputs.labels]
@@ -262,7 +263,7 @@ class MCL(Common):
         )
 
     def targets(
-        self, state: TrainState, inputs: Inputs, axis_name: str | None
+        self, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[list[Array | None], Any]:
         """Normalised target features per level [V, B, D] in image order, and running statistics.
 

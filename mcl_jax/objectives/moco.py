@@ -19,6 +19,7 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.image_encoder import ImageEncoder
 from mcl_jax.models.layers import Context
 from mcl_jax.objectives.base import Common, Outcome, Variables
+from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -112,14 +113,16 @@ class MoCo(Common):
         metrics = {f"{name}/level0": value for name, value in metrics.items()}
         return loss, metrics | {"std/level0": u.std(0).mean()}
 
-    def keys(self, state: TrainState, inputs: Inputs, axis_name: str | None) -> tuple[Any, Any]:
+    def keys(
+        self, state: TrainState, inputs: Inputs, axis_name: AxisName | None
+    ) -> tuple[Any, Any]:
         """(unit key features without gradients, the key network's running statistics)."""
         encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
         batch = self.network_inputs(inputs, KEY)
         return contrast.encode_keys(encode, batch, inputs.order, self.settings, axis_name)
 
     def loss(
-        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Loss of this device's queries; their keys join the queue afterwards."""
         keys, target_stats = self.keys(state, inputs, axis_name)
@@ -132,7 +135,7 @@ class MoCo(Common):
         params: Any,
         state: TrainState,
         inputs: Inputs,
-        axis_name: str | None,
+        axis_name: AxisName | None,
     ) -> tuple[Array, Outcome]:
         """`loss` with key features and the key network's new statistics given."""
         encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])

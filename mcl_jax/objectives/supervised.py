@@ -21,6 +21,7 @@ from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Linear
 from mcl_jax.models.pyramid import Span, assigned_spans, present
 from mcl_jax.objectives.base import Common, Outcome, Variables
+from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
 
 Array = jax.Array
@@ -158,7 +159,7 @@ class Supervised(Common):
         return montage.rows(inputs.canvases, self.counts)
 
     def loss(
-        self, params: Any, state: TrainState, inputs: Inputs, axis_name: str | None
+        self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Weighted cross-entropy of all levels."""
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
