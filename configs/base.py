@@ -177,7 +177,7 @@ def get_config() -> ConfigDict:
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
     log.keep_checkpoints = 3
     log.lost_host_s = 60  # s without a sign of life after which a host counts as lost
-    log.montages = 4  # canvases per level in montage.png
+    log.montages = 4  # canvases per level in montage.png; 0: no picture
     log.collapse_share = 0.05  # of 1/sqrt(D): feature std below it is a collapse
     log.collapse_patience = 10  # consecutive logs below it before the run stops
     return config

@@ -61,6 +61,7 @@ def pretrain(
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
         _check_labels(config, source)
+        draws_montages = first_process and config["log"]["montages"] > 0
         mesh = sharding.mesh_for(config)
         run = program.build(config, mesh, images=len(source))
         health = HealthCheck(config["log"], config["model"]["projector_out"])
@@ -98,7 +99,7 @@ def pretrain(
                     inputs = {name: batch[name] for name in run.objective.batch_fields}
                     state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
                     preemption.guard_work()
-                    if step == 0 and first_process:  # while the devices work
+                    if step == 0 and draws_montages:  # while the devices work
                         _draw_montages(run, batch, workdir)
                     done = step + 1
                     asked = preemption.requested_after(done) or done - start == stop_after

@@ -39,6 +39,7 @@ ARGUMENTS = [
     "--config.optimizer.base_lr=0.005",  # see test_torture.py, other numbers of devices
     "--config.optimizer.warmup_epochs=0.0",
     f"--config.optimizer.epochs={STEPS / 2}",
+    "--config.log.montages=0",
     "--config.log.every_steps=1",
     "--config.log.checkpoint_steps=2",
     "--config.log.lost_host_s=10",
@@ -59,6 +60,7 @@ def start(workdir, cache, processes, *extra):
     environment = os.environ | {
         "XLA_FLAGS": f"{flags} {QUICK_COMPILE}",
         "JAX_COMPILATION_CACHE_DIR": str(cache / str(processes)),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, str(TESTS / "tiny_pretrain.py"), *ARGUMENTS, *extra]
     command.append(f"--workdir={workdir}")

@@ -14,7 +14,9 @@ from mcl_jax import metrics
 REPO = Path(__file__).resolve().parent.parent
 SMALL = [
     "--config.data.batch_size=16",
-    "--config.data.canvas_size=64",
+    "--config.data.image_size=32",
+    "--config.data.canvas_size=32",
+    "--config.model.head_convs=1",
     "--config.model.width=4",
     "--config.model.fpn_channels=8",
     "--config.montage.levels=2",

@@ -13,7 +13,12 @@ from mcl_jax import sharding, torture, torture_data, train
 def job(tmp_path_factory):
     """The tests' smallest network; scripts/torture.py runs a larger one."""
     smallest = ("model.backbone=resnet10", "montage.levels=1")
-    smallest += ("data.image_size=32", "data.canvas_size=32", "knn.every_epochs=0.0")
+    smallest += (
+        "data.image_size=32",
+        "data.canvas_size=32",
+        "knn.every_epochs=0.0",
+        "log.montages=0",
+    )
     return torture.Job(
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
@@ -62,7 +67,7 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
     # one that changes sides changes the gradient by 1e-3.
     config.optimizer.name, config.optimizer.base_lr = "sgd", 0.005
     config.optimizer.epochs, config.optimizer.warmup_epochs = 2.0, 0.0
-    config.log.every_steps, config.log.checkpoint_steps = 1, 2
+    config.log.every_steps, config.log.checkpoint_steps, config.log.montages = 1, 2, 0
     config.numerics.compute_dtype = "float32"
 
     def pretrain(workdir, devices, stop_after=None):
