@@ -39,6 +39,7 @@ SMALL = (
     "--config.knn.batch_size=32",
     f"--config.optimizer.epochs={STEPS / 2}",
     "--config.optimizer.warmup_epochs=1.0",
+    "--config.log.montages=0",
     "--config.log.every_steps=1",
     "--config.log.checkpoint_steps=2",
 )

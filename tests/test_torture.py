@@ -17,7 +17,6 @@ def job(tmp_path_factory):
         "data.image_size=32",
         "data.canvas_size=32",
         "knn.every_epochs=0.0",
-        "log.montages=0",
     )
     return torture.Job(
         tmp_path_factory.mktemp("torture"),
