@@ -22,6 +22,8 @@ SMALL = [
     "--config.montage.levels=2",
 ]
 
+STAGES = ("decode + eight", "decode to")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
@@ -74,7 +76,10 @@ def test_bench_data_measures_a_configs_own_data(tmp_path):
     config += ["--config.data.batch_size=4", "--seconds=0.1"]
     done = script("bench_data.py", *config, "--pipelines=0,1", f"--json={tmp_path / 'out.json'}")
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = result["rows"]
+    views, canvas = ([row for row in rows if row["stage"].startswith(s)] for s in STAGES)
+    assert result["ratio"] == views[0]["cpu_ms_per_image"] / canvas[0]["cpu_ms_per_image"]
     assert len(rows) >= 4 and str(tmp_path) in done.stdout
     wrong = script("bench_data.py", *config, "--pipelines=two")
     assert wrong.returncode == 2

@@ -17,6 +17,10 @@ from mcl_jax.data.decode import decode_to_canvas
 from mcl_jax.data.pipeline import batches
 from mcl_jax.data.record import Record, Source
 
+# Stages whose CPU times `ratio` compares.
+EIGHT_VIEWS = "decode + eight 224 px views, Pillow"
+TO_CANVAS = "decode to {} px canvas"
+
 
 class SyntheticPhotos:
     """JPEGs of 500x375 px at quality 90, about 55 KB each as photographs are; picklable."""
@@ -74,8 +78,8 @@ def benchmark(
     stages: dict[str, Callable[[bytes], object]] = {
         "decode, OpenCV": _decode_opencv,
         "decode, Pillow": _decode_pillow,
-        f"decode to {canvas_size} px canvas": lambda d: decode_to_canvas(d, canvas_size),
-        "decode + eight 224 px views, Pillow": lambda d: eight_views(d, rng),
+        TO_CANVAS.format(canvas_size): lambda d: decode_to_canvas(d, canvas_size),
+        EIGHT_VIEWS: lambda d: eight_views(d, rng),
     }
     if all(d.startswith(b"\xff\xd8") for d in data):
         stages = {"decode, simplejpeg": simplejpeg.decode_jpeg} | stages
@@ -83,6 +87,12 @@ def benchmark(
     for workers, threads in pipelines:
         rows.append(_time_pipeline(source, canvas_size, batch_size, seconds, workers, threads))
     return rows
+
+
+def ratio(rows: list[dict], canvas_size: int) -> float:
+    """How many images become canvases in the CPU time of one image's eight Pillow views."""
+    cost = {row["stage"]: row["cpu_ms_per_image"] for row in rows}
+    return cost[EIGHT_VIEWS] / cost[TO_CANVAS.format(canvas_size)]
 
 
 def pipeline_rate(canvas_size: int, seconds: float = 1.0) -> float:
