@@ -8,14 +8,16 @@ from typing import Any, NoReturn
 import jax
 
 from configs import base
-from convert import authors, detectron2, torchvision
+from convert import authors, classifiers, detectron2
 from mcl_jax import checkpoint, cli
 from mcl_jax.errors import UserError
 
 BASE = "configs/base.py"
+LIBRARIES = {library.name: library for library in (classifiers.TORCHVISION, classifiers.TIMM)}
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
   python -m convert runs/byol --to torchvision --out exported
+  python -m convert runs/byol --to timm --out exported
   python -m convert runs/mcl --to mcl-official --out mcl.pth
   python -m convert epoch_100.pth --from mcl-official --out runs/continued"""
 
@@ -36,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="checkpoint, or the file to read with --from")
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--to", choices=("detectron2", "torchvision", "mcl-official"))
+    direction.add_argument("--to", choices=("detectron2", *LIBRARIES, "mcl-official"))
     direction.add_argument("--from", dest="origin", choices=("mcl-official",))
     parser.add_argument("--out", type=Path, required=True, help="folder, or file for mcl-official")
     parser.add_argument(
@@ -62,8 +64,11 @@ def convert(options: argparse.Namespace) -> list[str]:
     state, meta = checkpoint.read(options.source)
     if options.to == "mcl-official":
         return authors.export(state, meta, options.out)
-    target = {"detectron2": detectron2, "torchvision": torchvision}[options.to]
-    files = target.export(state, meta, str(options.source), options.out)
+    arguments = (state, meta, str(options.source), options.out)
+    if library := LIBRARIES.get(options.to):
+        files = classifiers.export(*arguments, library)
+    else:
+        files = detectron2.export(*arguments)
     return [f"wrote {path}" for path in files]
 
 

@@ -41,7 +41,7 @@ def demand_resnet(a: Architecture, target: str) -> None:
     """UserError where a target has no Swin, saying which one does."""
     if is_swin(a.backbone):
         raise UserError(
-            f"{target} has no {a.backbone}; --to torchvision exports its backbone, which "
+            f"{target} has no {a.backbone}; --to torchvision or timm exports its backbone, which "
             "torchvision and detectors with torchvision's Swin names load"
         )
 

@@ -55,7 +55,7 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], out: Path) -> list
     if method != "mcl" or a.neck != "fpn":
         raise UserError(
             f"mcl-official holds MCL with an FPN; this checkpoint is {method} with neck {a.neck}. "
-            "--to detectron2 and --to torchvision export its backbone"
+            "--to detectron2, --to torchvision and --to timm export its backbone"
         )
     arrays = to_names(state, a, levels, "the checkpoint does not fit its own configuration")
     authors_files.write(out, arrays, int(meta["step"]))

@@ -9,16 +9,17 @@ import zlib
 import numpy as np
 from convert_states import DATA
 
-from convert import strict, torchvision
+from convert import classifiers, strict
+from convert.classifiers import TORCHVISION
 from mcl_jax.models.backbone import Architecture
 
 TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)
 SWIN_T = Architecture("swin_t", 96, 256, 4, 2048, 256, 2048, "fpn", 0.0)
 
 
-def keys_of(name):
-    """torchvision's name -> (shape, dtype)."""
-    lines = (DATA / f"keys_torchvision_{name}.txt").read_text().splitlines()
+def keys_of(name, library="torchvision"):
+    """The library's name -> (shape, dtype)."""
+    lines = (DATA / f"keys_{library}_{name}.txt").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     return {row[0]: (ast.literal_eval(row[1]), row[2]) for row in rows}
 
@@ -40,16 +41,16 @@ def rule_made(name, shape):
 def rule_made_state(name, a):
     """(state of the online backbone, torchvision's arrays it came from, without the classifier)."""
     keys = keys_of(name)
-    last = torchvision.classifier_name(a)
+    last = classifiers.classifier_name(a, TORCHVISION)
     arrays = {
         key: rule_made(key, shape)
         for key, (shape, dtype) in keys.items()
         if dtype == "float32" and not key.startswith(f"{last}.")
     }
     flat = {}
-    for t in torchvision.tensors(a):
+    for t in classifiers.tensors(a, TORCHVISION):
         if t.name:
-            flat[t.source] = torchvision.from_torch(t.name, arrays[t.name])
+            flat[t.source] = classifiers.from_torch(t.name, arrays[t.name])
         else:  # output norms, which torchvision does not have
             flat[t.source] = rule_made(t.source, t.shape)
         assert flat[t.source].shape == t.shape

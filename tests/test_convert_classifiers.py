@@ -14,8 +14,9 @@ import torch
 from convert_states import NUMERICS, R18, R50, meta_of, random_state
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 
-from convert import authors, detectron2, report, strict, torchvision
+from convert import authors, classifiers, detectron2, report, strict
 from convert.__main__ import main
+from convert.classifiers import TIMM, TORCHVISION
 from mcl_jax import checkpoint
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
@@ -34,7 +35,7 @@ def run_of(a, method, pooling="montage"):
 
 def random_tiny(seed=0):
     r = np.random.RandomState(seed)
-    rows = torchvision.tensors(TINY)
+    rows = classifiers.tensors(TINY, TORCHVISION)
     return strict.unflatten({t.source: r.randn(*t.shape).astype(np.float32) for t in rows})
 
 
@@ -60,16 +61,18 @@ def test_table_lists_exactly_what_the_module_creates(a):
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         shapes["/".join(("params/encoder/backbone", *(key.key for key in path)))] = x.shape
-    assert {t.source: t.shape for t in torchvision.tensors(a)} == shapes
+    assert {t.source: t.shape for t in classifiers.tensors(a, TORCHVISION)} == shapes
 
 
 @pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
 def test_export_returns_torchvisions_own_state_dict(tmp_path, name, a):
     state, arrays = rule_made_state(name, a)
-    torchvision.export(state, run_of(a, "byol"), "runs/test", tmp_path / "out")
+    classifiers.export(state, run_of(a, "byol"), "runs/test", tmp_path / "out", TORCHVISION)
     model, content = exported(tmp_path / "out", a)
     keys = keys_of(name)
-    head = [key for key in keys if key.startswith(f"{torchvision.classifier_name(a)}.")]
+    head = [
+        key for key in keys if key.startswith(f"{classifiers.classifier_name(a, TORCHVISION)}.")
+    ]
     assert list(model) == [key for key in keys if key not in head]
     for key, tensor in model.items():
         shape, dtype = keys[key]
@@ -81,9 +84,33 @@ def test_export_returns_torchvisions_own_state_dict(tmp_path, name, a):
     assert not content["notes"]
 
 
+@pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
+def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
+    """timm 1.0's names and shapes; it keeps no index buffers in a state_dict."""
+    state, _ = rule_made_state(name, a)
+    meta = run_of(a, "byol")
+    classifiers.export(state, meta, "runs/test", tmp_path / "out", TIMM)
+    model, content = exported(tmp_path / "out", a)
+    keys = keys_of(name, "timm")
+    head = {f"{classifiers.classifier_name(a, TIMM)}.{leaf}" for leaf in ("weight", "bias")}
+    shapes = {
+        key: (tuple(x.shape), str(x.dtype).removeprefix("torch.")) for key, x in model.items()
+    }
+    assert shapes == {key: kind for key, kind in keys.items() if key not in head}
+    assert head <= set(keys)
+    there, sources = classifiers.state_dict(state, meta["config"], TORCHVISION)
+    by_source = {source: there[key] for key, source in sources.items() if source != "computed"}
+    for row in content["tensors"]:
+        if row["source"] != "computed":
+            np.testing.assert_array_equal(model[row["name"]], by_source.pop(row["source"]))
+    assert not by_source and content["target"] == "timm"
+    known = {"swin_t": "swin_tiny_patch4_window7_224"}.get(name, name)
+    assert f"timm.create_model('{known}')" in content["models"]
+
+
 def test_index_buffer_counts_offsets_row_by_row():
     """For the bias table's layout: row (dy + w - 1) * (2w - 1) + dx + w - 1 of query minus key."""
-    model, sources = torchvision.state_dict(random_tiny(), meta_of(TINY)["config"])
+    model, sources = classifiers.state_dict(random_tiny(), meta_of(TINY)["config"], TORCHVISION)
     name = "features.1.0.attn.relative_position_index"
     tokens = [(y, x) for y in range(3) for x in range(3)]
     expected = [(a - c + 2) * 5 + b - d + 2 for a, b in tokens for c, d in tokens]
@@ -96,7 +123,7 @@ def test_report_accounts_for_every_array(tmp_path):
     state["params"]["encoder"]["fpn"] = {"lateral2": {"kernel": np.ones((1, 1, 8, 8), np.float32)}}
     state["params"]["predictor"] = {"linear1": {"bias": np.ones(3, np.float32)}}
     state["target_params"] = state["params"]["encoder"]
-    torchvision.export(state, meta_of(TINY), "runs/test", tmp_path / "out")
+    classifiers.export(state, meta_of(TINY), "runs/test", tmp_path / "out", TORCHVISION)
     model, content = exported(tmp_path / "out", TINY)
     arrays = report.networks(state)
     learned = [row for row in content["tensors"] if row["source"] != "computed"]
@@ -112,7 +139,7 @@ def test_report_accounts_for_every_array(tmp_path):
         "target_params/",
         "opt_state, memory",
     }
-    assert "embedding dimension 96, this one 8" in content["notes"][0]
+    assert "embedding dimension 96 in torchvision, this one 8" in content["notes"][0]
     assert "embedding dimension" in (tmp_path / "out" / "report.txt").read_text()
 
 
@@ -121,18 +148,18 @@ def test_classifier_of_whole_images_is_torchvisions(tmp_path):
     kernel, bias = rule_made("k", (64, 5)), rule_made("b", (5,))
     state["params"]["classifier"] = {"kernel": kernel, "bias": bias}
     meta = run_of(TINY, "supervised", "image")
-    torchvision.export(state, meta, "runs/test", tmp_path / "out")
+    classifiers.export(state, meta, "runs/test", tmp_path / "out", TORCHVISION)
     model, content = exported(tmp_path / "out", TINY)
     assert list(model)[-2:] == ["head.weight", "head.bias"]
     np.testing.assert_array_equal(model["head.weight"].numpy(), kernel.T)
     np.testing.assert_array_equal(model["head.bias"].numpy(), bias)
     assert "num_classes=5" in content["notes"][1]
     # A classifier of RoI features is not torchvision's.
-    model, _ = torchvision.state_dict(state, run_of(TINY, "supervised")["config"])
+    model, _ = classifiers.state_dict(state, run_of(TINY, "supervised")["config"], TORCHVISION)
     assert not any(name.startswith("head.") for name in model)
     del state["params"]["classifier"]["bias"]
     with pytest.raises(UserError, match="missing params/classifier/bias"):
-        torchvision.state_dict(state, meta["config"])
+        classifiers.state_dict(state, meta["config"], TORCHVISION)
 
 
 @pytest.mark.parametrize("damage", ["drop", "transpose", "nan", "extra"])
@@ -146,7 +173,9 @@ def test_a_damaged_backbone_is_named_and_nothing_is_written(tmp_path, damage):
         x = flat.pop(leaf)
         flat |= {"transpose": {leaf: x.T}, "nan": {leaf: x * np.nan}}.get(damage, {})
     with pytest.raises(UserError, match=leaf):
-        torchvision.export(strict.unflatten(flat), meta_of(TINY), "x", tmp_path / "out")
+        classifiers.export(
+            strict.unflatten(flat), meta_of(TINY), "x", tmp_path / "out", TORCHVISION
+        )
     assert not list(tmp_path.iterdir())
 
 
