@@ -16,6 +16,7 @@ BASE = "configs/base.py"
 LIBRARIES = {library.name: library for library in (classifiers.TORCHVISION, classifiers.TIMM)}
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
+  python -m convert runs/mcl --to detectron2 --parts backbone,fpn --out exported
   python -m convert runs/byol --to torchvision --out exported
   python -m convert runs/byol --to timm --out exported
   python -m convert runs/mcl --to mcl-official --out mcl.pth
@@ -42,6 +43,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     direction.add_argument("--from", dest="origin", choices=("mcl-official",))
     parser.add_argument("--out", type=Path, required=True, help="folder, or file for mcl-official")
     parser.add_argument(
+        "--parts",
+        help="detectron2 only: backbone, fpn, head, several with commas, or all (default)",
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         help=f"config file to go on with (--from only); without it {BASE} with the file's networks",
@@ -61,6 +66,8 @@ def convert(options: argparse.Namespace) -> list[str]:
         return [*notes, f"wrote {folder}; go on with", resume]
     if options.config:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
+    if options.parts and options.to != "detectron2":
+        raise UserError("--parts belongs to --to detectron2")
     state, meta = checkpoint.read(options.source)
     if options.to == "mcl-official":
         return authors.export(state, meta, options.out)
@@ -68,7 +75,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     if library := LIBRARIES.get(options.to):
         files = classifiers.export(*arguments, library)
     else:
-        files = detectron2.export(*arguments)
+        files = detectron2.export(*arguments, options.parts or "all")
     return [f"wrote {path}" for path in files]
 
 

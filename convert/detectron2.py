@@ -7,30 +7,68 @@ import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from convert import architectures, detectron2_config, folder, report, strict, table
+from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
-# Detectron2's model -> (what of the file it loads, what it trains from scratch), for the report.
-EVERYTHING = "everything (box head as in the YAML)"
-MODELS = {
-    "Mask R-CNN / Faster R-CNN FPN": (EVERYTHING, "RPN, box fc1 and predictor, mask head"),
-    "Keypoint R-CNN FPN": (EVERYTHING, "RPN, box fc1 and predictor, keypoint head"),
-    "RetinaNet FPN": ("backbone, fpn_*3..5", "P6/P7, class and box subnets; box head not used"),
-    "Mask R-CNN / Faster R-CNN C4": (
-        "backbone (res5 as roi_heads.res5)",
-        "RPN, predictors, mask head",
+
+class Detector(NamedTuple):
+    """A model of Detectron2: what of architectures.PARTS it loads, in words, and what it never does."""
+
+    loads: Mapping[str, str]
+    from_scratch: str
+
+
+REGIONS = {"backbone": "backbone", "fpn": "FPN", "head": "box head (as in the YAML)"}
+DETECTORS = {
+    "Mask R-CNN / Faster R-CNN FPN": Detector(REGIONS, "RPN, box fc1 and predictor, mask head"),
+    "Keypoint R-CNN FPN": Detector(REGIONS, "RPN, box fc1 and predictor, keypoint head"),
+    "Panoptic FPN": Detector(REGIONS, "RPN, box fc1 and predictor, mask head, semantic head"),
+    "Semantic FPN": Detector({"backbone": "backbone", "fpn": "FPN"}, "semantic head"),
+    "RetinaNet FPN": Detector(
+        {"backbone": "backbone", "fpn": "FPN (fpn_*3..5)"}, "P6/P7, class and box subnets"
+    ),
+    "Mask R-CNN / Faster R-CNN C4": Detector(
+        {"backbone": "backbone (res5 as roi_heads.res5)"}, "RPN, predictors, mask head"
     ),
 }
 
-# The same, for checkpoints that hold nothing of a detector but the backbone.
-BACKBONE_ONLY = {
-    name: (("backbone", f"FPN, box head, {scratch}") if "FPN" in name else (loads, scratch))
-    for name, (loads, scratch) in MODELS.items()
-}
+
+def loading(parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Detector -> {'loads', 'from_scratch'} of a file with these parts, for the report."""
+    result = {}
+    for name, detector in DETECTORS.items():
+        words = [text for part, text in detector.loads.items() if part in parts]
+        absent = [REGIONS[part] for part in detector.loads if part not in parts]
+        new = ", ".join([*absent, detector.from_scratch])
+        result[name] = {"loads": ", ".join(words) or "nothing", "from_scratch": new}
+    return result
+
+
+def chosen_parts(given: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`--parts` as some of architectures.PARTS; 'all' is everything that the run pre-trained.
+
+    Raises:
+      UserError: for a word that is no part, and for a part that the run did not pre-train.
+    """
+    trained = architectures.detector_parts(config)
+    if given == "all":
+        return trained
+    words = given.split(",")
+    for word in words:
+        if word not in architectures.PARTS:
+            known = ", ".join(architectures.PARTS)
+            raise UserError(f"--parts {given}: {word!r} is not one of {known}, or all")
+        if word not in trained:
+            raise UserError(
+                f"--parts {given}: this run pre-trained no {word} that a detector could load, "
+                f"only {', '.join(trained)}"
+            )
+    return tuple(part for part in architectures.PARTS if part in words)
 
 
 class _Pickler(pickle.Pickler):
@@ -97,13 +135,20 @@ def verify(path: Path, model: Mapping[str, np.ndarray]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: Path) -> list[Path]:
+def export(
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    source: str,
+    out: Path,
+    parts: str,
+) -> list[Path]:
     """Writes pkl, YAML, report.json and report.txt into `out`, see `folder.write`.
 
     Args:
       state, meta: what `mcl_jax.checkpoint.read` returns.
       source: what the user called the checkpoint, for the report.
       out: folder.
+      parts: see `chosen_parts`.
 
     Returns:
       The written files.
@@ -113,8 +158,8 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: 
     """
     a = architectures.from_config(meta["config"])
     architectures.demand_resnet(a, "stock Detectron2")
-    parts = architectures.detector_parts(meta["config"])
-    model = tensors(state, a, parts)
+    taken = chosen_parts(parts, meta["config"])
+    model = tensors(state, a, taken)
     weights = f"mcl_{a.backbone}.pkl"
     depth = a.backbone.removeprefix("resnet")
 
@@ -123,7 +168,7 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: 
         digest = verify(temporary / weights, model)
         config = detectron2_config.text(a, str(out.resolve() / weights))
         (temporary / f"mask_rcnn_R_{depth}_FPN_1x.yaml").write_text(config, encoding="utf-8")
-        content = _report(state, meta, source, model, a, parts)
+        content = _report(state, meta, source, model, a, taken)
         report.write(temporary, content | {"file": weights, "sha256": digest})
 
     return folder.write(out, fill)
@@ -139,15 +184,15 @@ def _report(
 ) -> dict[str, Any]:
     sources = {t.detectron2: t.source for t in rows(a, parts)}
     taken = set(sources.values())
-    whole = parts == architectures.PARTS
+    trained = architectures.detector_parts(meta["config"])
     notes = detectron2_config.limits(a)
-    if not whole:
+    if len(trained) < len(architectures.PARTS):
         notes.append(
             f"{architectures.method(meta['config'])} with neck {a.neck} pre-trains the backbone "
             "alone: a detector's FPN and box head start from scratch"
         )
     idle = architectures.idle_levels(meta["config"])
-    if whole and idle:
+    if "fpn" in parts and idle:
         notes.append(
             f"no loss read {', '.join(idle)}: the FPN's output layers for them are untrained"
         )
@@ -157,13 +202,11 @@ def _report(
         "step": int(meta["step"]),
         "backbone": a.backbone,
         "notes": notes,
-        "models": {
-            name: {"loads": loads, "from_scratch": scratch}
-            for name, (loads, scratch) in (MODELS if whole else BACKBONE_ONLY).items()
-        },
+        "models": loading(parts),
         "tensors": [report.tensor(name, sources[name], x) for name, x in model.items()],
         "left_out": report.left_out(
             {name: x for name, x in report.networks(state).items() if name not in taken},
-            {"head": "RoI head: it reads another map than a detector's"},
+            {"head": "RoI head: it reads another map than a detector's"}
+            | {part: "not asked for (--parts)" for part in trained},
         ),
     }

@@ -44,7 +44,7 @@ def meta_of(a, step=3):
 
 
 def export(a, state, out):
-    detectron2.export(state, meta_of(a), "runs/test", out)
+    detectron2.export(state, meta_of(a), "runs/test", out, "all")
     with (out / f"mcl_{a.backbone}.pkl").open("rb") as file:
         return pickle.load(file)
 

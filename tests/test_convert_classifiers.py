@@ -203,7 +203,7 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
     state = random_state(R18, 1)
     bare = without(state, "fpn", "head")
     meta = run_of(R18, method, pooling)
-    detectron2.export(bare, meta, "runs/test", tmp_path / "out")
+    detectron2.export(bare, meta, "runs/test", tmp_path / "out", "all")
     with (tmp_path / "out" / "mcl_resnet18.pkl").open("rb") as file:
         model = pickle.load(file)["model"]
     whole = detectron2.tensors(state, R18)
@@ -215,6 +215,6 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
     assert fpn["loads"] == "backbone" and fpn["from_scratch"].startswith("FPN")
     # The same checkpoint, were it MCL's, would be incomplete.
     with pytest.raises(UserError, match="missing params/encoder/fpn"):
-        detectron2.export(bare, run_of(R18, "mcl"), "runs/test", tmp_path / "mcl")
+        detectron2.export(bare, run_of(R18, "mcl"), "runs/test", tmp_path / "mcl", "all")
     with pytest.raises(UserError, match=f"this checkpoint is {method}"):
         authors.export(bare, meta, tmp_path / "a.npz")

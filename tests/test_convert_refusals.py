@@ -87,7 +87,7 @@ def test_a_damaged_leaf_is_named_and_nothing_is_written(tmp_path, leaf, kind):
     mutate(flat, leaf, kind)
     culprit = f"{leaf.rsplit('/', 1)[0]}/other" if kind == "extra" else leaf
     with pytest.raises(UserError, match=culprit):
-        detectron2.export(strict.unflatten(flat), meta_of(R18), "x", tmp_path / "out")
+        detectron2.export(strict.unflatten(flat), meta_of(R18), "x", tmp_path / "out", "all")
     assert not list(tmp_path.iterdir())
 
 
@@ -107,7 +107,7 @@ def test_every_exported_tensor_is_missed_and_all_at_once():
 def test_another_architecture_than_the_config_says_is_refused(tmp_path):
     wide = Architecture(**(vars(R18) | {"fpn_channels": 24}))
     with pytest.raises(UserError, match="fpn/lateral2/kernel has shape"):
-        detectron2.export(random_state(R18, 6), meta_of(wide), "x", tmp_path / "out")
+        detectron2.export(random_state(R18, 6), meta_of(wide), "x", tmp_path / "out", "all")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
