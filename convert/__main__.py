@@ -8,17 +8,19 @@ from typing import Any, NoReturn
 import jax
 
 from configs import base
-from convert import authors, classifiers, detectron2
+from convert import authors, classifiers, detectron2, safetensors
 from mcl_jax import checkpoint, cli
 from mcl_jax.errors import UserError
 
 BASE = "configs/base.py"
 LIBRARIES = {library.name: library for library in (classifiers.TORCHVISION, classifiers.TIMM)}
+TARGETS = ("detectron2", *LIBRARIES, "safetensors", "mcl-official")
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
   python -m convert runs/mcl --to detectron2 --parts backbone,fpn --out exported
   python -m convert runs/byol --to torchvision --out exported
   python -m convert runs/byol --to timm --out exported
+  python -m convert runs/mcl --to safetensors --out exported
   python -m convert runs/mcl --to mcl-official --out mcl.pth
   python -m convert epoch_100.pth --from mcl-official --out runs/continued"""
 
@@ -39,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="checkpoint, or the file to read with --from")
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--to", choices=("detectron2", *LIBRARIES, "mcl-official"))
+    direction.add_argument("--to", choices=TARGETS)
     direction.add_argument("--from", dest="origin", choices=("mcl-official",))
     parser.add_argument("--out", type=Path, required=True, help="folder, or file for mcl-official")
     parser.add_argument(
@@ -74,6 +76,8 @@ def convert(options: argparse.Namespace) -> list[str]:
     arguments = (state, meta, str(options.source), options.out)
     if library := LIBRARIES.get(options.to):
         files = classifiers.export(*arguments, library)
+    elif options.to == "safetensors":
+        files = safetensors.export(*arguments)
     else:
         files = detectron2.export(*arguments, options.parts or "all")
     return [f"wrote {path}" for path in files]

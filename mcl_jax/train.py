@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import mcl_jax
-from mcl_jax import hosts, plots, program, sharding
+from mcl_jax import hosts, plots, program, provenance, sharding
 from mcl_jax import metrics as metric_files
 from mcl_jax.checkpoint import Checkpointer
 from mcl_jax.data import pipeline, reading
@@ -81,6 +81,7 @@ def pretrain(
             log_every = config["log"]["every_steps"]
             save_every = config["log"]["checkpoint_steps"]
             meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
+            meta["commit"] = provenance.commit()
             seed = program.seed_argument(run)
             pending: tuple[int, Any] | None = None  # (step, its metrics, still on the device)
             meter = Throughput(data["batch_size"], start)
