@@ -48,6 +48,7 @@ def command(workdir, images, *extra):
         "--config.data.split=train",
         "--config.data.max_unreadable_share=0.1",
         "--config.knn.every_epochs=0.0",
+        "--config.log.montages=4",
         *extra,
     ]
 
