@@ -85,6 +85,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(str(error).rpartition(f"{UserError.__name__}: ")[2])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags raises these for an override of a key or type that the config lacks
-        fail(f"{str(error).strip(chr(39))} (see configs/base.py for keys and types)")
+        # (a KeyError's own text is the quoted, escaped form of its argument)
+        message = error.args[0] if error.args else error
+        fail(f"{message} (see configs/base.py for keys and types)")
     except (FileNotFoundError, ImportError, SyntaxError) as error:
         fail(f"--config cannot be loaded: {error}")

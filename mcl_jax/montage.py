@@ -32,6 +32,9 @@ class Layout:
       shrink: 'nearest' (the authors': every r-th pixel) or 'antialias' (mean of r x r pixels).
       boundary_sigma: k of the Gaussian boundary mask, in sub-image widths (paper Table 10c: .75,
         .5); None for no mask.
+
+    Raises:
+      UserError: for a value that cannot be, or copies that do not fit the levels.
     """
 
     assembly: str
@@ -39,6 +42,27 @@ class Layout:
     copies: tuple[int, ...]
     shrink: str
     boundary_sigma: float | None
+
+    def __post_init__(self):
+        if not 1 <= self.levels <= 4:
+            raise UserError(f"montage.levels must be 1..4 (P5 to P2), got {self.levels}")
+        if self.assembly not in ASSEMBLIES:
+            raise UserError(f"montage.assembly {self.assembly!r} is not one of {ASSEMBLIES}")
+        if self.assembly == "mosaic" and self.levels != 2:
+            raise UserError(
+                f"a mosaic is level 1 alone: montage.levels must be 2, is {self.levels}"
+            )
+        if len(self.copies) < self.levels:
+            raise UserError(
+                f"montage.copies {self.copies} has {len(self.copies)} entries, "
+                f"montage.levels is {self.levels}"
+            )
+        if self.shrink not in SHRINK_METHODS:
+            raise UserError(f"montage.shrink {self.shrink!r} is not one of {SHRINK_METHODS}")
+        if self.boundary_sigma is not None and self.boundary_sigma <= 0:
+            raise UserError(
+                f"montage.boundary_sigma must be > 0 or None, got {self.boundary_sigma}"
+            )
 
 
 class Montage(NamedTuple):
@@ -56,23 +80,8 @@ def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ..
     level 0.
 
     Raises:
-      UserError: if copies do not fit the levels, or a count above 1 is not whole.
+      UserError: if a count above 1 is not whole.
     """
-    if not 1 <= layout.levels <= 4:
-        raise UserError(f"montage.levels must be 1..4 (P5 to P2), got {layout.levels}")
-    if layout.assembly not in ASSEMBLIES:
-        raise UserError(f"montage.assembly {layout.assembly!r} is not one of {ASSEMBLIES}")
-    if layout.assembly == "mosaic" and layout.levels != 2:
-        raise UserError(f"a mosaic is level 1 alone: montage.levels must be 2, is {layout.levels}")
-    if len(layout.copies) < layout.levels:
-        raise UserError(
-            f"montage.copies {layout.copies} has {len(layout.copies)} entries, "
-            f"montage.levels is {layout.levels}"
-        )
-    if layout.shrink not in SHRINK_METHODS:
-        raise UserError(f"montage.shrink {layout.shrink!r} is not one of {SHRINK_METHODS}")
-    if layout.boundary_sigma is not None and layout.boundary_sigma <= 0:
-        raise UserError(f"montage.boundary_sigma must be > 0 or None, got {layout.boundary_sigma}")
     counts = []
     for s, copies in enumerate(layout.copies[: layout.levels]):
         sub_images, grid = images * copies, 4**s

@@ -224,7 +224,10 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
         cold = replace(job, scratch=job.scratch / "cold") if aim == "compiling" else job
         cold.scratch.mkdir(exist_ok=True)
         process = cold.start(workdir)
-        met = wait_until(process, lambda w=workdir, a=aim: phase(w, 0) == a)
+        met = wait_until(
+            process,
+            lambda w=workdir, a=aim: phase(w, 0) == a and (a != "stepping" or losses(w)),
+        )
         require(met, f"never saw {aim}")
         process.send_signal(signal.SIGTERM)
         code = finish(process)
