@@ -1,5 +1,6 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
+import ast
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,6 +78,16 @@ def fail(message: str) -> None:
     sys.exit(USER_ERROR)
 
 
+def _unquoted(text: str) -> str:
+    """The text of a KeyError is its message as a literal; here of a KeyError made from another's."""
+    try:
+        while text[:1] in ("'", '"') and text[-1:] == text[:1]:
+            text = str(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        pass
+    return text
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
@@ -85,8 +96,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(str(error).rpartition(f"{UserError.__name__}: ")[2])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # config_flags raises these for an override of a key or type that the config lacks
-        # (a KeyError's own text is the quoted, escaped form of its argument)
-        message = error.args[0] if error.args else error
-        fail(f"{message} (see configs/base.py for keys and types)")
+        fail(f"{_unquoted(str(error))} (see configs/base.py for keys and types)")
     except (FileNotFoundError, ImportError, SyntaxError) as error:
         fail(f"--config cannot be loaded: {error}")

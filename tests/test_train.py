@@ -81,7 +81,7 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--config.data.batchsize=3"], "batchsize"),
+        (["--config.data.batchsize=3"], """: 'batchsize' Did you mean "batch_size" instead"""),
         (["--config.model.backbone=resnet20"], "'resnet20' is not one of resnet18"),
         (["--config.data.dataset=folder:/nowhere"], "/nowhere"),
         (["--config.data.max_unreadable_share=0.0"], "broken.jpg"),
