@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from sklearn.neighbors import KNeighborsClassifier
 
 from mcl_jax import sharding
@@ -21,7 +20,7 @@ def clusters(count):
 
 @pytest.fixture(scope="module")
 def meshes():
-    return sharding.make_mesh(), Mesh(np.asarray(jax.devices()[:1]), (sharding.DATA_AXIS,))
+    return sharding.make_mesh(), sharding.make_mesh(jax.devices()[:1])
 
 
 def test_eight_devices_vote_as_scikit_learn_and_as_one_device(meshes):
