@@ -4,6 +4,7 @@ Every scenario runs scripts/pretrain.py as users do, in processes of its own, on
 enough that starting takes longer than training.
 """
 
+import json
 import os
 import random
 import signal
@@ -126,9 +127,17 @@ def phase(workdir: Path, log_start: int) -> str:
         return "compiling"
     lines = metrics.read(workdir)
     step = max((line["step"] for line in lines), default=0)
-    if step % EVERY == 0 and not any("knn" in line for line in lines if line["step"] == step):
+    here = [line for line in lines if line["step"] == step]
+    if step % EVERY == 0 and not any("knn" in line for line in here) and _evaluates(workdir):
         return "evaluating"
     return "saving" if list((workdir / FOLDER).glob(UNFINISHED)) else "stepping"
+
+
+def _evaluates(workdir: Path) -> bool:
+    try:
+        return json.loads((workdir / "config.json").read_text())["knn"]["every_epochs"] > 0
+    except FileNotFoundError:  # not written yet
+        return False
 
 
 def wait_until(

@@ -1,5 +1,6 @@
 """Eight CPU devices, and one tiny configuration that every test of the method shares."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -32,6 +33,9 @@ resnet.ARCHITECTURES["resnet14"] = ((1, 1, 1, 1), True)
 # Odd window: at 32 px every map is padded, the last ones are smaller than a window, res3 shifts.
 swin.ARCHITECTURES["swin_tiny"] = swin.Size((1, 2, 1, 1), 3, 8, 2)
 
+# Traced programs are millions of objects that live on: looking through them costs minutes in all.
+gc.set_threshold(100_000, 20, 100)
+
 
 def tiny_config():
     """All parts of the method at their smallest: one block a stage, width 4, 64 px, 4 levels."""
@@ -62,6 +66,7 @@ def forget_programs():
     """Compiled programs of all files together would hold gigabytes and slow down every collection."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
