@@ -3,6 +3,9 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 
 class Throughput:
@@ -22,14 +25,22 @@ class Throughput:
         self._step, self._since, self._waited = step, time.monotonic(), 0.0
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
+    def waiting(self, results: Any) -> Iterator[None]:
+        """Counts the time inside as waiting for data, unless the devices computed all the while.
+
+        Args:
+          results: arrays of the step before, which may still be computed; {} before the first.
+        """
         start = time.monotonic()
         yield
-        self._waited += time.monotonic() - start
+        if all(array.is_ready() for array in jax.tree.leaves(results)):
+            self._waited += time.monotonic() - start
 
     def read(self, step: int) -> dict[str, float]:
-        """{'images_per_s', 'data_wait' (share of the time)} since the last reading."""
+        """{'images_per_s', 'data_wait'} since the last reading.
+
+        `data_wait` is the share of the time in which data may have kept the devices waiting.
+        """
         seconds = max(time.monotonic() - self._since, 1e-9)
         images = (step - self._step) * self._batch_size
         values = {"images_per_s": images / seconds, "data_wait": self._waited / seconds}

@@ -84,7 +84,7 @@ def pretrain(
             meta["commit"] = provenance.commit()
             seed = program.seed_argument(run)
             pending: tuple[int, Any] | None = None  # (step, its metrics, still on the device)
-            meter = Throughput(data["batch_size"], start)
+            meter, values = Throughput(data["batch_size"], start), {}
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
             with (
                 _results(workdir, start, first_process) as writer,
@@ -95,7 +95,7 @@ def pretrain(
                     writer.write(0, monitor.evaluate(state))
                     meter.restart(0)
                 for step in range(start, run.total_steps):
-                    with meter.waiting():
+                    with meter.waiting(values):
                         batch = next(batches)
                     inputs = {name: batch[name] for name in run.objective.batch_fields}
                     state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)

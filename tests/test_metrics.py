@@ -1,11 +1,11 @@
 """Metric lines survive a kill and a resume; rates and pictures."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
-from mcl_jax import metrics, montage, plots
-from mcl_jax.throughput import Throughput
+from mcl_jax import metrics, montage, plots, throughput
 
 
 def test_a_resumed_run_drops_the_lines_it_will_redo_and_a_line_cut_by_a_kill(tmp_path):
@@ -32,11 +32,15 @@ def test_other_processes_write_nothing(tmp_path):
 
 
 def test_throughput_counts_images_and_waiting(monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 8.0, 8.0])  # start, wait from 1 to 3, read at 8
-    monkeypatch.setattr("mcl_jax.throughput.time.monotonic", lambda: next(now))
-    meter = Throughput(batch_size=16, step=10)
-    with meter.waiting():
-        pass
+    # start; waits from 1 to 3 and 3 to 4 in vain, and from 4 to 6 while devices compute; read at 12
+    now = iter([0.0, 1.0, 3.0, 3.0, 4.0, 4.0, 12.0, 12.0])
+    # the module's own clock: other threads ask the real one
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    meter = throughput.Throughput(batch_size=24, step=10)
+    done, busy = (SimpleNamespace(is_ready=lambda x=x: x) for x in (True, False))
+    for results in ({}, {"loss": done}, {"loss": busy, "top1": done}):
+        with meter.waiting(results):
+            pass
     assert meter.read(20) == {"images_per_s": 20.0, "data_wait": 0.25}
 
 
