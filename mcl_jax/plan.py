@@ -160,16 +160,17 @@ def _sizes(
     run: Program, figures: Mapping[str, Any], where: Topology, devices: list, chip: Chip | None
 ) -> dict[str, Any]:
     cores = topology.cores_per_chip(devices)
-    chips = len(devices) // cores
+    chips, parts = len(devices) // cores, run.config["optimizer"]["micro_batches"]
     values = {
         "topology": where.name + (f" x {where.slices} slices" if where.slices > 1 else ""),
         "chips": chips,
         "hosts": topology.hosts(devices),
         "batch_size": run.config["data"]["batch_size"],
-        "images_per_chip": run.objective.images_per_device * cores,
+        "micro_batches": parts,
+        "images_per_chip": run.objective.images_per_device * cores * parts,
     }
     if canvases := getattr(run.objective, "canvases_per_device", None):
-        values["canvases_per_chip"] = canvases * cores
+        values["canvases_per_chip"] = canvases * cores * parts
     values |= {
         "compute_dtype": run.config["numerics"]["compute_dtype"],
         "argument_bytes": figures["argument_bytes"] * cores,
@@ -191,8 +192,11 @@ def _sizes(
 def _times(
     run: Program, figures: Mapping[str, Any], devices: list, chip: Chip | None
 ) -> dict[str, Any]:
-    """Bounds from published peaks: no program is faster, most are slower."""
-    if chip is None:
+    """Bounds from published peaks: no program is faster, most are slower.
+
+    None with micro-batches: they are a loop, and XLA counts the inside of a loop once.
+    """
+    if chip is None or run.config["optimizer"]["micro_batches"] > 1:
         return {}
     cores = topology.cores_per_chip(devices)
     compute = figures["flops"] * cores / chip.flops
@@ -228,6 +232,11 @@ def describe(plan: Mapping[str, Any]) -> str:
         f"B = {plan['batch_size']}, {plan['compute_dtype']}",
         f"  {'images per chip':<34}{plan['images_per_chip']}",
     ]
+    if plan["micro_batches"] > 1:
+        lines.append(
+            f"  {'micro-batches':<34}{plan['micro_batches']}; FLOPs, bytes and collectives below are "
+            "of one and the update"
+        )
     if "canvases_per_chip" in plan:
         lines.append(f"  {'canvases per chip (both sides)':<34}{plan['canvases_per_chip']}")
     for name, label in gib.items():

@@ -108,9 +108,13 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
     """
     if topology.platform != "tpu":
         try:
-            return jax.devices(topology.platform)
+            devices = jax.devices(topology.platform)
         except RuntimeError as error:
             raise UserError(f"topology {topology.name!r}: {error}") from error
+        wanted = topology.shape[0] if topology.shape else len(devices)
+        if wanted > len(devices):
+            raise UserError(f"topology {topology.name!r}: JAX started with {len(devices)} devices")
+        return devices[:wanted]
     try:
         import libtpu  # noqa: F401
     except ImportError as error:

@@ -114,3 +114,12 @@ def test_a_tpu_pod_can_be_described():
     assert len(devices) == 16 and topology.hosts(devices) == 4
     with pytest.raises(UserError, match="knows no v5e:7x9"):
         topology.mesh_devices(topology.parse("v5e:7x9"))
+
+
+def test_micro_batches_are_images_of_the_step_and_have_no_bound(small, cache):
+    """XLA counts the inside of a loop once: what it says is of one micro-batch."""
+    small["optimizer"]["micro_batches"] = 2
+    planned = plan.make(small, topology.parse("cpu:2"), images=640, cache=cache)
+    assert planned["images_per_chip"] == small["data"]["batch_size"] // 2
+    assert "bound_step_s" not in planned
+    assert "micro-batches                     2; FLOPs" in plan.describe(planned)
