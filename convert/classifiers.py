@@ -34,6 +34,7 @@ class Library:
       name: of the target, and of the library's names in convert/swin.py.
       model: how a user builds a model of a name, for the report.
       models: our name of a backbone -> the library's, where they differ.
+      swin_class: what builds a Swin of other sizes.
       swin_classifier: its last linear layer.
       swin_index: whether its state_dict holds the index buffers of Swin.
     """
@@ -41,15 +42,24 @@ class Library:
     name: str
     model: str
     models: Mapping[str, str]
+    swin_class: str
     swin_classifier: str
     swin_index: bool
 
 
-TORCHVISION = Library("torchvision", "torchvision.models.{}", {}, "head", swin_index=True)
+TORCHVISION = Library(
+    "torchvision",
+    "torchvision.models.{}",
+    {},
+    "torchvision.models.SwinTransformer",
+    "head",
+    swin_index=True,
+)
 TIMM = Library(
     "timm",
     "timm.create_model('{}')",
     {"swin_t": "swin_tiny_patch4_window7_224"},
+    "timm.models.SwinTransformer",
     "head.fc",
     swin_index=False,
 )
@@ -200,26 +210,20 @@ def _report(
     last = classifier_name(a, library)
     has_classifier = f"{last}.weight" in model
     scratch = "nothing" if has_classifier else f"{last} (load with strict=False)"
-    everything, taken = report.networks(state), set(sources.values())
     outside = {part: f"{part}: a classifier has none" for part in ("fpn", "head")}
     outside["backbone"] = "output norms of res2..res4: a classifier has that of the last stage only"
-    return {
-        "target": library.name,
-        "checkpoint": source,
-        "step": int(meta["step"]),
-        "backbone": a.backbone,
-        "notes": limits(a, library, model[f"{last}.bias"].size if has_classifier else None),
-        "models": {
-            library.model.format(library.models.get(a.backbone, a.backbone)): {
-                "loads": "all",
-                "from_scratch": scratch,
-            }
-        },
-        "tensors": [report.tensor(name, sources[name], x) for name, x in model.items()],
-        "left_out": report.left_out(
-            {name: x for name, x in everything.items() if name not in taken}, outside
-        ),
-    }
+    name = library.model.format(library.models.get(a.backbone, a.backbone))
+    return report.describe(
+        library.name,
+        state,
+        meta,
+        source,
+        model,
+        sources,
+        notes=limits(a, library, model[f"{last}.bias"].size if has_classifier else None),
+        models={name: {"loads": "all", "from_scratch": scratch}},
+        reasons=outside,
+    )
 
 
 def limits(a: Architecture, library: Library, classes: int | None) -> list[str]:
@@ -227,11 +231,9 @@ def limits(a: Architecture, library: Library, classes: int | None) -> list[str]:
     notes = []
     stock = STOCK_WIDTH[is_swin(a.backbone)]
     if a.width != stock and is_swin(a.backbone):
-        builder = {"torchvision": "torchvision.models.SwinTransformer"}
-        builder = builder.get(library.name, "timm.models.SwinTransformer")
         notes.append(
             f"{a.backbone} has embedding dimension {stock} in {library.name}, this one {a.width}: "
-            f"build {builder} with it and its heads"
+            f"build {library.swin_class} with it and its heads"
         )
     elif a.width != stock:
         notes.append(

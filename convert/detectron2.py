@@ -182,8 +182,6 @@ def _report(
     a: Architecture,
     parts: Sequence[str],
 ) -> dict[str, Any]:
-    sources = {t.detectron2: t.source for t in rows(a, parts)}
-    taken = set(sources.values())
     trained = architectures.detector_parts(meta["config"])
     notes = detectron2_config.limits(a)
     if len(trained) < len(architectures.PARTS):
@@ -196,17 +194,15 @@ def _report(
         notes.append(
             f"no loss read {', '.join(idle)}: the FPN's output layers for them are untrained"
         )
-    return {
-        "target": "detectron2",
-        "checkpoint": source,
-        "step": int(meta["step"]),
-        "backbone": a.backbone,
-        "notes": notes,
-        "models": loading(parts),
-        "tensors": [report.tensor(name, sources[name], x) for name, x in model.items()],
-        "left_out": report.left_out(
-            {name: x for name, x in report.networks(state).items() if name not in taken},
-            {"head": "RoI head: it reads another map than a detector's"}
-            | {part: "not asked for (--parts)" for part in trained},
-        ),
-    }
+    return report.describe(
+        "detectron2",
+        state,
+        meta,
+        source,
+        model,
+        {t.detectron2: t.source for t in rows(a, parts)},
+        notes=notes,
+        models=loading(parts),
+        reasons={"head": "RoI head: it reads another map than a detector's"}
+        | {part: "not asked for (--parts)" for part in trained},
+    )

@@ -65,6 +65,44 @@ def left_out(arrays: Mapping[str, np.ndarray], reasons: Mapping[str, str]) -> li
     return [*rows, {"source": "opt_state, memory", "reason": "training state: not weights"}]
 
 
+def describe(
+    target: str,
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    source: str,
+    model: Mapping[str, np.ndarray],
+    sources: Mapping[str, str],
+    *,
+    notes: list[str],
+    models: Mapping[str, Mapping[str, str]],
+    reasons: Mapping[str, str],
+) -> dict[str, Any]:
+    """A report, but for the written file's name and checksum.
+
+    Args:
+      target: what `--to` calls it.
+      state, meta: what `mcl_jax.checkpoint.read` returns.
+      source: what the user called the checkpoint.
+      model: the target's name -> written array, any shape.
+      sources: the target's name -> path in the state; what no name leads to is listed as left out.
+      notes: what the user has to know, in words.
+      models: model of the target -> its 'loads' and 'from_scratch', in words.
+      reasons: see `left_out`.
+    """
+    taken = set(sources.values())
+    rest = {path: x for path, x in networks(state).items() if path not in taken}
+    return {
+        "target": target,
+        "checkpoint": source,
+        "step": int(meta["step"]),
+        "backbone": meta["config"]["model"]["backbone"],
+        "notes": notes,
+        "models": models,
+        "tensors": [tensor(name, sources[name], x) for name, x in model.items()],
+        "left_out": left_out(rest, reasons),
+    }
+
+
 def write(folder: Path, content: Mapping[str, Any]) -> None:
     """Writes both reports into an existing folder."""
     machine = json.dumps(content, indent=1, allow_nan=False)

@@ -73,16 +73,17 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], source: str, out: 
 
     def fill(temporary: Path) -> None:
         digest = write(temporary / weights, arrays, metadata(meta))
-        content = {
-            "target": "safetensors",
-            "checkpoint": source,
-            "step": int(meta["step"]),
-            "backbone": a.backbone,
-            "notes": [],
-            "models": {"mcl_jax": {"loads": "all", "from_scratch": "nothing"}},
-            "tensors": [report.tensor(name, name, x) for name, x in arrays.items()],
-            "left_out": report.left_out({}, {}),
-        }
+        content = report.describe(
+            "safetensors",
+            state,
+            meta,
+            source,
+            arrays,
+            {name: name for name in arrays},
+            notes=[],
+            models={"mcl_jax": {"loads": "all", "from_scratch": "nothing"}},
+            reasons={},
+        )
         report.write(temporary, content | {"file": weights, "sha256": digest})
 
     return folder.write(out, fill)
