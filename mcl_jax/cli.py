@@ -37,7 +37,6 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
 def complete(
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    sections: Sequence[str],
     overrides: Mapping[tuple[str, str], flags.FlagHolder],
 ) -> dict[str, Any]:
     """A checkpoint's config for a script that evaluates it.
@@ -45,12 +44,14 @@ def complete(
     Args:
       config: as the checkpoint holds it.
       defaults: configs/base.py's, for keys younger than the checkpoint.
-      sections: which sections they may be missing from.
       overrides: (section, key) -> the flag that sets it, if it was given.
     """
     completed = {name: dict(x) if isinstance(x, Mapping) else x for name, x in config.items()}
-    for section in sections:
-        completed[section] = dict(defaults[section]) | completed.get(section, {})
+    for name, default in defaults.items():
+        if isinstance(default, Mapping):
+            completed[name] = dict(default) | completed.get(name, {})
+        else:
+            completed.setdefault(name, default)
     for (section, key), flag in overrides.items():
         if flag.value is not None:
             completed[section][key] = flag.value

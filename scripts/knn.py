@@ -40,7 +40,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
     state, meta = checkpoint.read(WORKDIR.value)
     defaults = program.plain_config(base.get_config())
-    config = cli.complete(meta["config"], defaults, ("knn", "model"), OVERRIDES)
+    config = cli.complete(meta["config"], defaults, OVERRIDES)
     values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
     print(
         f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbours']} neighbours"

@@ -46,7 +46,7 @@ def main(_: Sequence[str]) -> None:
         jax.distributed.initialize()
     state, meta = checkpoint.read(WORKDIR.value)
     defaults = program.plain_config(base.get_config())
-    config = cli.complete(meta["config"], defaults, ("linear", "model"), OVERRIDES)
+    config = cli.complete(meta["config"], defaults, OVERRIDES)
     if LRS.value is not None:
         try:
             config["linear"]["lrs"] = [float(lr) for lr in LRS.value]

@@ -178,7 +178,8 @@ def workdir(tmp_path_factory):
     )
     meta = {"config": program.plain_config(config)}
     meta["config"]["knn"]["shrinks"] = [2]
-    meta["config"]["knn"].pop("temperature")  # a checkpoint older than the key
+    for section, key in (("knn", "temperature"), ("numerics", "bn_devices")):
+        meta["config"][section].pop(key)  # a checkpoint older than the key
     folder = tmp_path_factory.mktemp("run")
     checkpoint.write(folder, state, meta)
     return folder
