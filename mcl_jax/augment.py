@@ -101,7 +101,7 @@ class Settings:
         require("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
 
 
-def views(key, canvas, extent, settings, *, image_size, levels):
+def views(key, canvas, extent, settings, *, image_size, strides):
     """Draws and makes all views of a batch: one per side, level and image, each independent.
 
     Args:
@@ -109,23 +109,36 @@ def views(key, canvas, extent, settings, *, image_size, levels):
       canvas: uint8 [b, C, C, 3].
       extent: int32 [b, 2].
       settings: `Settings`; its number of sides is V.
-      image_size, levels: H (side of the views in px) and S.
+      image_size: H, side of the views in px.
+      strides: of every level: of the rows and columns of its views, each stride-th is kept. What is
+        behind the last operation that reads neighbours is computed for these alone.
 
     Returns:
-      float32 [V, S, b, H, H, 3]; entry [v, s, i] is what `view` makes of image i with
-      `view_key(key, i, v, s)`, whatever the rest of the batch holds.
+      Per level s float32 [V, b, H / stride, H / stride, 3]; entry [v, i] is what `view` makes of
+      image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
     """
 
-    def one(canvas, extent, image, side, level):
-        own_key = view_key(key, image, side, level)
-        return view(own_key, canvas, extent, settings, side=side, image_size=image_size)
+    def begin(canvas, extent, image, side, level):
+        own_keys = view_keys(key, image, side, level)
+        return own_keys, coloured(own_keys, canvas, extent, settings, image_size=image_size)
+
+    def every(function, axes):
+        """`function`, over images outermost, then sides, then what `axes` says."""
+        return jax.vmap(jax.vmap(function, axes[1]), axes[0])
 
     # Images outermost: the crops of all views of an image are one product with its canvas.
-    of_levels = jax.vmap(one, (None, None, None, None, 0))
-    of_sides = jax.vmap(of_levels, (None, None, None, 0, None))
-    of_images = jax.vmap(of_sides, (0, 0, 0, None, None), out_axes=2)
-    sides = len(settings.blur_prob)
-    return of_images(canvas, extent, *map(jnp.arange, (len(canvas), sides, levels)))
+    of_levels = jax.vmap(begin, (None, None, None, None, 0))
+    of_images = every(of_levels, ((0, 0, 0, None, None), (None, None, None, 0, None)))
+    sides, levels = jnp.arange(len(settings.blur_prob)), jnp.arange(len(strides))
+    keys, planes = of_images(canvas, extent, jnp.arange(len(canvas)), sides, levels)
+
+    made = []
+    for level, stride in enumerate(strides):
+        end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
+        of_level = every(end, ((0, 0, None), (0, 0, 0)))
+        own = {purpose: per_level[:, :, level] for purpose, per_level in keys.items()}
+        made.append(of_level(own, planes[:, :, level], sides).swapaxes(0, 1))
+    return tuple(made)
 
 
 def view_key(key, image, side, level):
@@ -133,7 +146,13 @@ def view_key(key, image, side, level):
     return functools.reduce(jax.random.fold_in, (image, side, level), key)
 
 
-def view(key, canvas, extent, settings, *, side, image_size):
+def view_keys(key, image, side, level):
+    """The keys of one view by `Purpose`."""
+    own_key = view_key(key, image, side, level)
+    return {purpose: jax.random.fold_in(own_key, purpose) for purpose in Purpose}
+
+
+def view(key, canvas, extent, settings, *, side, image_size, stride=1):
     """One view: crop, flip, jitter, grayscale, blur, solarize, normalise.
 
     Args:
@@ -143,35 +162,45 @@ def view(key, canvas, extent, settings, *, side, image_size):
       settings: `Settings`.
       side: 0 (q) or 1 (k); may be traced. It picks the probabilities of blur and solarize.
       image_size: H in px.
+      stride: see `views`.
 
     Returns:
-      float32 [H, H, 3], normalised RGB.
+      float32 [H / stride, H / stride, 3], normalised RGB.
     """
     keys = {purpose: jax.random.fold_in(key, purpose) for purpose in Purpose}
+    planes = coloured(keys, canvas, extent, settings, image_size=image_size)
+    return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
 
-    def happens(purpose, probability):
-        return jax.random.bernoulli(keys[purpose], jnp.float32(probability))
 
+def coloured(keys, canvas, extent, settings, *, image_size):
+    """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
     box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
-    flip = happens(Purpose.FLIP, settings.flip_prob)
+    flip = _happens(keys[Purpose.FLIP], settings.flip_prob)
     planes = crop(canvas, box, flip, image_size=image_size)
 
     widths = (settings.brightness, settings.contrast, settings.saturation)
     amounts, order = colour.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
     jittered = colour.jitter(planes, amounts, order)
-    planes = jnp.where(happens(Purpose.JITTERS, settings.jitter_prob), jittered, planes)
+    planes = jnp.where(_happens(keys[Purpose.JITTERS], settings.jitter_prob), jittered, planes)
 
-    gray = happens(Purpose.GRAYSCALES, settings.grayscale_prob)
-    planes = jnp.where(gray, colour.grayscale(planes), planes)
+    gray = _happens(keys[Purpose.GRAYSCALES], settings.grayscale_prob)
+    return jnp.where(gray, colour.grayscale(planes), planes)
 
+
+def finished(keys, planes, side, *, settings, image_size, stride):
+    """The second half of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
     sigma = draw_sigma(keys[Purpose.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
-    blurs = happens(Purpose.BLURS, jnp.array(settings.blur_prob)[side])
-    planes = jnp.where(blurs, blur(planes, sigma), planes)
+    blurs = _happens(keys[Purpose.BLURS], jnp.array(settings.blur_prob)[side])
+    planes = jnp.where(blurs, blur(planes, sigma, stride), planes[::stride, :, ::stride])
 
-    solarizes = happens(Purpose.SOLARIZES, jnp.array(settings.solarize_prob)[side])
+    solarizes = _happens(keys[Purpose.SOLARIZES], jnp.array(settings.solarize_prob)[side])
     planes = jnp.where(solarizes, colour.solarize(planes, settings.solarize_threshold), planes)
 
     return colour.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
+
+
+def _happens(key, probability):
+    return jax.random.bernoulli(key, jnp.float32(probability))
 
 
 def draw_box(key, extent, *, area, aspect):
@@ -264,13 +293,23 @@ def draw_sigma(key, blur_sigma, *, image_size):
     return jax.random.uniform(key, minval=low, maxval=high) * (image_size / 224)
 
 
-def blur(planes, sigma):
-    """Gaussian blur by two matrix products: float32 [H, 3, W] -> [H, 3, W], `sigma` in px."""
+def blur(planes, sigma, stride=1):
+    """Gaussian blur by two matrix products, at each stride-th row and column of the result.
+
+    Args:
+      planes: float32 [H, 3, W].
+      sigma: in px of `planes`.
+      stride: in px.
+
+    Returns:
+      float32 [H / stride, 3, W / stride].
+    """
     height, _, width = planes.shape
     # Columns first, unlike the crop: the colour operations before it then write straight into the
     # product's operand. Rows first wants [H, 3 * W], which costs all augmentation 1.4x on CPU.
-    planes = jnp.einsum("hcw,xw->hcx", planes, blur_weights(sigma, width), precision=_PRECISION)
-    return jnp.einsum("yh,hcx->ycx", blur_weights(sigma, height), planes, precision=_PRECISION)
+    rows, columns = (blur_weights(sigma, size)[::stride] for size in (height, width))
+    planes = jnp.einsum("hcw,xw->hcx", planes, columns, precision=_PRECISION)
+    return jnp.einsum("yh,hcx->ycx", rows, planes, precision=_PRECISION)
 
 
 def blur_weights(sigma, size):

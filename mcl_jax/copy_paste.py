@@ -1,21 +1,22 @@
 """Copy-Paste assembly (paper Table 8): every canvas is a view with one shrunk view pasted in.
 
-Shapes: views [S, b, H, W, C]; canvas i is view i of level 0; the canvases are split in S - 1
-groups of g_s, and those of group s carry one view of level s, shrunk by r = 2^s, in one cell of
-their r x r grid.
+Shapes: views of level s [b, H, W, C], or of their rows and columns each stride-th; canvas i is
+view i of level 0; the canvases are split in S - 1 groups of g_s, and those of group s carry one
+view of level s, shrunk by r = 2^s, in one cell of their r x r grid.
 
 Ghiasi et al., 2021, paste segmented objects. Without labels there are no masks, so a whole
 sub-image is pasted; that it keeps to the grid makes its feature tile exact, as in the montage. The
 paper gives no details of its 'SSL + Copy-Paste', so this reading is ours.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcl_jax.errors import UserError
-from mcl_jax.montage import Layout, Montage, shrink
+from mcl_jax.montage import Layout, Montage, sub_images
 
 Array = jax.Array
 Span = tuple[int, int]
@@ -55,18 +56,18 @@ def draw(key: Array, images: int, layout: Layout) -> Pastes:
     return Pastes(tuple(partners), tuple(cells))
 
 
-def build(views: Array, pastes: Pastes, layout: Layout) -> Montage:
-    """One side's canvases [b, H, W, C]; level 0's label i is canvas i."""
-    images, height, width = views.shape[1:4]
+def build(views: Sequence[Array], pastes: Pastes, layout: Layout, dtype: jnp.dtype) -> Montage:
+    """One side's canvases [b, H, W, C]; level 0's label i is canvas i. See `montage.build`."""
+    images, height, width = views[0].shape[:3]
     canvases = []
     groups = spans(images, layout)[1:]
     for s, (start, stop) in enumerate(groups, start=1):
-        small = shrink(views[s], 2**s, layout.shrink)[pastes.images[s - 1]]
+        small = sub_images(views, s, layout.shrink)[pastes.images[s - 1]]
         everywhere = jnp.tile(small, (1, 2**s, 2**s, 1))
         rows = jnp.arange(height) // (height >> s)
         columns = jnp.arange(width) // (width >> s)
         cell = rows[:, None] * 2**s + columns[None, :]
         here = cell == pastes.cells[s - 1][:, None, None]
-        canvases.append(jnp.where(here[..., None], everywhere, views[0, start:stop]))
+        canvases.append(jnp.where(here[..., None], everywhere, views[0][start:stop]))
     labels = (jnp.arange(images, dtype=jnp.int32), *pastes.images)
-    return Montage(jnp.concatenate(canvases), labels, (None, *pastes.cells))
+    return Montage(jnp.concatenate(canvases).astype(dtype), labels, (None, *pastes.cells))

@@ -1,8 +1,9 @@
 """The montage: views -> canvases and the label of every sub-image (paper section 3.1, Alg. 1).
 
-Shapes: views [S, b, H, W, C]; canvases of level s [n_s, H, W, C] made of grids of r x r
-sub-images, r = 2^s; order and labels int32 [n_s * r * r], sub-images in row-major order, values
-in [0, b) that name the image. Everything is local to one device and a pure function.
+Shapes: views of level s [b, H, W, C], or of their rows and columns each stride-th; canvases of
+level s [n_s, H, W, C] made of grids of r x r sub-images, r = 2^s; order and labels int32
+[n_s * r * r], sub-images in row-major order, values in [0, b) that name the image. Everything is
+local to one device and a pure function.
 """
 
 from collections.abc import Sequence
@@ -63,6 +64,12 @@ class Layout:
             raise UserError(
                 f"montage.boundary_sigma must be > 0 or None, got {self.boundary_sigma}"
             )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Per level: of a view's rows and columns, each stride-th is all that `shrink` reads."""
+        kept_of = 2 if self.shrink == "nearest" else 1
+        return tuple(kept_of**s for s in range(self.levels))
 
 
 class Montage(NamedTuple):
@@ -159,22 +166,31 @@ def draw_orders(keys: Array, images: int, counts: Sequence[int]) -> tuple[Array,
     return tuple(orders)
 
 
-def build(views: Array, orders: Sequence[Array], layout: Layout) -> Montage:
+def sub_images(views: Sequence[Array], level: int, method: str) -> Array:
+    """A level's views, or what `Layout.strides` keeps of them, as sub-images [b, H/r, W/r, C]."""
+    kept_of = views[0].shape[1] // views[level].shape[1]
+    return shrink(views[level], 2**level // kept_of, method)
+
+
+def build(
+    views: Sequence[Array], orders: Sequence[Array], layout: Layout, dtype: jnp.dtype
+) -> Montage:
     """Makes one side's canvases from its views and given orders (a replay, or `draw_orders`).
 
     Args:
-      views: [S, b, H, W, C] one augmented view per level and image.
+      views: one augmented view per level and image, each level's own array: see `sub_images`.
       orders: per level int [n_s * 4^s].
       layout: see Layout.
+      dtype: of the canvases; the network's own saves memory traffic.
     """
     canvases = []
     for s, order in enumerate(orders):
-        sub_images = shrink(views[s], 2**s, layout.shrink)
+        small = sub_images(views, s, layout.shrink)
         if s > 0 and layout.boundary_sigma is not None:
-            height, width = sub_images.shape[1:3]
+            height, width = small.shape[1:3]
             mask = boundary_mask(height, width, layout.boundary_sigma)
-            sub_images = sub_images * mask.astype(views.dtype)
-        canvases.append(assemble(sub_images, order, 2**s))
+            small = small * mask.astype(small.dtype)
+        canvases.append(assemble(small.astype(dtype), order, 2**s))
     return Montage(jnp.concatenate(canvases), tuple(orders), (None,) * len(orders))
 
 

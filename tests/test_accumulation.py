@@ -48,9 +48,10 @@ class OneConvolutionAStage(nn.Module):
 class Unaugmented(MCL):
     """Views are the images themselves, which compiles much faster."""
 
-    def make_views(self, keys, batch, settings, image_size, levels):
+    def make_views(self, keys, batch, settings, image_size, strides):
         images = batch["image"] / 255.0
-        return jnp.broadcast_to(images, (2, levels, *images.shape))
+        images = jnp.broadcast_to(images, (2, *images.shape))
+        return tuple(images[:, :, ::stride, ::stride] for stride in strides)
 
 
 def batch_of(rng, images):

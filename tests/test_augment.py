@@ -56,8 +56,13 @@ def batch():
     """Three images on canvases of 48 px, and jitted `views` of 16 px."""
     shapes = [(30, 48), (48, 40), (33, 21)]
     canvas = np.stack([on_canvas(photo(i, *shape), 48) for i, shape in enumerate(shapes)])
-    make = functools.partial(augment.views, settings=SETTINGS, image_size=16, levels=4)
-    return canvas, np.array(shapes, np.int32), jax.jit(make)
+    return canvas, np.array(shapes, np.int32), jax.jit(whole_views)
+
+
+def whole_views(key, canvas, extent):
+    """[V, S, b, 16, 16, 3]"""
+    levels = augment.views(key, canvas, extent, SETTINGS, image_size=16, strides=(1, 1, 1, 1))
+    return jnp.stack(levels, axis=1)
 
 
 BOXES = [(0, 0, 60, 90), (7, 21, 33, 40), (50, 3, 9, 80), (59, 89, 1, 1), (12, 30, 16, 16)]
@@ -250,7 +255,7 @@ def test_shards_make_their_views_without_communication(batch):
 
     def shard(key, canvas, extent):
         key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        return augment.views(key, canvas, extent, SETTINGS, image_size=16, levels=4)
+        return whole_views(key, canvas, extent)
 
     out_spec = PartitionSpec(None, None, "data")
     sharded = jax.shard_map(
@@ -264,6 +269,18 @@ def test_shards_make_their_views_without_communication(batch):
     alone = make(jax.random.fold_in(key, last), canvas[last:], extent[last:])
     views = compiled(key, canvas, extent)
     np.testing.assert_allclose(views[:, :, last:], alone, atol=2e-5)  # order of sums
+
+
+def test_strided_views_are_the_kept_pixels_of_whole_ones(batch):
+    canvas, extent, make = batch
+    strides = (1, 2, 4, 8)
+    strided = functools.partial(augment.views, settings=SETTINGS, image_size=16, strides=strides)
+    whole = make(jax.random.key(13), canvas, extent)
+    for level, views in enumerate(jax.jit(strided)(jax.random.key(13), canvas, extent)):
+        stride = strides[level]
+        assert views.shape == (2, 3, 16 // stride, 16 // stride, 3)
+        kept = whole[:, level, :, ::stride, ::stride]
+        np.testing.assert_allclose(views, kept, atol=2e-5)  # order of sums
 
 
 def test_settings_come_from_a_config_and_can_be_a_static_argument():

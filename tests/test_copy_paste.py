@@ -19,7 +19,7 @@ def layout(assembly="copy_paste", levels=3, copies=(1, 1, 1, 2)):
 def test_pasted_views_lie_in_their_cells_and_nothing_else_changes():
     views = np.asarray(jax.random.normal(jax.random.key(0), (3, IMAGES, H, H, 3)))
     pastes = copy_paste.draw(jax.random.key(1), IMAGES, layout())
-    canvases, labels, cells = copy_paste.build(views, pastes, layout())
+    canvases, labels, cells = copy_paste.build(views, pastes, layout(), views.dtype)
     assert copy_paste.spans(IMAGES, layout()) == ((0, 7), (0, 3), (3, 7))
     assert canvases.shape == views[0].shape
     np.testing.assert_array_equal(labels[0], np.arange(IMAGES))
@@ -69,7 +69,7 @@ def test_loss_is_that_of_the_networks_own_embeddings(assembly, mode, levels, cop
         plans = [montage.draw_orders(key[None], 8, objective.counts) for key in keys]
     else:
         plans = [copy_paste.draw(key, 8, objective.layout) for key in keys]
-    inputs = objective.assemble(views, plans)
+    inputs = objective.assemble(views.swapaxes(0, 1), plans)
     state = program.TrainState(
         step=0,
         params=params,

@@ -25,7 +25,9 @@ def test_every_sub_image_is_bit_equal_to_its_strided_source(levels, images):
     views = random_views(levels, images)
     counts = montage.canvas_counts(images, layout(levels))
     orders = montage.draw_orders(jax.random.key(1)[None], images, counts)
-    canvases, labels, _ = jax.tree.map(np.asarray, montage.build(views, orders, layout(levels)))
+    canvases, labels, _ = jax.tree.map(
+        np.asarray, montage.build(views, orders, layout(levels), views.dtype)
+    )
     views = np.asarray(views)
     assert canvases.shape == (sum(counts), H, H, 3)
     start = 0
@@ -91,7 +93,7 @@ def test_antialiased_shrinking_averages_blocks():
 def test_the_boundary_mask_is_the_papers_gaussian_on_shrunk_levels_alone(k):
     views = jnp.ones((2, 4, H, H, 3))
     orders = montage.draw_orders(jax.random.key(0)[None], 4, (4, 1))
-    canvases, *_ = montage.build(views, orders, layout(2, boundary_sigma=k))
+    canvases, *_ = montage.build(views, orders, layout(2, boundary_sigma=k), views.dtype)
     np.testing.assert_array_equal(canvases[:4], 1.0)
     side = H // 2
     x = np.arange(side) - (side - 1) / 2
@@ -112,7 +114,7 @@ def test_the_compiled_montage_has_no_collective():
     def body(views, seed):
         key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index(sharding.DATA_AXIS))
         orders = montage.draw_orders(key[None], images, counts)
-        return montage.build(views, orders, layout()).canvases
+        return montage.build(views, orders, layout(), views.dtype).canvases
 
     spec = jax.sharding.PartitionSpec
     mapped = jax.shard_map(

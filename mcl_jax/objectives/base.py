@@ -120,19 +120,24 @@ class Common:
         return jax.vmap(lambda group: key_for(seed, step, group, purpose))(numbers)
 
     def augmented(
-        self, seed: Array, step: Array, batch: dict[str, Array], shard: Array, levels: int
-    ) -> Array:
-        """[V, levels, b, H, H, 3]: independent views of this shard's images at this step.
+        self,
+        seed: Array,
+        step: Array,
+        batch: dict[str, Array],
+        shard: Array,
+        strides: tuple[int, ...] = (1,),
+    ) -> tuple[Array, ...]:
+        """Per level [V, b, h, h, 3], h = H / stride: views of this shard's images at this step.
 
         Args:
           seed: of the run.
           step: int32 scalar.
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...}.
           shard: int32, see `Objective.inputs`.
-          levels: views per side.
+          strides: per level, see `augment.views`.
         """
         keys = self.group_keys(seed, step, shard, Purpose.AUGMENT)
-        return self.make_views(keys, batch, self.views, self.image_size, levels)
+        return self.make_views(keys, batch, self.views, self.image_size, strides)
 
     def make_views(
         self,
@@ -140,13 +145,13 @@ class Common:
         batch: dict[str, Array],
         settings: augment.Settings,
         image_size: int,
-        levels: int,
-    ) -> Array:
-        """`augment.views` of all images, each group with its own key: [V, levels, b, H, H, 3]."""
-        make = partial(augment.views, settings=settings, image_size=image_size, levels=levels)
+        strides: tuple[int, ...] = (1,),
+    ) -> tuple[Array, ...]:
+        """`augment.views` of all images, each group with its own key."""
+        make = partial(augment.views, settings=settings, image_size=image_size, strides=strides)
         fields = (self.by_group(batch[name]) for name in ("image", "extent"))
-        views = jax.vmap(make, out_axes=2)(keys, *fields)
-        return views.reshape(*views.shape[:2], -1, *views.shape[4:])
+        levels = jax.vmap(make, out_axes=1)(keys, *fields)
+        return tuple(views.reshape(len(views), -1, *views.shape[3:]) for views in levels)
 
     def by_group(self, rows: Array) -> Array:
         """[b, ...] -> [groups, b / groups, ...]."""

@@ -90,8 +90,8 @@ class BYOL(Common):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Two augmented views per image; arguments as in objectives.base."""
-        views = self.augmented(seed, step, batch, shard, levels=1)
-        return Inputs(views.reshape(-1, *views.shape[3:]))
+        (views,) = self.augmented(seed, step, batch, shard)
+        return Inputs(views.reshape(-1, *views.shape[2:]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
         """Rows of a picture of one device's inputs."""

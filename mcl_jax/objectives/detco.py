@@ -125,7 +125,7 @@ class DetCo(MoCo):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Per side one view and nine patches of another crop; arguments as in objectives.base."""
-        images = self.augmented(seed, step, batch, shard, levels=1)[:, 0]
+        (images,) = self.augmented(seed, step, batch, shard)
         patches = self._patches(self.group_keys(seed, step, shard, Purpose.JIGSAW), batch)
         return Inputs(images, patches, draw_order(seed, step, shard, images.shape[1]))
 
@@ -135,7 +135,7 @@ class DetCo(MoCo):
         split = partial(jax.random.split, num=3)
         crops_keys, positions_keys, orders_keys = jax.vmap(split, out_axes=1)(keys)
         views = dataclasses.replace(self.views, area=settings.local_area)
-        crops = self.make_views(crops_keys, batch, views, settings.crop_size, levels=1)[:, 0]
+        (crops,) = self.make_views(crops_keys, batch, views, settings.crop_size)
         sides, b = crops.shape[:2]
         images = sides * self.group_size
 

@@ -169,11 +169,13 @@ class MCL(Common):
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this shard.
           shard: int32, see `Objective.inputs`.
         """
-        views = self.augmented(seed, step, batch, shard, levels=self.layout.levels)
+        views = self.augmented(seed, step, batch, shard, self.layout.strides)
         keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
         sides = [jax.vmap(jax.random.fold_in, (0, None))(keys, side) for side in range(SIDES)]
         if self.layout.assembly == "copy_paste":  # of the whole shard, one group
-            plans = [copy_paste.draw(side[0], views.shape[2], self.layout) for side in sides]
+            plans = [
+                copy_paste.draw(side[0], self.images_per_device, self.layout) for side in sides
+            ]
         else:
             plans = [montage.draw_orders(side, self.group_size, self.counts) for side in sides]
         inputs = self.assemble(views, plans)
@@ -182,15 +184,19 @@ class MCL(Common):
             inputs = inputs._replace(drop_path_key=key)
         return inputs
 
-    def assemble(self, views: Array, plans: Sequence[Any]) -> Inputs:
-        """Canvases of given views [V, S, b, H, H, 3].
+    def assemble(self, views: Sequence[Array], plans: Sequence[Any]) -> Inputs:
+        """Canvases of given views.
 
         Args:
-          views: normalised.
+          views: per level [V, b, h, h, 3], normalised; see `montage.build`.
           plans: per side the orders of `montage.draw_orders` or `copy_paste.Pastes`.
         """
         build = copy_paste.build if self.layout.assembly == "copy_paste" else montage.build
-        sides = [build(v, plan, self.layout) for v, plan in zip(views, plans, strict=True)]
+        by_side = zip(*views, strict=True)
+        sides = [
+            build(levels, plan, self.layout, self.numerics.dtype)
+            for levels, plan in zip(by_side, plans, strict=True)
+        ]
         canvases = jnp.concatenate([side.canvases for side in sides])
 
         def stacked(levels):

@@ -96,8 +96,8 @@ class MoCo(Common):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Query and key view of every image; arguments as in objectives.base."""
-        views = self.augmented(seed, step, batch, shard, levels=1)
-        return Inputs(views[:, 0], draw_order(seed, step, shard, views.shape[2]))
+        (views,) = self.augmented(seed, step, batch, shard)
+        return Inputs(views, draw_order(seed, step, shard, views.shape[1]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
         """Rows of a picture of one device's inputs."""

@@ -141,7 +141,8 @@ class Supervised(Common):
           seed, step, shard: see MCL.inputs.
           batch: also {'label': int32 [b]} in [0, C).
         """
-        views = self.augmented(seed, step, batch, shard, levels=len(self.counts))[0]
+        strides = self.layout.strides if self.multi_level else (1,)
+        views = [view[0] for view in self.augmented(seed, step, batch, shard, strides)]
         key = None
         if self.architecture.drop_path > 0:
             key = key_for(seed, step, shard, Purpose.DROP_PATH)
@@ -149,7 +150,7 @@ class Supervised(Common):
             return Inputs(views[0], (batch["label"],), key)
         keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
         orders = montage.draw_orders(keys, self.group_size, self.counts)
-        built = montage.build(views, orders, self.layout)
+        built = montage.build(views, orders, self.layout, self.numerics.dtype)
         return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
