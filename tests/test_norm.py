@@ -8,6 +8,7 @@ import torch
 
 from mcl_jax import sharding
 from mcl_jax.models.norm import BatchNorm
+from mcl_jax.models.pooling import max_pool
 
 GROUPS = (4, 8, 4)
 
@@ -50,6 +51,38 @@ def test_equals_torch_applied_to_one_group_after_another(x, train):
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2**-22)
     np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
     np.testing.assert_allclose(state["batch_stats"]["var"], var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_pooling_before_normalising_is_pooling_after_it(relu, train):
+    """Channels of negative scale take the smallest; gradients of x, scale and bias are torch's."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(1, 2, (6, 8, 8, 6)).astype(np.float32)
+    weight = rng.normal(size=(6, 4, 4, 6)).astype(np.float32)
+    scale, bias = np.linspace(-2, 2, 6, dtype=np.float32), np.linspace(-1, 1, 6, dtype=np.float32)
+    mean, var = np.full(6, 0.3, np.float32), np.full(6, 1.7, np.float32)
+    norm = BatchNorm(momentum=0.9, epsilon=1e-5, relu=relu, pool=max_pool)
+
+    def loss(x, scale, bias):
+        stats = {"mean": mean, "var": var}
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        out, _ = norm.apply(variables, x, (2, 4), train, mutable=["batch_stats"])
+        return (out * weight).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+
+    theirs = torch.nn.BatchNorm2d(6, dtype=torch.float64).train(train)
+    state = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()}, strict=False)
+    leaf = torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2).requires_grad_()
+    expected = torch.cat([theirs(part) for part in torch.split(leaf, (2, 4))])
+    expected = torch.nn.functional.max_pool2d(expected.relu() if relu else expected, 3, 2, 1)
+    (expected * torch.tensor(weight).permute(0, 3, 1, 2)).sum().backward()
+    np.testing.assert_allclose(out, expected.detach().permute(0, 2, 3, 1), atol=2e-6)
+    in_torch = (leaf.grad.permute(0, 2, 3, 1), theirs.weight.grad, theirs.bias.grad)
+    for ours, theirs_grad in zip(gradients, in_torch, strict=True):
+        np.testing.assert_allclose(ours, theirs_grad, atol=2e-5)
 
 
 def test_devices_share_their_statistics_in_one_all_reduce(x):

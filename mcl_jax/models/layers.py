@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax.models.convolution import convolve
-from mcl_jax.models.norm import MOMENTS, BatchNorm
+from mcl_jax.models.norm import MOMENTS, BatchNorm, Pool
 from mcl_jax.sharding import AxisName
 
 Array = jax.Array
@@ -55,12 +55,15 @@ class Numerics:
         keep = jax.checkpoint_policies.save_only_these_names(MOMENTS)
         return nn.remat(cls, static_argnums=(2,), policy=keep)
 
-    def norm(self, name: str, affine: bool = True, relu: bool = False) -> BatchNorm:
+    def norm(
+        self, name: str, affine: bool = True, relu: bool = False, pool: Pool | None = None
+    ) -> BatchNorm:
         return BatchNorm(
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             affine=affine,
             relu=relu,
+            pool=pool,
             axis_name=self.axis_name,
             dtype=self.dtype,
             name=name,
@@ -68,22 +71,24 @@ class Numerics:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias -> BatchNorm -> optional ReLU; names `kernel` and `norm`."""
+    """Convolution without bias -> BatchNorm -> optional ReLU and max-pool; `kernel` and `norm`."""
 
     features: int
     numerics: Numerics
     kernel_size: int = 3
     stride: int = 1
     relu: bool = True
+    pool: Pool | None = None
     kernel_init: Callable = kaiming_fan_in
 
     @nn.compact
     def __call__(self, x: Array, context: Context) -> Array:
-        """[N, H, W, C] -> [N, H/stride, W/stride, features]."""
+        """[N, H, W, C] -> [N, H/stride, W/stride, features], before the pool."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = convolve(x.astype(self.numerics.dtype), kernel, self.stride)
-        return self.numerics.norm("norm", relu=self.relu)(x, context.groups, context.train)
+        norm = self.numerics.norm("norm", relu=self.relu, pool=self.pool)
+        return norm(x, context.groups, context.train)
 
 
 class Linear(nn.Module):

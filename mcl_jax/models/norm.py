@@ -8,7 +8,7 @@ own although all of them run as one batch, one all-reduce per call and direction
 group and moment, and as few passes over memory as there can be: a step on a TPU is bound by them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mcl_jax.sharding import AxisName
 
 Array = jax.Array
+Pool = Callable[[Array], Array]
 
 # What a rematerialised block keeps of its norms, so that recomputing it costs no all-reduce.
 MOMENTS = "batch_norm_moments"
@@ -82,7 +83,7 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
 def normalise(
     x: Array,
     scale: Array | None,
@@ -93,6 +94,7 @@ def normalise(
     epsilon: float,
     axis_name: AxisName | None,
     relu: bool,
+    pool: Pool | None,
 ) -> Array:
     """Normalises every group by its own statistics, whose share in the gradient is included.
 
@@ -107,8 +109,12 @@ def normalise(
       groups, axis_name: see `group_moments`.
       epsilon: added to the variance.
       relu: whether max(0, .) follows.
+      pool: a max-pool that follows; None: none. It is done first, so that less has to be
+        normalised: with no negative scale, norm and ReLU change nothing about which value is the
+        largest.
     """
-    return _normalised(x, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
+    taken = x if pool is None else pool(x)
+    return _normalised(taken, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
 
 
 def _normalised(x, scale, bias, mean, var, groups, epsilon, relu):
@@ -127,23 +133,28 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
     return x if scale is None else x * scale + bias
 
 
-def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu):
-    out = normalise(x, scale, bias, mean, var, groups, epsilon, axis_name, relu)
+def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool):
+    out = normalise(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
     return out, (x, scale, bias, mean, var)
 
 
-def _backward(groups, epsilon, axis_name, relu, residuals, cotangent):
+def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     """dx = scale / std * (g - mean(g) - z * mean(g z)), z = (x - mean) / std, g behind the ReLU.
 
     The two means are over the group on all devices: one all-reduce. Gradients of scale and bias are
-    this device's share, as all gradients of the step are.
+    this device's share, as all gradients of the step are. A pool's g is zero where it took nothing.
     """
     x, scale, bias, mean, var = residuals
-    z = _centred(x, mean, var, epsilon, groups)
+    taken = x if pool is None else pool(x)
+    z = _centred(taken, mean, var, epsilon, groups)
     g = cotangent.astype(mean.dtype)
     if relu:
         g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
     means = jnp.stack([_group_means(g, groups), _group_means(g * z, groups)])
+    if pool is not None:
+        means = means * (taken.size / x.size)
+        (g,) = jax.vjp(pool, x)[1](g.astype(x.dtype))
+        z = _centred(x, mean, var, epsilon, groups)
     d_scale = d_bias = None
     if scale is not None:
         counts = (np.array(groups) * (x.size // (x.shape[0] * x.shape[-1])))[:, None]
@@ -172,6 +183,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       affine: whether scale and bias exist (names `scale`, `bias`).
       relu: whether max(0, .) follows.
+      pool: a max-pool behind that, e.g. pooling.max_pool; None: none.
       axis_name: mapped axis over which the statistics are synchronised.
       dtype: type of the output; statistics and parameters are float32.
     """
@@ -180,6 +192,7 @@ class BatchNorm(nn.Module):
     epsilon: float
     affine: bool = True
     relu: bool = False
+    pool: Pool | None = None
     axis_name: AxisName | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -201,16 +214,22 @@ class BatchNorm(nn.Module):
             mean, var = (v.value[None] for v in (running_mean, running_var))
             x, everything = x.astype(statistics_dtype), (x.shape[0],)
             x = _normalised(x, scale, bias, mean, var, everything, self.epsilon, self.relu)
+            x = x if self.pool is None else self.pool(x)
             return x.astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
         x, groups = x.astype(self.dtype), tuple(groups)
         shift = running_mean.value.astype(statistics_dtype)
         mean, var = group_moments(jax.lax.stop_gradient(x), groups, shift, axis_name)
-        x = normalise(x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu)
         if not self.is_initializing():
             self._update(running_mean, running_var, mean, var, x.size // channels, groups)
-        return x
+        if self.pool is not None and self.affine:
+            # `normalise` wants no negative scale there: -1 goes into x, in the pass that writes it
+            signs = jnp.where(scale < 0, -1.0, 1.0)
+            x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
+        return normalise(
+            x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu, self.pool
+        )
 
     def _update(self, running_mean, running_var, mean, var, positions, groups):
         """G updates r <- m r + (1 - m) s in a row, multiplied out."""

@@ -99,8 +99,10 @@ class ResNet(nn.Module):
     def __call__(self, images: Array, context: Context) -> dict[str, Array]:
         """images [N, H, W, 3] float -> {'res2': ..., ..., 'res5': ...}."""
         blocks, bottleneck = architecture(self.name_of_architecture)
-        stem = ConvNorm(self.width, self.numerics, kernel_size=7, stride=2, name="stem")
-        x = max_pool(stem(images, context))
+        stem = ConvNorm(
+            self.width, self.numerics, kernel_size=7, stride=2, pool=max_pool, name="stem"
+        )
+        x = stem(images, context)
         features = {}
         for i, (stage, count) in enumerate(zip(STAGES, blocks, strict=True)):
             x = Stage(
