@@ -8,21 +8,27 @@ from typing import Any, NoReturn
 import jax
 
 from configs import base
-from convert import authors, classifiers, detectron2, safetensors
-from mcl_jax import checkpoint, cli
+from convert import authors, export, imports, transform
+from convert.targets import TARGETS
+from mcl_jax import checkpoint, checkpoint_folders, cli
 from mcl_jax.errors import UserError
 
 BASE = "configs/base.py"
-LIBRARIES = {library.name: library for library in (classifiers.TORCHVISION, classifiers.TIMM)}
-TARGETS = ("detectron2", *LIBRARIES, "safetensors", "mcl-official")
+OFFICIAL = "mcl-official"
+ORIGINS = (OFFICIAL, *imports.ORIGINS, "safetensors")
+EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
   python -m convert runs/mcl --to detectron2 --parts backbone,fpn --out exported
+  python -m convert runs/mcl --to mmdet --out exported
+  python -m convert runs/mcl --to torchvision --parts all --out exported
   python -m convert runs/byol --to torchvision --out exported
   python -m convert runs/byol --to timm --out exported
   python -m convert runs/mcl --to safetensors --out exported
   python -m convert runs/mcl --to mcl-official --out mcl.pth
-  python -m convert epoch_100.pth --from mcl-official --out runs/continued"""
+  python -m convert runs/mcl --to detectron2 --average 5 --divide-weights 2 --out exported
+  python -m convert epoch_100.pth --from mcl-official --out runs/continued
+  python -m convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,12 +47,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="checkpoint, or the file to read with --from")
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--to", choices=TARGETS)
-    direction.add_argument("--from", dest="origin", choices=("mcl-official",))
+    direction.add_argument("--to", choices=(*TARGETS, OFFICIAL))
+    direction.add_argument("--from", dest="origin", choices=ORIGINS)
     parser.add_argument("--out", type=Path, required=True, help="folder, or file for mcl-official")
     parser.add_argument(
         "--parts",
-        help="detectron2 only: backbone, fpn, head, several with commas, or all (default)",
+        help="backbone, fpn, head, several with commas, or all: what to export. Default: all, and "
+        "for torchvision (whose names then are a classifier's) backbone",
+    )
+    parser.add_argument(
+        "--average",
+        type=int,
+        metavar="N",
+        help="export the mean of the N newest checkpoints",
+    )
+    parser.add_argument(
+        "--divide-weights",
+        type=float,
+        metavar="D",
+        help="divide all weights but those of norms, which makes fine-tuning faster (paper Table "
+        "10d: 1.5 and 2)",
+    )
+    parser.add_argument(
+        "--fold-norms",
+        action="store_true",
+        help="let FPN and head absorb their norms: for detectors without norms there",
     )
     parser.add_argument(
         "--config",
@@ -59,28 +84,61 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def convert(options: argparse.Namespace) -> list[str]:
     """Does what was asked; returns the lines to print."""
     if options.origin:
-        config = load_config(options.config) if options.config else base.get_config()
-        state, meta, notes = authors.load(options.source, config, adopt=not options.config)
-        folder = authors.save(state, meta, options.out)
-        flags = f"--config {options.config or BASE} --workdir {options.out}"
-        overrides = [] if options.config else authors.overrides(meta["config"], base.get_config())
-        resume = " ".join(["python scripts/pretrain.py", flags, *overrides])
-        return [*notes, f"wrote {folder}; go on with", resume]
+        return read(options)
     if options.config:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
-    if options.parts and options.to != "detectron2":
-        raise UserError("--parts belongs to --to detectron2")
-    state, meta = checkpoint.read(options.source)
-    if options.to == "mcl-official":
-        return authors.export(state, meta, options.out)
-    arguments = (state, meta, str(options.source), options.out)
-    if library := LIBRARIES.get(options.to):
-        files = classifiers.export(*arguments, library)
-    elif options.to == "safetensors":
-        files = safetensors.export(*arguments)
-    else:
-        files = detectron2.export(*arguments, options.parts or "all")
+    state, meta, changes = prepared(options)
+    if options.to == OFFICIAL:
+        return [*authors.export(state, meta, options.out), *changes]
+    files = export.export(
+        TARGETS[options.to],
+        state,
+        meta,
+        str(options.source),
+        options.out,
+        options.parts,
+        options.fold_norms,
+        changes,
+    )
     return [f"wrote {path}" for path in files]
+
+
+def read(options: argparse.Namespace) -> list[str]:
+    """`--from`: writes a checkpoint; returns the lines to print."""
+    if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
+        raise UserError(f"{flags}: for --to alone")
+    config = load_config(options.config) if options.config else base.get_config()
+    adopt = not options.config
+    if options.origin == OFFICIAL:
+        state, meta, notes = authors.load(options.source, config, adopt)
+    else:
+        state, meta, notes = imports.load(options.source, options.origin, config, adopt)
+    folder = checkpoint.write(options.out, state, dict(meta))
+    flags = f"--config {options.config or BASE} --workdir {options.out}"
+    overrides = [] if options.config else authors.overrides(meta["config"], base.get_config())
+    resume = " ".join(["python scripts/pretrain.py", flags, *overrides])
+    return [*notes, f"wrote {folder}; go on with", resume]
+
+
+def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
+    """(state, meta, changes in words) of the checkpoint, averaged and divided as asked."""
+    if options.to == OFFICIAL and (options.parts or options.fold_norms):
+        raise UserError("--parts and --fold-norms: mcl-official is always whole")
+    state, meta = checkpoint.read(options.source)
+    changes = []
+    if options.average is not None:
+        steps = checkpoint_folders.newest(options.source, options.average)
+        state |= transform.average([state, *(checkpoint.read(path)[0] for path in steps[1:])])
+        names = ", ".join(path.name for path in steps)
+        changes.append(f"the mean of {len(steps)} checkpoints, of steps {names}")
+    if options.divide_weights is not None:
+        state |= transform.divide(state, meta["config"], options.divide_weights)
+        changes.append(
+            f"weights of backbone, FPN and head, norms excepted, divided by {options.divide_weights:g} "
+            "(running means too, variances by its square)"
+        )
+    return state, meta, changes
 
 
 def load_config(path: Path) -> Any:

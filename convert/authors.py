@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from convert import architectures, authors_files, strict, table
-from mcl_jax import checkpoint, optimizer, program
+from mcl_jax import optimizer, program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.state import TrainState
@@ -132,8 +132,3 @@ def _optimizer_state(
     trace = {t.source: -table.from_torch(content.momentum[t.authors]) for t in rows}
     notes.append(f"imported the momentum of {len(rows)} parameters")
     return optax.tree_utils.tree_set(state, trace=strict.unflatten(trace)["params"])
-
-
-def save(state: TrainState, meta: Mapping[str, Any], out: Path) -> Path:
-    """Writes the state as the only checkpoint of the workdir `out`."""
-    return checkpoint.write(out, state, dict(meta))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.files import as_array, first_line, import_torch, load_torch
 from mcl_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
@@ -57,7 +58,7 @@ def _read_npz(path: Path) -> Content:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a readable .npz: {first_line(error)}") from error
     step = arrays.pop(STEP_KEY, None)
     if step is not None and (step.ndim or step.dtype.kind not in "iu" or step < 0):
         raise UserError(f"{STEP_KEY} in {path.name} must be a whole number >= 0, got {step}")
@@ -66,40 +67,20 @@ def _read_npz(path: Path) -> Content:
 
 def _read_torch(path: Path) -> Content:
     torch = import_torch()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise UserError(
-            f"{path} cannot be read with torch.load(weights_only=True): {_first_line(error)}"
-        ) from error
+    content = load_torch(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path.name} holds a {type(content).__name__}, not a state_dict")
     tensors = content.get("state_dict", content)
     odd = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
     if odd:
         raise UserError(f"{path.name} has no tensor under {', '.join(map(str, odd[:5]))}")
-    raw = {name: _array(torch, x) for name, x in tensors.items()}
+    raw = {name: as_array(x) for name, x in tensors.items()}
     step = (content.get("meta") or {}).get(STEP_KEY)
     if step is not None and (not isinstance(step, int) or step < 0):
         raise UserError(f"meta.{STEP_KEY} in {path.name} must be a whole number >= 0, got {step!r}")
     optimizer = content.get("optimizer") if "state_dict" in content else None
-    momentum = _momentum(torch, raw, optimizer) if optimizer else None
+    momentum = _momentum(raw, optimizer) if optimizer else None
     return Content(_network(raw), step, momentum)
-
-
-def import_torch() -> Any:
-    """torch, or a UserError that says how to install it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError('.pth files need torch: pip install "mcl_jax[torch]"') from error
-    return torch
-
-
-def _array(torch: Any, tensor: Any) -> np.ndarray:
-    # numpy has no bfloat16; the strict check refuses what is not float32, by name.
-    wide = tensor.to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor
-    return wide.detach().numpy()
 
 
 def _plain(name: str) -> str:
@@ -125,7 +106,7 @@ def _network(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _momentum(
-    torch: Any, raw: Mapping[str, np.ndarray], optimizer: Mapping[str, Any]
+    raw: Mapping[str, np.ndarray], optimizer: Mapping[str, Any]
 ) -> dict[str, np.ndarray] | None:
     """Momentum buffers by name; torch numbers parameters in the order of the state_dict.
 
@@ -147,7 +128,7 @@ def _momentum(
         )
     ordered = names if len(indices) == len(names) else trained
     found = {
-        name: _array(torch, states[index]["momentum_buffer"])
+        name: as_array(states[index]["momentum_buffer"])
         for name, index in zip(ordered, indices, strict=True)
         if states[index].get("momentum_buffer") is not None
     }
@@ -189,8 +170,3 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], step: int) -> None:
 
 def _equal(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
     return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in b)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -36,7 +36,7 @@ MODEL:
   FPN:
     IN_FEATURES: [res2, res3, res4, res5]
     OUT_CHANNELS: {fpn}
-    NORM: SyncBN
+    NORM: {norm}
   ANCHOR_GENERATOR:
     SIZES: [[32], [64], [128], [256], [512]]
     ASPECT_RATIOS: [[0.5, 1.0, 2.0]]
@@ -54,7 +54,7 @@ MODEL:
     NUM_CONV: {head_convs}
     CONV_DIM: {fpn}
     NUM_FC: 1
-    NORM: SyncBN
+    NORM: {norm}
     POOLER_RESOLUTION: 7
   ROI_MASK_HEAD:
     NAME: MaskRCNNConvUpsampleHead
@@ -89,12 +89,13 @@ def limits(a: Architecture) -> list[str]:
     ]
 
 
-def text(a: Architecture, weights: str) -> str:
+def text(a: Architecture, weights: str, folded: bool = False) -> str:
     """The YAML.
 
     Args:
       a: the pre-trained networks.
       weights: path of the .pkl as Detectron2 is to open it.
+      folded: FPN and box head have biases instead of norms.
     """
     _, bottleneck = architecture(a.backbone)
     depth = int(a.backbone.removeprefix("resnet"))
@@ -107,4 +108,5 @@ def text(a: Architecture, weights: str) -> str:
         res2=a.width * (4 if bottleneck else 1),
         fpn=a.fpn_channels,
         head_convs=a.head_convs,
+        norm='""' if folded else "SyncBN",
     )

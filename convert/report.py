@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convert import strict
+from convert.views import networks
 
 
 def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:
@@ -22,12 +22,6 @@ def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:
         "norm": float(np.linalg.norm(array.astype(np.float64))),
         "source": source,
     }
-
-
-def networks(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Every array of the online and target networks: source -> array."""
-    fields = ("params", "batch_stats", "target_params", "target_batch_stats")
-    return strict.flatten({field: state[field] for field in fields if state.get(field)})
 
 
 # Part of a checkpoint -> why it stays behind, where a target does not take it.
@@ -110,6 +104,11 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / "report.txt").write_text(_text(content), encoding="utf-8")
 
 
+def _worst(errors: Mapping[str, float]) -> str:
+    name = max(errors, key=errors.get)
+    return f"{errors[name]:.1e} of the largest value ({name}, the worst of {', '.join(errors)})"
+
+
 def _text(content: Mapping[str, Any]) -> str:
     rows = content["tensors"]
     values = sum(int(np.prod(row["shape"])) for row in rows)
@@ -118,6 +117,7 @@ def _text(content: Mapping[str, Any]) -> str:
         f"{content['file']} ({content['target']})",
         f"sha256 {content['sha256']}",
         f"{len(rows)} tensors, {values:,} values; re-read from the file: equal bit by bit",
+        f"run on a fixed image from the file: equal to {_worst(content['self_check'])}",
         *(f"NOTE: {note}" for note in content["notes"]),
         "",
         "Loads into",

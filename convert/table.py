@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.models.resnet import architecture
 
@@ -121,7 +121,7 @@ def predictor(a: Architecture, levels: int) -> list[Tensor]:
 
 def _encoder(a: Architecture, *where: str) -> list[Tensor]:
     tensors = []
-    for row, at, shape in _convolutions(a):
+    for row, at, shape in (*_backbone(a), *_neck_and_head(a)):
         tensors.append(_kernel(row, at, shape, where))
         tensors += _norm(row.ours + "/norm", row, at, shape[-1], where, NORM + STATISTICS)
     sizes = (a.fpn_channels, a.projector_hidden, a.projector_out)
@@ -132,12 +132,14 @@ def _encoder(a: Architecture, *where: str) -> list[Tensor]:
     return tensors + _norm("projector/norm2", PROJECTOR_2, {}, sizes[2], where, STATISTICS)
 
 
-def _convolutions(a: Architecture) -> Iterator[tuple[Row, dict[str, int], Shape]]:
-    """(row, indices, kernel shape HWIO) of every convolution; r: res/pyramid level, l: torch's
-    layer, b: block, n: convolution from 1, i: index in the authors' ModuleList."""
+def _backbone(a: Architecture) -> Iterator[tuple[Row, dict[str, int], Shape]]:
+    """(row, indices, kernel shape HWIO) of every convolution; r: res level, l: torch's layer, b:
+    block, n: convolution from 1. Nothing for a Swin, whose rows stand in convert/swin.py."""
+    if is_swin(a.backbone):
+        return
     yield STEM, {}, (7, 7, 3, a.width)
     counts, bottleneck = architecture(a.backbone)
-    inputs, stage_outputs = a.width, []
+    inputs = a.width
     for i, count in enumerate(counts):
         features = a.width * 2**i
         outputs = 4 * features if bottleneck else features
@@ -152,9 +154,12 @@ def _convolutions(a: Architecture) -> Iterator[tuple[Row, dict[str, int], Shape]
             if b == 0 and (i > 0 or inputs != outputs):
                 yield SHORTCUT, at, (1, 1, inputs, outputs)
             inputs = outputs
-        stage_outputs.append(outputs)
+
+
+def _neck_and_head(a: Architecture) -> Iterator[tuple[Row, dict[str, int], Shape]]:
+    """As `_backbone`; r: pyramid level, n: convolution from 1, i: index in others' ModuleList."""
     finest = COARSEST - PYRAMID_LEVELS + 1
-    for i, outputs in enumerate(stage_outputs):
+    for i, outputs in enumerate(stage_channels(a)):
         yield LATERAL, {"r": finest + i, "i": i}, (1, 1, outputs, a.fpn_channels)
     for i in range(PYRAMID_LEVELS):
         yield OUTPUT, {"r": finest + i, "i": i}, (3, 3, a.fpn_channels, a.fpn_channels)

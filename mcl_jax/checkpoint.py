@@ -16,13 +16,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from mcl_jax import hosts, integrity
+from mcl_jax.checkpoint_folders import DAMAGED, FOLDER, ITEMS, UNFINISHED, find
 from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
-
-FOLDER = "checkpoints"
-DAMAGED = "damaged_checkpoints"
-UNFINISHED = "*.orbax-checkpoint-tmp*"  # how orbax names what it has not finished
-ITEMS = ("state", "meta")
 
 
 def _write_once() -> None:
@@ -228,30 +224,6 @@ class Checkpointer:
 def _saved_shapes(folder: Path) -> Any:
     """A step's state as a tree of orbax's metadata, which have shapes."""
     return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-
-
-def find(path: str | Path) -> tuple[Path, int]:
-    """(checkpoints folder, step) of a workdir, its `checkpoints` folder or one step's folder.
-
-    Raises:
-      UserError: if there is no finished checkpoint, saying what was looked for.
-    """
-    path = Path(path).absolute()
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a --workdir of scripts/pretrain.py")
-    if path.name.isdigit() and (path / "state").is_dir():
-        return path.parent, int(path.name)
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = []
-    if folder.is_dir():
-        entries = (entry for entry in folder.iterdir() if entry.name.isdigit())
-        steps = [int(entry.name) for entry in entries if (entry / "state").is_dir()]
-    if not steps:
-        raise UserError(
-            f"{path} is not a checkpoint: no {FOLDER}/STEP/state in it; "
-            "give a --workdir of scripts/pretrain.py or one of its checkpoints"
-        )
-    return folder, max(steps)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

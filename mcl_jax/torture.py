@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcl_jax import metrics
-from mcl_jax.checkpoint import DAMAGED, FOLDER, UNFINISHED
+from mcl_jax.checkpoint_folders import DAMAGED, FOLDER, UNFINISHED
 
 REPO = Path(__file__).resolve().parent.parent
 STEPS = 12

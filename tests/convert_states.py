@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from convert import authors, detectron2, strict, table
+from convert import authors, strict, table
+from convert import export as exports
+from convert.targets import TARGETS
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 
@@ -43,8 +45,28 @@ def meta_of(a, step=3):
     return {"config": {"model": vars(a), "montage": {"levels": 4}}, "step": step}
 
 
+def export_to(target, state, meta, out, parts=None, **options):
+    """`--to` target with `--parts`, of a checkpoint in memory; returns the written files."""
+    return exports.export(TARGETS[target], state, meta, "runs/test", out, parts, **options)
+
+
+def job_of(target, state, meta, parts=None, folded=False):
+    taken = exports.chosen_parts(TARGETS[target], parts, meta["config"])
+    return exports.Job(state, meta, taken, folded, (), Path("weights"))
+
+
+def view_of(target, state, meta, parts=None):
+    """What the target's file would hold."""
+    return TARGETS[target].view(job_of(target, state, meta, parts))
+
+
+def arrays_of(target, state, meta, parts=None):
+    """The file's arrays, not written."""
+    return view_of(target, state, meta, parts).to_file(state, "the checkpoint")
+
+
 def export(a, state, out):
-    detectron2.export(state, meta_of(a), "runs/test", out, "all")
+    export_to("detectron2", state, meta_of(a), out)
     with (out / f"mcl_{a.backbone}.pkl").open("rb") as file:
         return pickle.load(file)
 

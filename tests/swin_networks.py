@@ -48,10 +48,10 @@ def rule_made_state(name, a):
         if dtype == "float32" and not key.startswith(f"{last}.")
     }
     flat = {}
-    for t in classifiers.tensors(a, TORCHVISION):
-        if t.name:
-            flat[t.source] = classifiers.from_torch(t.name, arrays[t.name])
+    for entry in classifiers.view(a, TORCHVISION, None).entries:
+        if entry.name:
+            flat[entry.source] = entry.from_file(arrays[entry.name])
         else:  # output norms, which torchvision does not have
-            flat[t.source] = rule_made(t.source, t.shape)
-        assert flat[t.source].shape == t.shape
+            flat[entry.source] = rule_made(entry.source, entry.shape)
+        assert flat[entry.source].shape == entry.shape
     return strict.unflatten(flat), arrays

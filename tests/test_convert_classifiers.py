@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert_states import NUMERICS, R18, R50, meta_of, random_state
+from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 
-from convert import authors, classifiers, detectron2, report, strict
+from convert import authors, classifiers, strict
 from convert.__main__ import main
 from convert.classifiers import TIMM, TORCHVISION
+from convert.views import networks
 from mcl_jax import checkpoint
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
@@ -35,8 +36,11 @@ def run_of(a, method, pooling="montage"):
 
 def random_tiny(seed=0):
     r = np.random.RandomState(seed)
-    rows = classifiers.tensors(TINY, TORCHVISION)
-    return strict.unflatten({t.source: r.randn(*t.shape).astype(np.float32) for t in rows})
+    flat = {}
+    for entry in classifiers.view(TINY, TORCHVISION, None).entries:
+        scale = 0.3 if len(entry.shape) > 1 else 1.0
+        flat[entry.source] = (scale * r.randn(*entry.shape)).astype(np.float32)
+    return strict.unflatten(flat)
 
 
 def exported(out, a):
@@ -61,13 +65,13 @@ def test_table_lists_exactly_what_the_module_creates(a):
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         shapes["/".join(("params/encoder/backbone", *(key.key for key in path)))] = x.shape
-    assert {t.source: t.shape for t in classifiers.tensors(a, TORCHVISION)} == shapes
+    assert {e.source: e.shape for e in classifiers.view(a, TORCHVISION, None).entries} == shapes
 
 
 @pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
 def test_export_returns_torchvisions_own_state_dict(tmp_path, name, a):
     state, arrays = rule_made_state(name, a)
-    classifiers.export(state, run_of(a, "byol"), "runs/test", tmp_path / "out", TORCHVISION)
+    export_to("torchvision", state, run_of(a, "byol"), tmp_path / "out")
     model, content = exported(tmp_path / "out", a)
     keys = keys_of(name)
     head = [
@@ -80,7 +84,7 @@ def test_export_returns_torchvisions_own_state_dict(tmp_path, name, a):
         if key in arrays:
             np.testing.assert_array_equal(tensor.numpy(), arrays[key])
     assert set(arrays) == {key for key in model if keys[key][1] == "float32"}
-    assert content["models"][f"torchvision.models.{name}"]["from_scratch"].startswith(head[0][:2])
+    assert content["models"][f"torchvision.models.{name}()"]["from_scratch"].startswith(head[0][:2])
     assert not content["notes"]
 
 
@@ -89,7 +93,7 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
     """timm 1.0's names and shapes; it keeps no index buffers in a state_dict."""
     state, _ = rule_made_state(name, a)
     meta = run_of(a, "byol")
-    classifiers.export(state, meta, "runs/test", tmp_path / "out", TIMM)
+    export_to("timm", state, meta, tmp_path / "out")
     model, content = exported(tmp_path / "out", a)
     keys = keys_of(name, "timm")
     head = {f"{classifiers.classifier_name(a, TIMM)}.{leaf}" for leaf in ("weight", "bias")}
@@ -98,7 +102,8 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
     }
     assert shapes == {key: kind for key, kind in keys.items() if key not in head}
     assert head <= set(keys)
-    there, sources = classifiers.state_dict(state, meta["config"], TORCHVISION)
+    there = arrays_of("torchvision", state, meta)
+    sources = view_of("torchvision", state, meta).sources
     by_source = {source: there[key] for key, source in sources.items() if source != "computed"}
     for row in content["tensors"]:
         if row["source"] != "computed":
@@ -110,7 +115,8 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
 
 def test_index_buffer_counts_offsets_row_by_row():
     """For the bias table's layout: row (dy + w - 1) * (2w - 1) + dx + w - 1 of query minus key."""
-    model, sources = classifiers.state_dict(random_tiny(), meta_of(TINY)["config"], TORCHVISION)
+    model = arrays_of("torchvision", random_tiny(), meta_of(TINY))
+    sources = view_of("torchvision", random_tiny(), meta_of(TINY)).sources
     name = "features.1.0.attn.relative_position_index"
     tokens = [(y, x) for y in range(3) for x in range(3)]
     expected = [(a - c + 2) * 5 + b - d + 2 for a, b in tokens for c, d in tokens]
@@ -123,9 +129,9 @@ def test_report_accounts_for_every_array(tmp_path):
     state["params"]["encoder"]["fpn"] = {"lateral2": {"kernel": np.ones((1, 1, 8, 8), np.float32)}}
     state["params"]["predictor"] = {"linear1": {"bias": np.ones(3, np.float32)}}
     state["target_params"] = state["params"]["encoder"]
-    classifiers.export(state, meta_of(TINY), "runs/test", tmp_path / "out", TORCHVISION)
+    export_to("torchvision", state, meta_of(TINY), tmp_path / "out")
     model, content = exported(tmp_path / "out", TINY)
-    arrays = report.networks(state)
+    arrays = networks(state)
     learned = [row for row in content["tensors"] if row["source"] != "computed"]
     assert [row["name"] for row in content["tensors"]] == list(model)
     assert len(learned) + sum(part.get("tensors", 0) for part in content["left_out"]) == len(arrays)
@@ -148,18 +154,18 @@ def test_classifier_of_whole_images_is_torchvisions(tmp_path):
     kernel, bias = rule_made("k", (64, 5)), rule_made("b", (5,))
     state["params"]["classifier"] = {"kernel": kernel, "bias": bias}
     meta = run_of(TINY, "supervised", "image")
-    classifiers.export(state, meta, "runs/test", tmp_path / "out", TORCHVISION)
+    export_to("torchvision", state, meta, tmp_path / "out")
     model, content = exported(tmp_path / "out", TINY)
     assert list(model)[-2:] == ["head.weight", "head.bias"]
     np.testing.assert_array_equal(model["head.weight"].numpy(), kernel.T)
     np.testing.assert_array_equal(model["head.bias"].numpy(), bias)
     assert "num_classes=5" in content["notes"][1]
     # A classifier of RoI features is not torchvision's.
-    model, _ = classifiers.state_dict(state, run_of(TINY, "supervised")["config"], TORCHVISION)
+    model = arrays_of("torchvision", state, run_of(TINY, "supervised"))
     assert not any(name.startswith("head.") for name in model)
     del state["params"]["classifier"]["bias"]
     with pytest.raises(UserError, match="missing params/classifier/bias"):
-        classifiers.state_dict(state, meta["config"], TORCHVISION)
+        arrays_of("torchvision", state, meta)
 
 
 @pytest.mark.parametrize("damage", ["drop", "transpose", "nan", "extra"])
@@ -173,9 +179,7 @@ def test_a_damaged_backbone_is_named_and_nothing_is_written(tmp_path, damage):
         x = flat.pop(leaf)
         flat |= {"transpose": {leaf: x.T}, "nan": {leaf: x * np.nan}}.get(damage, {})
     with pytest.raises(UserError, match=leaf):
-        classifiers.export(
-            strict.unflatten(flat), meta_of(TINY), "x", tmp_path / "out", TORCHVISION
-        )
+        export_to("torchvision", strict.unflatten(flat), meta_of(TINY), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -203,10 +207,10 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
     state = random_state(R18, 1)
     bare = without(state, "fpn", "head")
     meta = run_of(R18, method, pooling)
-    detectron2.export(bare, meta, "runs/test", tmp_path / "out", "all")
+    export_to("detectron2", bare, meta, tmp_path / "out")
     with (tmp_path / "out" / "mcl_resnet18.pkl").open("rb") as file:
         model = pickle.load(file)["model"]
-    whole = detectron2.tensors(state, R18)
+    whole = arrays_of("detectron2", state, meta_of(R18))
     assert list(model) == [name for name in whole if name.startswith(("stem.", "res"))]
     assert all(np.array_equal(x, whole[name]) for name, x in model.items())
     content = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -215,6 +219,6 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
     assert fpn["loads"] == "backbone" and fpn["from_scratch"].startswith("FPN")
     # The same checkpoint, were it MCL's, would be incomplete.
     with pytest.raises(UserError, match="missing params/encoder/fpn"):
-        detectron2.export(bare, run_of(R18, "mcl"), "runs/test", tmp_path / "mcl", "all")
+        export_to("detectron2", bare, run_of(R18, "mcl"), tmp_path / "mcl")
     with pytest.raises(UserError, match=f"this checkpoint is {method}"):
         authors.export(bare, meta, tmp_path / "a.npz")

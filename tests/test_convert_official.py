@@ -103,7 +103,7 @@ def test_authors_to_jax_to_authors_is_exact(tmp_path, suffix, capsys):
 def test_jax_to_authors_to_jax_is_exact(tmp_path):
     state, meta, _ = load(write_npz(tmp_path / "a.npz", make_arrays(R18), iter=STEP))
     # Through a checkpoint on disk, as `convert` reads it.
-    authors.save(state, meta, tmp_path / "run")
+    checkpoint.write(tmp_path / "run", state, meta)
     read, read_meta = checkpoint.read(tmp_path / "run")
     authors.export(read, read_meta, tmp_path / "b.npz")
     again, _, _ = load(tmp_path / "b.npz")
@@ -120,7 +120,7 @@ def test_imported_checkpoint_is_what_training_resumes_from(tmp_path):
     config.data.image_size = 64
     path = write_npz(tmp_path / "a.npz", make_arrays(R18), iter=STEP)
     state, meta, _ = authors.load(path, config, adopt=False)
-    authors.save(state, meta, tmp_path / "run")
+    checkpoint.write(tmp_path / "run", state, meta)
     run = program.build(config, sharding.make_mesh(), images=5120)
     with checkpoint.Checkpointer(tmp_path / "run", keep=1) as checkpointer:
         restored, restored_meta = checkpointer.restore(program.abstract_state(run))

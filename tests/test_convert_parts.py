@@ -8,9 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convert_states import R18, R50, matches, meta_of, model_keys, random_state
+from convert_states import (
+    R18,
+    R50,
+    arrays_of,
+    export_to,
+    matches,
+    meta_of,
+    model_keys,
+    random_state,
+)
 
-from convert import detectron2
+from convert import detectors, detectron2
 from convert.__main__ import main
 from mcl_jax import checkpoint
 from mcl_jax.state import TrainState
@@ -33,9 +42,9 @@ def state():
     ],
 )
 def test_the_file_holds_the_parts_and_the_report_the_rest(tmp_path, state, given, parts):
-    detectron2.export(state, meta_of(R18), "runs/test", tmp_path / "out", given)
+    export_to("detectron2", state, meta_of(R18), tmp_path / "out", given)
     model = pickle.loads((tmp_path / "out" / "mcl_resnet18.pkl").read_bytes())["model"]
-    whole = detectron2.tensors(state, R18)
+    whole = arrays_of("detectron2", state, meta_of(R18))
     wanted = tuple(prefix for part in parts for prefix in PREFIXES[part])
     assert list(model) == [name for name in whole if name.startswith(wanted)]
     assert all(np.array_equal(x, whole[name]) for name, x in model.items())
@@ -50,7 +59,7 @@ def test_the_file_holds_the_parts_and_the_report_the_rest(tmp_path, state, given
 
 def test_backbone_and_fpn_fill_exactly_these_of_a_detector():
     """Names of the real models; statistics counters, which nobody loads, aside."""
-    names = [t.detectron2 for t in detectron2.rows(R50, ("backbone", "fpn"))]
+    names = list(detectors.view(R50, "detectron2", ("backbone", "fpn")).named)
     for detector in ("mask_rcnn_fpn_bn4conv1fc", "retinanet_fpn_bn"):
         model = [k for k in model_keys(detector) if not k.endswith("num_batches_tracked")]
         own = {k for k in model if k.startswith("backbone.") and ".top_block." not in k}
@@ -76,7 +85,7 @@ def test_the_report_says_what_every_detector_loads(parts, detector, loads, new):
     [
         (("--to", "detectron2", "--parts", "neck"), "'neck' is not one of backbone, fpn, head"),
         (("--to", "detectron2", "--parts", "fpn,head"), "pre-trained no fpn .* only backbone"),
-        (("--to", "timm", "--parts", "backbone"), "--parts belongs to --to detectron2"),
+        (("--to", "timm", "--parts", "fpn"), "--to timm has no fpn, only backbone"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, capsys, state, arguments, message):

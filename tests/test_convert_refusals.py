@@ -7,6 +7,7 @@ import builtins
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 import torch
 from convert_states import (
     R18,
+    arrays_of,
     as_tensors,
     config_file,
     export,
+    export_to,
     make_arrays,
     meta_of,
     optimizer_dict,
@@ -24,8 +27,9 @@ from convert_states import (
     write_npz,
 )
 
-from convert import detectron2, strict, table
+from convert import files, strict, table
 from convert.__main__ import main
+from convert.targets import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
@@ -87,7 +91,7 @@ def test_a_damaged_leaf_is_named_and_nothing_is_written(tmp_path, leaf, kind):
     mutate(flat, leaf, kind)
     culprit = f"{leaf.rsplit('/', 1)[0]}/other" if kind == "extra" else leaf
     with pytest.raises(UserError, match=culprit):
-        detectron2.export(strict.unflatten(flat), meta_of(R18), "x", tmp_path / "out", "all")
+        export_to("detectron2", strict.unflatten(flat), meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -97,25 +101,26 @@ def test_every_exported_tensor_is_missed_and_all_at_once():
     for row in rows:
         rest = {source: x for source, x in flat.items() if source != row.source}
         with pytest.raises(UserError, match=f"1 problem: missing {row.source}$"):
-            detectron2.tensors(strict.unflatten(rest), R18)
+            arrays_of("detectron2", strict.unflatten(rest), meta_of(R18))
     rest = {source: x for source, x in flat.items() if source not in LEAVES}
     with pytest.raises(UserError) as caught:
-        detectron2.tensors(strict.unflatten(rest), R18)
+        arrays_of("detectron2", strict.unflatten(rest), meta_of(R18))
     assert all(leaf in str(caught.value) for leaf in LEAVES)
 
 
 def test_another_architecture_than_the_config_says_is_refused(tmp_path):
     wide = Architecture(**(vars(R18) | {"fpn_channels": 24}))
     with pytest.raises(UserError, match="fpn/lateral2/kernel has shape"):
-        detectron2.export(random_state(R18, 6), meta_of(wide), "x", tmp_path / "out", "all")
+        export_to("detectron2", random_state(R18, 6), meta_of(wide), tmp_path / "out")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(path, model):
+    def fail(path, arrays, about):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(detectron2, "write_pickle", fail)
+    full = replace(TARGETS["detectron2"], format=files.PICKLE._replace(write=fail))
+    monkeypatch.setitem(TARGETS, "detectron2", full)
     with pytest.raises(OSError, match="no space"):
         export(R18, random_state(R18, 7), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -5,21 +5,22 @@ import subprocess
 
 import numpy as np
 import pytest
-from convert_states import R18, meta_of, random_state
+from convert_states import R18, export_to, meta_of, random_state
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from convert import report, safetensors, strict
+from convert import files, strict
+from convert.views import networks
 from mcl_jax import provenance
 from mcl_jax.errors import UserError
 
 
 def test_all_networks_come_back_bit_by_bit_with_their_origin(tmp_path):
     state, meta = random_state(R18, 2), meta_of(R18) | {"commit": "abc", "mcl_jax": "0.1"}
-    files = safetensors.export(state, meta, "runs/test", tmp_path / "out")
+    written = export_to("safetensors", state, meta, tmp_path / "out")
     path = tmp_path / "out" / "mcl_resnet18.safetensors"
-    assert path in files
-    arrays, read = report.networks(state), load_file(path)
+    assert path in written
+    arrays, read = networks(state), load_file(path)
     assert set(read) == set(arrays)
     for name, x in arrays.items():
         assert read[name].dtype == x.dtype
@@ -39,17 +40,17 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_written(tmp_path):
     leaf = "params/encoder/fpn/lateral2/kernel"
     flat[leaf] = flat[leaf] * np.nan
     with pytest.raises(UserError, match=f"1 problem: {leaf} has"):
-        safetensors.export(strict.unflatten(flat), meta_of(R18), "x", tmp_path / "out")
+        export_to("safetensors", strict.unflatten(flat), meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
-    library = safetensors.import_safetensors()
+    library = files.import_safetensors().numpy
     save = library.save_file
     halves = lambda arrays, *rest: save(dict(list(arrays.items())[:-1]), *rest)  # noqa: E731
     monkeypatch.setattr(library, "save_file", halves)
     with pytest.raises(RuntimeError, match="does not read back"):
-        safetensors.export(random_state(R18, 2), meta_of(R18), "x", tmp_path / "out")
+        export_to("safetensors", random_state(R18, 2), meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,240 @@
+"""Weights of other libraries into a training state of step 0: to start from supervised ones, say.
+
+Shapes: here HWIO and [in, out]; there as the view of the library says.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from convert import classifiers, detectors, files, strict
+from convert.architectures import PARTS, from_config
+from convert.files import Arrays, Format
+from convert.views import View
+from mcl_jax import program, sharding
+from mcl_jax.errors import UserError
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
+from mcl_jax.models.swin import ARCHITECTURES as SWINS
+from mcl_jax.state import TrainState
+
+# Vectors of a file whose length is a size of the network.
+VECTORS = {
+    "width": (
+        "params/encoder/backbone/stem/norm/bias",
+        "params/encoder/backbone/patch_norm/bias",
+    ),
+    "fpn_channels": ("params/encoder/fpn/lateral5/norm/bias",),
+}
+NETWORKS = ("params", "batch_stats", "target_params", "target_batch_stats")
+TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
+MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+      words: what it holds, for people.
+      view: (networks, parts) -> the view.
+      parts: which of architectures.PARTS there can be.
+      prefixes: what may stand before its names.
+    """
+
+    words: str
+    view: Callable[[Architecture, tuple[str, ...]], View]
+    parts: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
+
+
+class Origin(NamedTuple):
+    """What `--from` can be: the format and the kinds of file, the most specific first."""
+
+    format: Format
+    kinds: tuple[Kind, ...]
+
+
+def _classifier(library: classifiers.Library) -> Kind:
+    view = lambda a, parts: classifiers.view(a, library, None)  # noqa: E731
+    return Kind(f"{library.name} classifier", view, PARTS[:1])
+
+
+def _detector(library: str, *prefixes: str) -> Kind:
+    view = lambda a, parts: detectors.view(a, library, parts)  # noqa: E731
+    return Kind(f"{library} detector", view, PARTS, prefixes)
+
+
+ORIGINS = {
+    "torchvision": Origin(
+        files.TORCH, (_detector("torchvision"), _classifier(classifiers.TORCHVISION))
+    ),
+    "timm": Origin(files.TORCH, (_classifier(classifiers.TIMM),)),
+    "mmdet": Origin(files.MMENGINE, (_detector("mmdet"),)),
+    "detectron2": Origin(
+        files.PICKLE,
+        (_detector("detectron2", "backbone.bottom_up.", "backbone.", "roi_heads."),),
+    ),
+}
+
+
+def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
+    """Reads a file of another library as a training state that has taken no step.
+
+    What the file holds goes into the online and the target network; the rest is initialised as
+    the configuration says.
+
+    Args:
+      path: the file.
+      origin: one of ORIGINS, or 'safetensors'.
+      config: ConfigDict to go on with, checked against the file.
+      adopt: first set the sizes in the config's section `model` to those of the file.
+
+    Returns:
+      (state, meta for `checkpoint.write`, what the user should know).
+
+    Raises:
+      UserError: for a file that cannot be read or does not hold a network of the configuration.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give the weights to read")
+    if origin == "safetensors":
+        return _load_safetensors(path, config, adopt)
+    source = ORIGINS[origin]
+    model = source.format.read(path)
+    kind, backbone, names = _recognise(model, source, path)
+    model = {names[name]: x for name, x in model.items()}
+    a = from_config(program.plain_config(config))
+    if adopt:
+        config.model.update(_sizes(model, kind, backbone, a))
+        a = from_config(program.plain_config(config))
+    elif a.backbone != backbone:
+        raise UserError(
+            f"{path.name} holds a {backbone}, model.backbone is {a.backbone!r} in the configuration"
+        )
+    parts = _present(model, kind, a)
+    view = kind.view(a, parts)
+    known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
+    subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
+    arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
+    notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}"]
+    if left := [name for name in model if name not in known]:
+        more = ", ..." if len(left) > 3 else ""
+        notes.append(f"not read: {len(left)} arrays ({', '.join(left[:3])}{more})")
+    state = placed(fresh(config), arrays)
+    notes.append(f"{len(arrays)} arrays placed; the rest is initialised with seed {config.seed}")
+    meta = {"config": program.plain_config(config), "origin": f"{origin}:{path.name}"}
+    return state, meta, notes
+
+
+def _recognise(model: Arrays, source: Origin, path: Path) -> tuple[Kind, str, dict[str, str]]:
+    """(kind, backbone, the file's names -> without prefixes): the backbone whose names differ least.
+
+    Names of any backbone count that the file has too many or too few; others do not.
+    """
+    best = None
+    for kind in source.kinds:
+        names = {name: _short(name, kind.prefixes) for name in model}
+        candidates = {backbone: _backbone_names(kind, backbone) for backbone in (*RESNETS, *SWINS)}
+        there = set(names.values()) & set().union(*candidates.values())
+        for backbone, wanted in candidates.items():
+            difference = len(wanted ^ there)
+            if 2 * difference < len(wanted) and (best is None or difference < best[0]):
+                best = difference, kind, backbone, names
+    if best is None:
+        kinds = " or ".join(kind.words for kind in source.kinds)
+        shown = ", ".join(list(model)[:3])
+        raise UserError(f"{path.name} holds no {kinds} that is known here; it begins with {shown}")
+    return best[1:]
+
+
+def _short(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _backbone_names(kind: Kind, backbone: str) -> set[str]:
+    """What a backbone's arrays are called; that does not depend on its width."""
+    if backbone in SWINS and kind.parts == PARTS and "mmdet" not in kind.words:
+        return set()
+    width = 32 if backbone in SWINS else 8
+    a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)
+    return set(kind.view(a, PARTS[:1]).named)
+
+
+def _sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dict[str, Any]:
+    """The keys of `config.model` that the file decides."""
+    a = replace(given, backbone=backbone, head_convs=MOST_HEAD_CONVS)
+    found = {"backbone": backbone}
+    by_source = {e.source: model.get(e.name) for e in kind.view(a, kind.parts).entries}
+    for key, sources in VECTORS.items():
+        for source in sources:
+            if by_source.get(source) is not None:
+                found[key] = by_source[source].size
+    heads = [f"params/encoder/head/conv{n}/kernel" for n in range(1, MOST_HEAD_CONVS + 1)]
+    if count := sum(by_source.get(source) is not None for source in heads):
+        found["head_convs"] = count
+    return found
+
+
+def _present(model: Arrays, kind: Kind, a: Architecture) -> tuple[str, ...]:
+    """Parts of which any array is there."""
+    return tuple(part for part in kind.parts if set(kind.view(a, (part,)).named) & set(model))
+
+
+def fresh(config: Any) -> TrainState:
+    """The state that a run of this configuration starts from, as numpy."""
+    plain = program.plain_config(config)
+    plain["numerics"]["bn_devices"] = 0  # statistics of one device, as there is one here
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    # How many images there are has no part in the initial values.
+    state = program.new_state(program.build(plain, mesh, images=plain["data"]["batch_size"]))
+    return jax.tree.map(np.asarray, state)
+
+
+def placed(state: TrainState, arrays: Arrays) -> TrainState:
+    """A state with these arrays, by their path, and those of the online encoder in the target too.
+
+    Raises:
+      UserError: for an array that the state does not have, or has in another shape.
+    """
+    flat = strict.flatten({name: getattr(state, name) for name in NETWORKS})
+    placed = dict(arrays)
+    for path, x in arrays.items():
+        for online, target in TARGET_OF.items():
+            copy = path.replace(online, target, 1)
+            if path.startswith(online) and copy in flat:
+                placed.setdefault(copy, x)
+    expected = {path: flat[path].shape for path in placed if path in flat}
+    strict.demand(strict.problems(placed, expected), "the file does not fit the configuration")
+    trees = strict.unflatten(flat | placed)
+    return state.replace(**{name: trees.get(name, {}) for name in NETWORKS})
+
+
+def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
+    """`load` of what `--to safetensors` wrote: all networks, with the file's own configuration."""
+    arrays, about = files.SAFETENSORS.read(path), files.read_safetensors_about(path)
+    if about.get("format") != "mcl_jax":
+        raise UserError(
+            f"{path.name} was not written by --to safetensors (its metadata has no format mcl_jax)"
+        )
+    if adopt:
+        config.update(json.loads(about["config"]))
+    state = placed(fresh(config), arrays)
+    missing = set(strict.flatten({n: getattr(state, n) for n in NETWORKS})) - set(arrays)
+    strict.demand([f"missing {name}" for name in sorted(missing)], path.name)
+    notes = [
+        f"read {path.name}: {about['method']}, step {about['step']}, {len(arrays)} arrays",
+        "the optimiser starts anew, at step 0: the file holds networks alone",
+    ]
+    return (
+        state,
+        {"config": program.plain_config(config), "origin": f"safetensors:{path.name}"},
+        notes,
+    )

@@ -1,0 +1,93 @@
+"""The self-check of an export: what the written file computes is what the checkpoint computes.
+
+Shapes: maps [N, C, H, W].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert import forward
+from convert.forward import Maps
+from convert.views import View
+from mcl_jax.errors import UserError
+from mcl_jax.models.backbone import Architecture, make_backbone
+from mcl_jax.models.heads import RoIHead
+from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.models.pyramid import FPN, full_spans
+
+TOLERANCE = 1e-5  # of a map's largest value; float32 rounding over 60 layers is a tenth of it
+
+
+def reference(
+    state: Mapping[str, Any], a: Architecture, parts: Sequence[str], epsilon: float
+) -> Maps:
+    """What the training code's networks compute, with running statistics; as forward.features."""
+    how = Numerics(jnp.float32, bn_momentum=0.0, bn_epsilon=epsilon, axis_name=None)
+
+    def variables(part: str) -> dict[str, Any]:
+        fields = {
+            name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")
+        }
+        return {name: tree[part] for name, tree in fields.items() if part in tree}
+
+    images, rois = (x.astype(np.float32).transpose(0, 2, 3, 1) for x in forward.inputs(a))
+
+    @jax.jit
+    def compute(weights: dict[str, Any]) -> dict[str, jax.Array]:
+        maps = {}
+        if "backbone" in parts:
+            context = Context((len(images),), False)
+            maps = make_backbone(a, how).apply(weights["backbone"], images, context)
+            if "fpn" in parts:
+                spans = full_spans(len(images))
+                maps |= FPN(a.fpn_channels, how).apply(weights["fpn"], maps, spans, 1, False)
+        if "head" in parts:
+            head = RoIHead(a.fpn_channels, a.head_convs, how)
+            maps["head"] = head.apply(weights["head"], rois, Context((len(rois),), False))
+        return maps
+
+    maps = compute({part: variables(part) for part in parts})
+    return {name: np.asarray(x).transpose(0, 3, 1, 2) for name, x in maps.items()}
+
+
+def check(
+    model: Mapping[str, np.ndarray],
+    view: View,
+    state: Mapping[str, Any],
+    a: Architecture,
+    parts: Sequence[str],
+    epsilon: float,
+) -> dict[str, float]:
+    """Compares both on a fixed image.
+
+    Args:
+      model: arrays as read from the written file.
+      view: what they are.
+      state: of the checkpoint.
+      a: its networks.
+      parts: which of architectures.PARTS are in the file.
+      epsilon: of the run's batch norms; other libraries have no knob for it.
+
+    Returns:
+      Per map the largest difference, as a share of the map's largest value.
+
+    Raises:
+      UserError: above TOLERANCE, naming the first map.
+    """
+    theirs = forward.features(forward.Weights(model, view), a, parts)
+    ours = reference(state, a, parts, epsilon)
+    errors = {
+        name: float(np.abs(theirs[name] - ours[name]).max() / np.abs(ours[name]).max())
+        for name in theirs
+    }
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"the written file computes another {name}: it differs by {error:.1e} of its "
+                f"largest value, {TOLERANCE:g} is allowed"
+            )
+    return errors
