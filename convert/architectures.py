@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import jax
+
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, is_swin
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
@@ -35,6 +38,15 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     if missing:
         raise UserError(f"the checkpoint's configuration lacks model.{', model.'.join(missing)}")
     return Architecture(**{name: model[name] for name in names})
+
+
+def on_one_device(config: Mapping[str, Any]) -> program.Program:
+    """The run of a configuration, as one device would do it: for what does not depend on that."""
+    plain = program.plain_config(config)
+    plain["numerics"]["bn_devices"] = 0
+    # How many images there are has no part in shapes and initial values.
+    images = plain["data"]["batch_size"]
+    return program.build(plain, sharding.make_mesh(jax.devices()[:1]), images)
 
 
 def demand_resnet(a: Architecture, target: str) -> None:

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from convert import classifiers, detectors, files, strict
-from convert.architectures import PARTS, from_config
+from convert.architectures import PARTS, from_config, on_one_device
 from convert.files import Arrays, Format
-from convert.views import View
-from mcl_jax import program, sharding
+from convert.views import NETWORKS, View
+from mcl_jax import program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
@@ -31,7 +31,6 @@ VECTORS = {
     ),
     "fpn_channels": ("params/encoder/fpn/lateral5/norm/bias",),
 }
-NETWORKS = ("params", "batch_stats", "target_params", "target_batch_stats")
 TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
 MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
 
@@ -190,12 +189,7 @@ def _present(model: Arrays, kind: Kind, a: Architecture) -> tuple[str, ...]:
 
 def fresh(config: Any) -> TrainState:
     """The state that a run of this configuration starts from, as numpy."""
-    plain = program.plain_config(config)
-    plain["numerics"]["bn_devices"] = 0  # statistics of one device, as there is one here
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    # How many images there are has no part in the initial values.
-    state = program.new_state(program.build(plain, mesh, images=plain["data"]["batch_size"]))
-    return jax.tree.map(np.asarray, state)
+    return jax.tree.map(np.asarray, program.new_state(on_one_device(config)))
 
 
 def placed(state: TrainState, arrays: Arrays) -> TrainState:

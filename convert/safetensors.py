@@ -3,16 +3,23 @@
 Shapes: arrays are as in a checkpoint (convert/table.py), nothing is transposed.
 """
 
+import flax
+
+from convert import architectures
 from convert.architectures import PARTS
 from convert.export import Job, Target
 from convert.files import SAFETENSORS
-from convert.views import Entry, View, networks
+from convert.views import NETWORKS, Entry, View
+from mcl_jax import program
 
 
 def view(job: Job) -> View:
-    """Every array of the online and the target network, in alphabetical order."""
-    arrays = sorted(networks(job.state).items())
-    entries = tuple(Entry(name, x.shape, name, "same") for name, x in arrays)
+    """Every array of the online and the target network that the run's configuration has, sorted."""
+    expected = program.abstract_state(architectures.on_one_device(job.config))
+    shapes = flax.traverse_util.flatten_dict(
+        {name: getattr(expected, name) for name in NETWORKS}, sep="/"
+    )
+    entries = tuple(Entry(name, x.shape, name, "same") for name, x in sorted(shapes.items()))
     return View(entries, ("",))
 
 

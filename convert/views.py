@@ -13,6 +13,7 @@ import numpy as np
 from convert import strict, swin, table
 from mcl_jax.errors import UserError
 
+NETWORKS = ("params", "batch_stats", "target_params", "target_batch_stats")
 COMPUTED = "computed"  # the source of buffers that hold nothing learned
 
 # How arrays of a file lie in memory: name -> (from ours, to ours), exact inverses of each other.
@@ -126,8 +127,7 @@ class View:
 
 def networks(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Every array of the online and target networks: source -> array."""
-    fields = ("params", "batch_stats", "target_params", "target_batch_stats")
-    return strict.flatten({name: state[name] for name in fields if state.get(name)})
+    return strict.flatten({name: state[name] for name in NETWORKS if state.get(name)})
 
 
 def roots(*parts: str) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from configs import base
 from convert import authors, strict, table
 from convert import export as exports
 from convert.targets import TARGETS
+from mcl_jax import program
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 
@@ -39,6 +41,12 @@ def random_state(a, seed):
             x = {"scale": 1 + 0.2 * x, "var": 1 + 0.2 * np.abs(x)}.get(leaf, 0.1 * x)
         flat[t.source] = x.astype(np.float32)
     return strict.unflatten(flat)
+
+
+def full_meta_of(a, step=3):
+    """With all sections of a configuration, as a checkpoint has them."""
+    config = program.plain_config(base.get_config())
+    return {"config": config | {"model": vars(a)}, "step": step}
 
 
 def meta_of(a, step=3):

@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from convert_states import R18, export_to, meta_of, random_state
+from convert_states import R18, export_to, full_meta_of, random_state
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -16,7 +16,7 @@ from mcl_jax.errors import UserError
 
 
 def test_all_networks_come_back_bit_by_bit_with_their_origin(tmp_path):
-    state, meta = random_state(R18, 2), meta_of(R18) | {"commit": "abc", "mcl_jax": "0.1"}
+    state, meta = random_state(R18, 2), full_meta_of(R18) | {"commit": "abc", "mcl_jax": "0.1"}
     written = export_to("safetensors", state, meta, tmp_path / "out")
     path = tmp_path / "out" / "mcl_resnet18.safetensors"
     assert path in written
@@ -40,7 +40,7 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_written(tmp_path):
     leaf = "params/encoder/fpn/lateral2/kernel"
     flat[leaf] = flat[leaf] * np.nan
     with pytest.raises(UserError, match=f"1 problem: {leaf} has"):
-        export_to("safetensors", strict.unflatten(flat), meta_of(R18), tmp_path / "out")
+        export_to("safetensors", strict.unflatten(flat), full_meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -50,7 +50,7 @@ def test_a_file_that_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
     halves = lambda arrays, *rest: save(dict(list(arrays.items())[:-1]), *rest)  # noqa: E731
     monkeypatch.setattr(library, "save_file", halves)
     with pytest.raises(RuntimeError, match="does not read back"):
-        export_to("safetensors", random_state(R18, 2), meta_of(R18), tmp_path / "out")
+        export_to("safetensors", random_state(R18, 2), full_meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
