@@ -37,14 +37,14 @@ from mcl_jax.models.norm import BatchNorm
 SCRATCH = ("rpn.", "roi_heads.box_head.5.", "roi_heads.box_predictor.", "roi_heads.mask_")
 
 
-def tiny_swin(seed=0):
-    """A state of TINY with FPN and head, activations of order one."""
+def tiny_swin(seed=0, a=TINY):
+    """A state with a small Swin, FPN and head, activations of order one."""
     r = np.random.RandomState(seed)
-    flat = {row.source: (0.3 * r.randn(*row.shape)).astype(np.float32) for row in swin.rows(TINY)}
+    flat = {row.source: (0.3 * r.randn(*row.shape)).astype(np.float32) for row in swin.rows(a)}
     for name in flat:
         if name.endswith("/scale"):
             flat[name] = flat[name] + 1
-    rest = random_state(TINY, seed)
+    rest = random_state(a, seed)
     return strict.unflatten(flat | strict.flatten(rest))
 
 
