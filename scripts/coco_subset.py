@@ -1,0 +1,83 @@
+"""Draws the low-data training sets of the paper (Table 4): 1, 2, 5 and 10 % of COCO's images.
+
+python scripts/coco_subset.py datasets/coco/annotations/instances_train2017.json --percent 1 2 5 10
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+PERCENTS = (1, 2, 5, 10)
+
+
+def draw(image_ids: list[int], percent: float, seed: int) -> list[int]:
+    """A sorted share of the images, at least one; smaller shares of a seed are part of larger ones.
+
+    Depends on ids and seed alone, not on the order of the file. `random()` is what Python promises
+    to keep the same in all versions, which it does not of `shuffle` and `sample`.
+    """
+    generator = random.Random(seed)
+    order = sorted((generator.random(), image_id) for image_id in sorted(image_ids))
+    return sorted(image_id for _, image_id in order[: max(1, round(len(order) * percent / 100))])
+
+
+def subset(content: dict, chosen: list[int]) -> dict:
+    """The annotation file of these images; categories and everything else stay."""
+    kept = set(chosen)
+    return content | {
+        "images": [image for image in content["images"] if image["id"] in kept],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+    }
+
+
+def fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read(path: Path) -> dict:
+    """An annotation file of COCO's, or one line and exit code 2."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail(f"{path} does not exist; give COCO's instances_train2017.json")
+    except ValueError as error:
+        fail(f"{path} is not JSON: {error}")
+    if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
+        fail(f"{path} is no annotation file of COCO's: it has no lists 'images' and 'annotations'")
+    if not content["images"]:
+        fail(f"{path} lists no images")
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("annotations", type=Path, help="COCO's instances_train2017.json")
+    parser.add_argument(
+        "--percent", type=float, nargs="+", default=PERCENTS, help="of the images (1 2 5 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--out", type=Path, help="folder (default: that of the annotations)")
+    options = parser.parse_args()
+    if wrong := [p for p in options.percent if not 0 < p <= 100]:
+        fail(f"--percent {wrong[0]:g} must be above 0 and at most 100")
+    content = read(options.annotations)
+    ids = [image["id"] for image in content["images"]]
+    out = options.out or options.annotations.parent
+    out.mkdir(parents=True, exist_ok=True)
+    for percent in options.percent:
+        chosen = draw(ids, percent, options.seed)
+        part = subset(content, chosen)
+        stem = out / f"{options.annotations.stem}_{percent:g}percent"
+        stem.with_suffix(".json").write_text(json.dumps(part), encoding="utf-8")
+        stem.with_suffix(".txt").write_text("\n".join(map(str, chosen)) + "\n", encoding="utf-8")
+        print(
+            f"wrote {stem}.json and .txt: {len(chosen)} of {len(ids)} images, "
+            f"{len(part['annotations'])} annotations (seed {options.seed})"
+        )
+
+
+if __name__ == "__main__":
+    main()
