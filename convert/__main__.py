@@ -99,6 +99,7 @@ def convert(options: argparse.Namespace) -> list[str]:
         options.parts,
         options.fold_norms,
         changes,
+        checkpoint_folders.find(options.source)[0].parent,
     )
     return [f"wrote {path}" for path in files]
 

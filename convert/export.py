@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert import architectures, folder, forward, report, selfcheck, transform
+from convert import architectures, folder, forward, model_card, report, selfcheck, transform
 from convert.architectures import PARTS
 from convert.files import Format
 from convert.views import View
+from mcl_jax import card
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
@@ -114,8 +115,9 @@ def export(
     parts: str | None = None,
     folded: bool = False,
     changes: Sequence[str] = (),
+    workdir: Path | None = None,
 ) -> list[Path]:
-    """Writes weights, the target's own files, report.json and report.txt into `out`.
+    """Writes weights, the target's own files, report.json, report.txt and card.html into `out`.
 
     The written weights are read back, compared with the checkpoint array by array, and run on a
     fixed image (convert/selfcheck.py), before anything appears in `out`; see `folder.write`.
@@ -128,6 +130,7 @@ def export(
       parts: see `chosen_parts`.
       folded: see transform.fold.
       changes: what was done to `state` before, in words.
+      workdir: of the run, whose curves and montage the card shows.
 
     Returns:
       The written files.
@@ -177,6 +180,8 @@ def export(
         content |= {"file": weights, "self_check": errors}
         content |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         report.write(temporary, content)
+        page = model_card.text(content, meta["config"], meta.get("commit", ""), workdir)
+        card.write(temporary / card.FILE, page)
 
     return folder.write(out, fill)
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import mcl_jax
-from mcl_jax import hosts, plots, program, provenance, sharding
+from mcl_jax import card, hosts, plots, program, provenance, sharding
 from mcl_jax import metrics as metric_files
 from mcl_jax.checkpoint import Checkpointer
 from mcl_jax.data import pipeline, reading
@@ -87,7 +87,7 @@ def pretrain(
             meter, values = Throughput(data["batch_size"], start), {}
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
             with (
-                _results(workdir, start, first_process) as writer,
+                _results(run, workdir, start, first_process) as writer,
                 open_batches(run, source, start) as batches,
                 bar,
             ):
@@ -130,15 +130,24 @@ def pretrain(
 
 
 @contextlib.contextmanager
-def _results(workdir: Path, start: int, enabled: bool) -> Iterator[metric_files.MetricWriter]:
-    """The metrics file; however the run ends, it is closed and curves.png drawn from it."""
+def _results(
+    run: Program, workdir: Path, start: int, enabled: bool
+) -> Iterator[metric_files.MetricWriter]:
+    """The metrics file; however the run ends, it is closed, curves.png drawn, card.html written."""
     writer = metric_files.MetricWriter(workdir, start, enabled)
     try:
         yield writer
     finally:
         writer.close()
         if enabled:
-            plots.curves(workdir / "curves.png", metric_files.read(workdir))
+            lines = metric_files.read(workdir)
+            plots.curves(workdir / "curves.png", lines)
+            config = program.plain_config(run.config)
+            step = max((line["step"] for line in lines), default=0)
+            parts = card.run_parts(config, step, lines, workdir)
+            title = f"{config['method']} {config['model']['backbone']}"
+            done = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {run.total_steps:,}"
+            card.write(workdir / card.FILE, card.page(title, done, parts))
 
 
 def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":

@@ -240,7 +240,8 @@ def test_command_converts_a_checkpoint_twice_into_the_same_folder(tmp_path, caps
     assert (tmp_path / "out" / "mcl_resnet18.pkl").read_bytes() == first
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     config = "mask_rcnn_R_18_FPN_1x.yaml"
-    assert names == [config, "mcl_resnet18.pkl", "mine.txt", "report.json", "report.txt"]
+    written = ["card.html", config, "mcl_resnet18.pkl", "report.json", "report.txt"]
+    assert names == sorted([*written, "mine.txt"])
     kernel = state["params"]["encoder"]["backbone"]["stem"]["kernel"]
     written = pickle.loads(first)["model"]["stem.conv1.weight"]
     np.testing.assert_array_equal(written, kernel.transpose(3, 2, 0, 1))

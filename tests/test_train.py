@@ -70,6 +70,8 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
     for name in ("positive", "negative", "top1", "std", "loss"):
         assert {f"{name}/level0", f"{name}/level1"} <= set(last)
     assert {"lr", "ema", "grad_norm", "param_norm", "images_per_s", "data_wait"} <= set(last)
+    page = (workdir / "card.html").read_text()
+    assert f"step {STEPS} of {STEPS}" in page and page.count("data:image/png") == 2
     for name in ("montage.png", "curves.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())

@@ -152,11 +152,26 @@ def evaluate_checkpoint(
     Raises:
       UserError: as `KnnEvaluation`; for a backbone that the config does not describe.
     """
+    encoder = encoder_of(config)
+    batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size
+    config = {**config, "knn": {**config["knn"], "batch_size": batch_size}}
+    params, stats = (read_parts(state.get(part)) for part in ("params", "batch_stats"))
+    evaluation = KnnEvaluation(config, encoder, mesh, trained_levels(params, config))
+    return evaluation(params, stats, progress=jax.process_index() == 0)
+
+
+def encoder_of(config: Mapping[str, Any]) -> Encoder:
+    """The online network of a checkpoint of any method, for one device or as part of a mesh.
+
+    All methods' encoders have the same backbone under this name; this one's pyramid and head are to
+    be read only where the method trained them.
+
+    Raises:
+      UserError: for a backbone that there is not.
+    """
     check_backbone(config["model"]["backbone"])
     numerics = config["numerics"]
-    # All methods' encoders have the same backbone under this name; this one's pyramid and head are
-    # read only where the method trained them.
-    encoder = Encoder(
+    return Encoder(
         settings(Architecture, config["model"]),
         Numerics(
             compute_dtype(numerics["compute_dtype"]),
@@ -165,17 +180,17 @@ def evaluate_checkpoint(
             axis_name=None,
         ),
     )
-    batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size
-    config = {**config, "knn": {**config["knn"], "batch_size": batch_size}}
-    params, stats = (_read_parts(state.get(part)) for part in ("params", "batch_stats"))
-    levels = ()
-    if "head" in params:  # of a method with a pyramid; any b that fills canvases tells the levels
-        levels = make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
-    evaluation = KnnEvaluation(config, encoder, mesh, levels)
-    return evaluation(params, stats, progress=jax.process_index() == 0)
 
 
-def _read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
+def trained_levels(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Montage levels that the online encoder with these parameters was trained on."""
+    if "head" not in params:  # a method without a pyramid
+        return ()
+    # any b that fills canvases tells the levels
+    return make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
+
+
+def read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is read of encoder/; a network without BN has no such statistics."""
     encoder = (collection or {}).get("encoder") or {}
     return {part: encoder[part] for part in ("backbone", "fpn", "head") if encoder.get(part)}

@@ -1,0 +1,135 @@
+"""scripts/visualise.py: sheets of any method's checkpoint, and what they show.
+
+Shapes: maps [n, h, w, F].
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base, mcl
+from mcl_jax import checkpoint, program, sharding
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate import visualise
+
+ROOT = Path(__file__).parents[1]
+
+
+def shrunk(config, method):
+    config.method = method
+    config.data.batch_size, config.data.image_size, config.data.canvas_size = 64, 64, 64
+    config.model.update(
+        {
+            "backbone": "resnet18",
+            "width": 4,
+            "fpn_channels": 8,
+            "head_convs": 1,
+            "projector_hidden": 16,
+            "projector_out": 8,
+            "predictor_hidden": 16,
+        }
+    )
+    config.data.dataset = "scenes"
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Untrained checkpoints of a method with a pyramid and of one without."""
+    folders = {}
+    for method, config in (("mcl", base.get_config()), ("byol", mcl.get_config("byol"))):
+        config = shrunk(config, method)
+        run = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=640)
+        folders[method] = tmp_path_factory.mktemp(method)
+        meta = {"config": program.plain_config(config)}
+        checkpoint.write(folders[method], program.new_state(run), meta)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        pixels = rng.integers(0, 256, (40 + 8 * i, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "9.jpg").write_bytes(b"no image")
+    return folder
+
+
+def run(*arguments):
+    command = [sys.executable, "scripts/visualise.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("method", ["mcl", "byol"])
+def test_sheets_of_own_images(runs, photos, tmp_path, method):
+    single = photos / "1.png"
+    done = run(runs[method], photos, single, "--out", tmp_path / "new" / "out", "--rows", 2)
+    assert done.returncode == 0, done.stderr
+    assert "passed over: 9.jpg: " in done.stderr and "6 images" in done.stdout
+    for name in ("features.png", "retrieval.png", "montage.png"):
+        with Image.open(tmp_path / "new" / "out" / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert pixels.shape[0] > 200 and pixels.std() > 10
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("nowhere",), "nowhere does not exist"),
+        (("{run}", "missing.png"), "missing.png does not exist; give image files"),
+        (("{run}", "{bad}"), "no image can be read (9.jpg:"),
+        (("{run}", "--count", "0"), "--count 0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(runs, photos, arguments, message):
+    given = [x.format(run=runs["mcl"], bad=photos / "9.jpg") for x in arguments]
+    done = run(*given)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_colours_are_principal_components():
+    """Two groups of pixels along one direction: the first component tells them apart."""
+    rng = np.random.default_rng(1)
+    side = rng.integers(0, 2, (3, 6, 6))
+    direction = rng.normal(size=16)
+    maps = 5 * side[..., None] * direction + 0.01 * rng.normal(size=(3, 6, 6, 16))
+    colours = visualise.principal_colours(maps.astype(np.float32))
+    assert colours.shape == (3, 6, 6, 3) and colours.min() >= 0 and colours.max() <= 1
+    red = colours[..., 0] > 0.5
+    assert (red == (side == 1)).all() or (red == (side == 0)).all()
+    # the order of channels does not matter, nor does an offset
+    again = visualise.principal_colours((maps[..., ::-1] + 3).astype(np.float32))
+    np.testing.assert_allclose(again, colours, atol=1e-4)
+
+
+def test_every_level_is_shown_and_scales_are_compared_as_the_loss_does(runs):
+    state, meta = checkpoint.read(runs["mcl"])
+    images = visualise.load([], meta["config"], 8)
+    seen = visualise.look(state, meta["config"], images)
+    assert {name: x.shape[:3] for name, x in seen.maps.items()} == {
+        f"P{level}": (8, 64 // 2**level, 64 // 2**level) for level in (2, 3, 4, 5)
+    }
+    assert seen.readings == {2: "P4", 4: "P3", 8: "P2"}
+    for cosines in seen.cosines.values():
+        assert cosines.shape == (8, 8) and np.abs(cosines).max() <= 1 + 1e-5
+    encoder = visualise.encoder_of(meta["config"])
+    alike = visualise.between_levels(encoder, state, seen.views, 2)
+    assert len(alike) == 2 and alike[0].shape == (8, 8)
+
+
+def test_montages_take_as_many_images_as_fill_canvases(runs):
+    _, meta = checkpoint.read(runs["mcl"])
+    images = visualise.load([], meta["config"], 21)
+    made = visualise.assemble(meta["config"], images)
+    assert made.used == 16 and made.levels == (0, 1, 2, 3)
+    assert [len(x) for x in made.rows.values()] == [16, 4, 1, 1]
+    with pytest.raises(UserError, match="no image can be read"):
+        visualise.load([Path(__file__)], meta["config"], 3)
