@@ -89,7 +89,8 @@ def convert(options: argparse.Namespace) -> list[str]:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
     state, meta, changes = prepared(options)
     if options.to == OFFICIAL:
-        return [*authors.export(state, meta, options.out), *changes]
+        source = str(options.source)
+        return [*authors.export(state, meta, options.out, source, changes), *changes]
     files = export.export(
         TARGETS[options.to],
         state,

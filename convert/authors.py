@@ -4,7 +4,8 @@ Shapes: here HWIO and [in, out]; there OIHW and [out, in]. The predictor of mont
 head.predictor.s; FPN index i is P(i+2).
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from convert import architectures, authors_files, strict, table
+from convert import (
+    architectures,
+    authors_files,
+    folder,
+    forward,
+    report,
+    selfcheck,
+    strict,
+    table,
+)
+from convert.views import Entry, View
 from mcl_jax import optimizer, program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.state import TrainState
-
-FIELDS = ("params", "batch_stats", "target_params", "target_batch_stats")
 
 
 def tensors(a: Architecture, levels: int) -> list[table.Tensor]:
@@ -27,27 +36,29 @@ def tensors(a: Architecture, levels: int) -> list[table.Tensor]:
     return table.online(a) + table.target(a) + table.predictor(a, levels)
 
 
-def to_names(
-    state: Mapping[str, Any], a: Architecture, levels: int, subject: str
-) -> dict[str, np.ndarray]:
-    """State -> authors' names and layouts; raises UserError with every problem."""
-    arrays = strict.flatten({field: state.get(field, {}) for field in FIELDS})
-    rows = tensors(a, levels)
-    strict.demand(strict.problems(arrays, {t.source: t.shape for t in rows}), subject)
-    return {t.authors: table.to_torch(arrays[t.source]) for t in rows}
+def view(a: Architecture, levels: int) -> View:
+    """All networks under the authors' names."""
+    entries = tuple(Entry(t.source, t.shape, t.authors) for t in tensors(a, levels))
+    return View(entries, ("",))
 
 
-def from_names(
-    arrays: Mapping[str, np.ndarray], a: Architecture, levels: int, subject: str
-) -> dict[str, Any]:
-    """Authors' names -> {'params', 'batch_stats', 'target_params', 'target_batch_stats'}."""
-    rows = tensors(a, levels)
-    strict.demand(strict.problems(arrays, {t.authors: t.torch_shape for t in rows}), subject)
-    return strict.unflatten({t.source: table.from_torch(arrays[t.authors]) for t in rows})
+def export(
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    out: Path,
+    source: str = "a state",
+    changes: Sequence[str] = (),
+) -> list[str]:
+    """Writes --to mcl-official, STEM.report.json and .txt; returns what the user should know.
 
+    Checked as the exports to folders are, see `convert.export.export`.
 
-def export(state: Mapping[str, Any], meta: Mapping[str, Any], out: Path) -> list[str]:
-    """Writes --to mcl-official; returns what the user should know."""
+    Args:
+      state, meta: what `mcl_jax.checkpoint.read` returns.
+      out: file, .pth or .npz.
+      source: what the user called the checkpoint.
+      changes: what was done to `state` before, in words.
+    """
     config = meta["config"]
     a, levels = architectures.from_config(config), config["montage"]["levels"]
     architectures.demand_resnet(a, "the authors' code")
@@ -57,10 +68,36 @@ def export(state: Mapping[str, Any], meta: Mapping[str, Any], out: Path) -> list
             f"mcl-official holds MCL with an FPN; this checkpoint is {method} with neck {a.neck}. "
             "--to detectron2, --to torchvision and --to timm export its backbone"
         )
-    arrays = to_names(state, a, levels, "the checkpoint does not fit its own configuration")
-    authors_files.write(out, arrays, int(meta["step"]))
+    own = view(a, levels)
+    arrays = own.to_file(state, "the checkpoint does not fit its own configuration")
+    epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
+
+    def fill(temporary: Path) -> None:
+        path = temporary / out.name
+        authors_files.write(path, arrays, int(meta["step"]))
+        read = authors_files.read(path).arrays
+        own.demand_same(read, state)
+        errors = selfcheck.check(read, own, state, a, architectures.PARTS, epsilon)
+        models = {"the authors' code (load_from)": {"loads": "all", "from_scratch": "nothing"}}
+        content = report.describe(
+            "mcl-official",
+            state,
+            meta,
+            source,
+            arrays,
+            own.sources,
+            notes=list(changes),
+            models=models,
+            reasons={},
+        )
+        content |= {"file": out.name, "self_check": errors}
+        content |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        report.write(temporary, content, f"{out.stem}.report")
+
+    written = folder.write(out.parent, fill)
     return [
-        f"wrote {out}: {len(arrays)} arrays, iteration {int(meta['step'])}",
+        *(f"wrote {path}" for path in written),
+        f"{len(arrays)} arrays, iteration {int(meta['step'])}",
         "left out: the optimiser's momentum (the authors' code starts it at zero)",
     ]
 
@@ -86,7 +123,7 @@ def load(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict[str, An
     if different:
         raise UserError(f"{path.name} does not fit the configuration: {'; '.join(different)}")
     subject = f"{path.name} does not hold a complete {a.backbone} of the authors' code"
-    trees = from_names(content.arrays, a, levels, subject)
+    trees = strict.unflatten(view(a, levels).from_file(content.arrays, subject))
     notes = [f"read {path.name}: {a.backbone}, {levels} levels, {len(content.arrays)} arrays"]
     if content.step is None:
         notes.append("the file names no iteration: starting at step 0")

@@ -97,11 +97,11 @@ def describe(
     }
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes both reports into an existing folder."""
+def write(folder: Path, content: Mapping[str, Any], stem: str = "report") -> None:
+    """Writes both reports, STEM.json and STEM.txt, into an existing folder."""
     machine = json.dumps(content, indent=1, allow_nan=False)
-    (folder / "report.json").write_text(machine + "\n", encoding="utf-8")
-    (folder / "report.txt").write_text(_text(content), encoding="utf-8")
+    (folder / f"{stem}.json").write_text(machine + "\n", encoding="utf-8")
+    (folder / f"{stem}.txt").write_text(_text(content), encoding="utf-8")
 
 
 def _worst(errors: Mapping[str, float]) -> str:

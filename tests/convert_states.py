@@ -100,7 +100,14 @@ def make_arrays(a, seed=0):
     """The authors' names -> arrays without a common value, in the modules' order."""
     r = np.random.RandomState(seed)
     rows = authors.tensors(a, LEVELS)
-    arrays = {t.authors: r.randn(*t.torch_shape).astype(np.float32) for t in rows}
+    arrays = {}
+    for t in rows:
+        x = r.randn(*t.torch_shape)
+        if len(t.shape) > 1:
+            x *= np.sqrt(2 / np.prod(t.shape[:-1]))
+        elif t.authors.endswith("running_var"):
+            x = 1 + 0.2 * np.abs(x)
+        arrays[t.authors] = x.astype(np.float32)
     order = ("encoder_q", "encoder_k", "head")
     return {name: arrays[name] for top in order for name in arrays if name.startswith(top)}
 

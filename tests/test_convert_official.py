@@ -3,6 +3,9 @@
 Shapes: here HWIO and [in, out]; the authors' OIHW and [out, in].
 """
 
+import hashlib
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +100,13 @@ def test_authors_to_jax_to_authors_is_exact(tmp_path, suffix, capsys):
     assert content.step == STEP and set(content.arrays) == set(arrays)
     for name, x in arrays.items():
         np.testing.assert_array_equal(content.arrays[name], x)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.npz", "run", out.name])
+    reports = ["out.report.json", "out.report.txt"]
+    names = sorted(["in.npz", "run", out.name, *reports])
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    report = json.loads((tmp_path / reports[0]).read_text())
+    assert report["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert {row["name"] for row in report["tensors"]} == set(arrays)
+    assert max(report["self_check"].values()) < 1e-5 and "head" in report["self_check"]
 
 
 def test_jax_to_authors_to_jax_is_exact(tmp_path):

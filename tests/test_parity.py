@@ -11,6 +11,7 @@ import torch
 from conftest import perturbed, tiny_config
 
 from convert import authors, strict, table
+from convert.views import NETWORKS
 from mcl_jax import program, sharding, torch_mcl
 from mcl_jax.objectives.mcl import Inputs
 from mcl_jax.state import TrainState
@@ -47,9 +48,14 @@ def random_inputs(counts, dtype, seed):
     return canvases, tuple(labels)
 
 
+def imported(names, architecture):
+    """The state's trees from the authors' names."""
+    return strict.unflatten(authors.view(architecture, 4).from_file(names, "test"))
+
+
 def official_names(state, architecture):
     """The state under the authors' names, by the converter's table, in the state's own dtype."""
-    arrays = strict.flatten({field: getattr(state, field) for field in authors.FIELDS})
+    arrays = strict.flatten({field: getattr(state, field) for field in NETWORKS})
     return {t.authors: table.to_torch(arrays[t.source]) for t in authors.tensors(architecture, 4)}
 
 
@@ -92,7 +98,7 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
         names = official_names(state, objective.architecture)
         weights = torch_mcl.from_names(names)
         if dtype == "float32":  # as a file would arrive; the converter insists on float32
-            state = state.replace(**authors.from_names(names, objective.architecture, 4, "test"))
+            state = state.replace(**imported(names, objective.architecture))
 
         @jax.jit
         def step(state, canvases, labels):
