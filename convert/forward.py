@@ -158,12 +158,18 @@ def swin(weights: Weights, a: Architecture, images: np.ndarray) -> Maps:
             y = layer_norm(weights, f"{block}/norm1", x)
             x = x + attention(weights, f"{block}/attention", y, size, b % 2 == 1)
             y = linear(weights, f"{block}/mlp1", layer_norm(weights, f"{block}/norm2", x))
-            y = y * (1 + np.asarray(jax.scipy.special.erf(y / math.sqrt(2)), np.float64)) / 2
+            y = y * (1 + error_function(y / math.sqrt(2))) / 2
             x = x + linear(weights, f"{block}/mlp2", y)
         if f"backbone/norm{stage}/scale" in weights:
             normed = layer_norm(weights, f"backbone/norm{stage}", x)
             maps[f"res{stage}"] = normed.transpose(0, 3, 1, 2)
     return maps
+
+
+def error_function(x: np.ndarray) -> np.ndarray:
+    """erf in float64, which numpy lacks."""
+    with jax.enable_x64(True):
+        return np.asarray(jax.scipy.special.erf(x))
 
 
 def merge(x: np.ndarray, unfolds: bool) -> np.ndarray:

@@ -16,7 +16,7 @@ from mcl_jax.errors import UserError
 ROOT = Path(__file__).parents[1]
 KIT = sorted((ROOT / "configs" / "detectron2").glob("*.yaml"))
 ROWS = [path for path in KIT if not path.name.startswith("base_")]
-OPENMMLAB = sorted((ROOT / "configs" / "openmmlab").glob("*.py"))
+OPENMMLAB = sorted((ROOT / "configs" / "openmmlab").glob("*-*.py"))
 NUMBERS = re.compile(r"(?:AP50|AP|rare|mIoU) ([\d.]+)")
 
 

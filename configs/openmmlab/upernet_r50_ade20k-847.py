@@ -6,7 +6,7 @@
 # The paper names no schedule; 160k iterations at batch 16 are MMSegmentation's for ADE20K.
 #
 # python -m convert CHECKPOINT --to mmdet --parts backbone --out exported
-# mim train mmsegmentation configs/openmmlab/upernet_r50_ade20k-847.py --gpus 8 --launcher pytorch
+# PYTHONPATH=. mim train mmsegmentation configs/openmmlab/upernet_r50_ade20k-847.py --gpus 8 --launcher pytorch
 #
 # MMSegmentation has no ADE20K-847; `data_root` is a folder with images/{training,validation} and
 # annotations/{training,validation}: 16-bit PNGs of class numbers 0..846, 65535 where there is none.
@@ -16,6 +16,7 @@ _base_ = [
     "mmseg::_base_/schedules/schedule_160k.py",
 ]
 
+custom_imports = dict(imports=["configs.openmmlab.annotations_16bit"])
 CLASSES, IGNORED = 847, 65535
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 crop_size = (512, 512)
@@ -31,7 +32,7 @@ load_from = "exported/mcl_mmdet_resnet50.pth"
 
 load = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", imdecode_backend="cv2"),
+    dict(type="LoadAnnotations16Bit"),
 ]
 train_pipeline = [
     *load,
