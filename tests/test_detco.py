@@ -90,12 +90,12 @@ def test_patches_are_cut_where_their_positions_say():
 def test_order_of_patches_is_kept_unless_asked_for(monkeypatch):
     """On a crop whose colour says where a pixel is, each patch tells the cell it came from."""
     ramp = jnp.indices((60, 60)).transpose(1, 2, 0)
-    crops = jnp.broadcast_to(ramp, (2, 1, 4, 60, 60, 2))  # [V, S, b, ...]
+    crops = jnp.broadcast_to(ramp, (2, 4, 60, 60, 2))  # [V, b, ...]
     asked = []
 
-    def views(key, canvas, extent, settings, *, image_size, levels):
-        asked.append((settings.area, image_size, levels))
-        return crops
+    def views(key, canvas, extent, settings, *, image_size, strides):
+        asked.append((settings.area, image_size, len(strides)))
+        return (crops,)
 
     monkeypatch.setattr(augment, "views", views)
 

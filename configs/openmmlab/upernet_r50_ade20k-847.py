@@ -6,7 +6,7 @@
 # The paper names no schedule; 160k iterations at batch 16 are MMSegmentation's for ADE20K.
 #
 # python -m convert CHECKPOINT --to mmdet --parts backbone --out exported
-# PYTHONPATH=. mim train mmsegmentation configs/openmmlab/upernet_r50_ade20k-847.py --gpus 8 --launcher pytorch
+# PYTHONPATH=. mim train mmsegmentation configs/openmmlab/upernet_r50_ade20k-847.py --gpus 8
 #
 # MMSegmentation has no ADE20K-847; `data_root` is a folder with images/{training,validation} and
 # annotations/{training,validation}: 16-bit PNGs of class numbers 0..846, 65535 where there is none.
