@@ -3,7 +3,7 @@
 Shapes: maps [n, h, w, F].
 """
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def shrunk(config, method):
     config.data.batch_size, config.data.image_size, config.data.canvas_size = 64, 64, 64
     config.model.update(
         {
-            "backbone": "resnet18",
+            "backbone": "resnet10",
             "width": 4,
             "fpn_channels": 8,
             "head_convs": 1,
@@ -62,17 +62,27 @@ def photos(tmp_path_factory):
     return folder
 
 
-def run(*arguments):
-    command = [sys.executable, "scripts/visualise.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process; returns (exit code, stdout, stderr)."""
+
+    def script(*arguments):
+        monkeypatch.setattr(sys, "argv", ["visualise.py", *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "visualise.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return script
 
 
 @pytest.mark.parametrize("method", ["mcl", "byol"])
-def test_sheets_of_own_images(runs, photos, tmp_path, method):
-    single = photos / "1.png"
-    done = run(runs[method], photos, single, "--out", tmp_path / "new" / "out", "--rows", 2)
-    assert done.returncode == 0, done.stderr
-    assert "passed over: 9.jpg: " in done.stderr and "6 images" in done.stdout
+def test_sheets_of_own_images(run, runs, photos, tmp_path, method):
+    single, new = photos / "1.png", tmp_path / "new" / "out"
+    code, out, err = run(runs[method], photos, single, "--out", new, "--rows", 2)
+    assert code == 0 and "passed over: 9.jpg: " in err and "6 images" in out
     for name in ("features.png", "retrieval.png", "montage.png"):
         with Image.open(tmp_path / "new" / "out" / name) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -88,11 +98,10 @@ def test_sheets_of_own_images(runs, photos, tmp_path, method):
         (("{run}", "--count", "0"), "--count 0 must be at least 1"),
     ],
 )
-def test_mistakes_are_one_line(runs, photos, arguments, message):
+def test_mistakes_are_one_line(run, runs, photos, arguments, message):
     given = [x.format(run=runs["mcl"], bad=photos / "9.jpg") for x in arguments]
-    done = run(*given)
-    assert done.returncode == 2 and message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, _, err = run(*given)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_colours_are_principal_components():
