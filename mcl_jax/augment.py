@@ -20,12 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcl_jax import colour
+from mcl_jax import colour, resample
 from mcl_jax.errors import UserError
-
-# Three bf16 passes on TPU, TF32 on GPU: crop and blur together stay well within half an 8-bit step,
-# where the default's single bf16 pass may be off by more than one.
-_PRECISION = jax.lax.Precision.HIGH
 
 # What the keys of a view are for: the number is folded into the view's own key.
 Purpose = enum.IntEnum(
@@ -176,7 +172,7 @@ def coloured(keys, canvas, extent, settings, *, image_size):
     """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
     box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
     flip = _happens(keys[Purpose.FLIP], settings.flip_prob)
-    planes = crop(canvas, box, flip, image_size=image_size)
+    planes = resample.crop(canvas, box, flip, image_size=image_size)
 
     widths = (settings.brightness, settings.contrast, settings.saturation)
     amounts, order = colour.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
@@ -191,7 +187,7 @@ def finished(keys, planes, side, *, settings, image_size, stride):
     """The second half of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
     sigma = draw_sigma(keys[Purpose.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
     blurs = _happens(keys[Purpose.BLURS], jnp.array(settings.blur_prob)[side])
-    planes = jnp.where(blurs, blur(planes, sigma, stride), planes[::stride, :, ::stride])
+    planes = jnp.where(blurs, resample.blur(planes, sigma, stride), planes[::stride, :, ::stride])
 
     solarizes = _happens(keys[Purpose.SOLARIZES], jnp.array(settings.solarize_prob)[side])
     planes = jnp.where(solarizes, colour.solarize(planes, settings.solarize_threshold), planes)
@@ -241,96 +237,7 @@ def draw_box(key, extent, *, area, aspect):
     return jnp.concatenate([place, size])
 
 
-def crop(canvas, box, flip, *, image_size):
-    """Crops a box, resizes it to H × H (bilinear, antialiased) and flips it: two matrix products.
-
-    The same as torchvision's `resized_crop(antialias=True)` in float: nothing outside the box is
-    read, and nothing is rounded to 8 bits.
-
-    Args:
-      canvas: uint8 [C, C, 3].
-      box: int32 [4], top, left, height, width in px.
-      flip: bool [], mirrors the columns.
-      image_size: H in px.
-
-    Returns:
-      float32 [H, 3, H] in [0, 1].
-    """
-    rows = resize_weights(box[0], box[2], False, canvas.shape[0], image_size)
-    columns = resize_weights(box[1], box[3], flip, canvas.shape[1], image_size)
-    planes = canvas.transpose(0, 2, 1).astype(jnp.float32)
-    planes = jnp.einsum("yh,hcw->ycw", rows, planes, precision=_PRECISION)
-    return jnp.einsum("ycw,xw->ycx", planes, columns, precision=_PRECISION) / 255.0
-
-
-def resize_weights(start, length, flip, source_size, target_size):
-    """Bilinear antialiased resampling of [start, start + length) as a matrix.
-
-    A triangle of half width max(1, length / target_size) source px around each target's centre,
-    cut off at the interval's ends and normalised: PIL's and torch's rule.
-
-    Args:
-      start, length, source_size, target_size: in px.
-      flip: bool, reverses the targets.
-
-    Returns:
-      float32 [target_size, source_size], rows sum to 1.
-    """
-    scale = length / target_size
-    target = jnp.arange(target_size)
-    target = jnp.where(flip, target_size - 1 - target, target)
-    centre = start + (target + 0.5) * scale
-    source = jnp.arange(source_size)
-    distance = jnp.abs(source + 0.5 - centre[:, None]) / jnp.maximum(scale, 1.0)
-    inside = (source >= start) & (source < start + length)
-    weights = jnp.where(inside, jnp.maximum(0.0, 1.0 - distance), 0.0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
-
-
 def draw_sigma(key, blur_sigma, *, image_size):
     """Draws a blur's sigma, uniform in `blur_sigma` (px at 224), in px of an H px view."""
     low, high = blur_sigma
     return jax.random.uniform(key, minval=low, maxval=high) * (image_size / 224)
-
-
-def blur(planes, sigma, stride=1):
-    """Gaussian blur by two matrix products, at each stride-th row and column of the result.
-
-    Args:
-      planes: float32 [H, 3, W].
-      sigma: in px of `planes`.
-      stride: in px.
-
-    Returns:
-      float32 [H / stride, 3, W / stride].
-    """
-    height, _, width = planes.shape
-    # Columns first, unlike the crop: the colour operations before it then write straight into the
-    # product's operand. Rows first wants [H, 3 * W], which costs all augmentation 1.4x on CPU.
-    rows, columns = (blur_weights(sigma, size)[::stride] for size in (height, width))
-    planes = jnp.einsum("hcw,xw->hcx", planes, columns, precision=_PRECISION)
-    return jnp.einsum("yh,hcx->ycx", rows, planes, precision=_PRECISION)
-
-
-def blur_weights(sigma, size):
-    """Gaussian blur of `size` px as a matrix, edges reflected (the edge px not repeated).
-
-    torchvision's `gaussian_blur` with the widest kernel that reflection allows, 2·size - 1 px; what
-    lies beyond either edge is folded back onto its mirror image.
-
-    Args:
-      sigma, size: in px.
-
-    Returns:
-      float32 [size, size], rows sum to 1.
-    """
-    target, source, last = jnp.arange(size)[:, None], jnp.arange(size), size - 1
-
-    def tap(position):
-        distance = jnp.abs(position - target)
-        return jnp.where(distance <= last, jnp.exp(-0.5 * jnp.square(distance / sigma)), 0.0)
-
-    weights = tap(source)
-    weights += jnp.where(source > 0, tap(-source), 0.0)
-    weights += jnp.where(source < last, tap(2 * last - source), 0.0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)

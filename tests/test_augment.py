@@ -22,7 +22,7 @@ from torchvision_reference import (
     torchvision_jitter,
 )
 
-from mcl_jax import augment, colour
+from mcl_jax import augment, colour, resample
 from mcl_jax.errors import UserError
 
 VALUES = {
@@ -72,7 +72,7 @@ BOXES = [(0, 0, 60, 90), (7, 21, 33, 40), (50, 3, 9, 80), (59, 89, 1, 1), (12, 3
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_is_pillows_antialiased_bilinear(box, flip):
     image = photo(0, 60, 90)
-    crop = jax.jit(functools.partial(augment.crop, image_size=16))
+    crop = jax.jit(functools.partial(resample.crop, image_size=16))
     got = image_of(crop(on_canvas(image, 96), jnp.array(box), flip))
     mirror = slice(None, None, -1 if flip else 1)
 
@@ -88,7 +88,7 @@ def test_crop_is_pillows_antialiased_bilinear(box, flip):
 
 def test_compiled_crop_is_matrix_products_without_gathers():
     def crops(canvas, boxes, flips):
-        one = functools.partial(augment.crop, image_size=16)
+        one = functools.partial(resample.crop, image_size=16)
         return jax.vmap(jax.vmap(one, (None, 0, 0)))(canvas, boxes, flips)
 
     arguments = (
@@ -147,7 +147,7 @@ def test_extents_where_nothing_fits_fall_back_to_the_centre(extent, box):
 @pytest.mark.parametrize("shape", [(12, 10), (1, 2)])
 def test_blur_is_torchvisions_with_reflected_edges(sigma, shape):
     image = colours()[: shape[0], : shape[1]]
-    got = jax.jit(augment.blur)(planes_of(image), sigma)
+    got = jax.jit(resample.blur)(planes_of(image), sigma)
     np.testing.assert_allclose(image_of(got), torchvision_blur(image, sigma), atol=1e-6)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mcl_jax import augment, colour, losses, montage, sharding
+from mcl_jax import colour, losses, montage, resample, sharding
 from mcl_jax.models.pyramid import COARSEST
 
 Array = jax.Array
@@ -60,7 +60,7 @@ def centre_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: A
     """
     side = jnp.maximum(1, jnp.round(extent.min() * 224 / 256)).astype(jnp.int32)
     box = jnp.concatenate([(extent - side) // 2, jnp.stack([side, side])])
-    planes = augment.crop(canvas, box, False, image_size=image_size)
+    planes = resample.crop(canvas, box, False, image_size=image_size)
     return colour.normalize(planes, mean, std).transpose(0, 2, 1)
 
 

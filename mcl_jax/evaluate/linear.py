@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mcl_jax import augment, colour, sharding
+from mcl_jax import augment, colour, resample, sharding
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
@@ -186,7 +186,7 @@ def training_view(
     box_key, flip_key = jax.random.split(key)
     box = augment.draw_box(box_key, extent, area=settings.area, aspect=settings.aspect)
     flip = jax.random.bernoulli(flip_key, settings.flip_prob)
-    planes = augment.crop(canvas, box, flip, image_size=image_size)
+    planes = resample.crop(canvas, box, flip, image_size=image_size)
     return colour.normalize(planes, mean, std).transpose(0, 2, 1)
 
 
