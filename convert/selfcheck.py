@@ -3,7 +3,8 @@
 Shapes: maps [N, C, H, W].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from mcl_jax.models.heads import RoIHead
 from mcl_jax.models.layers import Context, Numerics
 from mcl_jax.models.pyramid import FPN, full_spans
 
+Array = jax.Array
+
 TOLERANCE = 1e-5  # of a map's largest value; norms and kernels are float32 on both sides
 
 
@@ -29,25 +32,26 @@ def reference(
 
     In float64, as there: what differs is the file's fault, and not rounding.
     """
+    parts = tuple(parts)
+    images, rois = (x.transpose(0, 2, 3, 1) for x in forward.inputs(a))
+    collections = {
+        name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")
+    }
+    weights = {
+        part: {name: tree[part] for name, tree in collections.items() if part in tree}
+        for part in parts
+    }
     with jax.enable_x64(True):
-        return _reference(state, a, parts, epsilon)
+        maps = _networks(a, parts, epsilon)(weights, images, rois)
+        return {name: np.asarray(x).transpose(0, 3, 1, 2) for name, x in maps.items()}
 
 
-def _reference(
-    state: Mapping[str, Any], a: Architecture, parts: Sequence[str], epsilon: float
-) -> Maps:
+@lru_cache(maxsize=4)  # exports of one network share the compiled program
+def _networks(a: Architecture, parts: tuple[str, ...], epsilon: float) -> Callable:
+    """Compiled (weights by part, images, pooled regions) -> maps, in float64."""
     how = Numerics(jnp.float64, bn_momentum=0.0, bn_epsilon=epsilon, axis_name=None)
 
-    def variables(part: str) -> dict[str, Any]:
-        fields = {
-            name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")
-        }
-        return {name: tree[part] for name, tree in fields.items() if part in tree}
-
-    images, rois = (x.transpose(0, 2, 3, 1) for x in forward.inputs(a))
-
-    @jax.jit
-    def compute(weights: dict[str, Any]) -> dict[str, jax.Array]:
+    def compute(weights: Mapping[str, Any], images: Array, rois: Array) -> dict[str, Array]:
         maps = {}
         if "backbone" in parts:
             context = Context((len(images),), False)
@@ -60,8 +64,7 @@ def _reference(
             maps["head"] = head.apply(weights["head"], rois, Context((len(rois),), False))
         return maps
 
-    maps = compute({part: variables(part) for part in parts})
-    return {name: np.asarray(x).transpose(0, 3, 1, 2) for name, x in maps.items()}
+    return jax.jit(compute)
 
 
 def check(

@@ -1,5 +1,6 @@
 """Faults of data, workers and flags (see torture.py)."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -87,8 +88,10 @@ def worker_killed(seed: int) -> list[str]:
 
 def _children() -> set[int]:
     """Decoding processes of this one."""
-    listing = Path(f"/proc/{os.getpid()}/task")
-    pids = {int(p) for task in listing.iterdir() for p in (task / "children").read_text().split()}
+    pids: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
+            pids |= {int(pid) for pid in (task / "children").read_text().split()}
     spawned = (p for p in pids if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text())
     return set(spawned)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from convert import architectures, authors
+from convert.views import NETWORKS
 from mcl_jax import program, sharding, torch_mcl
 from mcl_jax.errors import UserError
 from mcl_jax.methods import compute_dtype
@@ -124,8 +125,9 @@ def _torch_step(run: program.Program, state: Any, batch: Any) -> Callable[[], fl
     layout = torch.channels_last
     sides = [torch.tensor(side).contiguous(memory_format=layout) for side in canvases]
     labels = [torch.tensor(np.asarray(level), dtype=torch.long) for level in inputs.labels]
-    arrays = {field: getattr(state, field) for field in authors.FIELDS}
-    names = authors.to_names(arrays, objective.architecture, objective.layout.levels, "the state")
+    arrays = {field: getattr(state, field) for field in NETWORKS}
+    view = authors.view(objective.architecture, objective.layout.levels)
+    names = view.to_file(arrays, "the state")
     weights = torch_mcl.from_names(names, memory_format=layout)
     options, buffers = config["optimizer"], {}
 
