@@ -131,7 +131,7 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     changes = []
     if options.average is not None:
         steps = checkpoint_folders.newest(options.source, options.average)
-        state |= transform.average([state, *(checkpoint.read(path)[0] for path in steps[1:])])
+        state |= transform.average(checkpoint.read(path)[0] for path in steps)
         names = ", ".join(path.name for path in steps)
         changes.append(f"the mean of {len(steps)} checkpoints, of steps {names}")
     if options.divide_weights is not None:

@@ -3,7 +3,7 @@
 Shapes: states are nested dicts of arrays, as `mcl_jax.checkpoint.read` returns them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,29 @@ from mcl_jax.models.backbone import is_swin
 State = Mapping[str, Any]
 
 
-def average(states: Sequence[State]) -> dict[str, Any]:
-    """The mean of every parameter and statistic of several checkpoints of one run, in float64.
+def average(states: Iterable[State]) -> dict[str, Any]:
+    """The mean of every parameter and statistic of several checkpoints of one run.
+
+    Args:
+      states: at least one; each is read once and let go, and summed up in float64.
 
     Raises:
       UserError: where the states do not have the same arrays.
     """
-    flat = [networks(state) for state in states]
-    shapes = [{name: x.shape for name, x in arrays.items()} for arrays in flat]
-    if any(other != shapes[0] for other in shapes):
-        raise UserError("the checkpoints to average hold different networks")
-    means = {
-        name: np.mean([arrays[name] for arrays in flat], axis=0, dtype=np.float64).astype(x.dtype)
-        for name, x in flat[0].items()
-    }
-    return strict.unflatten(means)
+    sums: dict[str, np.ndarray] = {}
+    types: dict[str, tuple] = {}
+    count = 0
+    for state in states:
+        arrays = networks(state)
+        own = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        if not count:
+            types, sums = own, {name: np.zeros(x.shape) for name, x in arrays.items()}
+        elif own != types:
+            raise UserError("the checkpoints to average hold different networks")
+        for name, x in arrays.items():
+            sums[name] += x
+        count += 1
+    return strict.unflatten({name: (x / count).astype(types[name][1]) for name, x in sums.items()})
 
 
 def divide(state: State, config: Mapping[str, Any], divisor: float) -> dict[str, Any]:

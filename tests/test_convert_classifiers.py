@@ -5,6 +5,9 @@ Shapes: here HWIO and [in, out]; exported arrays OIHW and [out, in].
 
 import json
 import pickle
+import runpy
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import pytest
 import torch
 from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
+from torch_detectors import ResNet
 
 from convert import authors, classifiers, strict
 from convert.__main__ import main
@@ -222,3 +226,31 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
         export_to("detectron2", bare, run_of(R18, "mcl"), tmp_path / "mcl")
     with pytest.raises(UserError, match=f"this checkpoint is {method}"):
         authors.export(bare, meta, tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_written_loader_builds_the_model_and_notices_what_is_missing(
+    tmp_path, library, monkeypatch
+):
+    """Run with a ResNet-50 of the library's names in the library's place, which is not installed."""
+
+    class ResNet50(ResNet):
+        def __init__(self):
+            super().__init__(64)
+            self.fc = torch.nn.Linear(2048, 1000)
+
+    built = types.SimpleNamespace(resnet50=ResNet50)
+    fake = types.SimpleNamespace(models=built, create_model=lambda name: getattr(built, name)())
+    monkeypatch.setitem(sys.modules, library, fake)
+    state = random_state(R50, 6)
+    export_to(library, state, run_of(R50, "byol"), tmp_path / "out")
+    loader = tmp_path / "out" / f"load_{library}.py"
+    model = runpy.run_path(str(loader))["model"]
+    kernel = state["params"]["encoder"]["backbone"]["stem"]["kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(model.conv1.weight.detach().numpy(), kernel)
+    path = tmp_path / "out" / "mcl_resnet50.pth"
+    weights = torch.load(path, weights_only=True)
+    del weights["layer2.0.conv1.weight"]
+    torch.save(weights, path)
+    with pytest.raises(AssertionError, match="layer2.0.conv1.weight"):
+        runpy.run_path(str(loader))
