@@ -10,6 +10,7 @@ import jax
 from configs import base
 from convert import authors, export, imports, transform
 from convert.targets import TARGETS
+from convert.views import NETWORKS
 from mcl_jax import checkpoint, checkpoint_folders, cli
 from mcl_jax.errors import UserError
 
@@ -128,6 +129,7 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     if options.to == OFFICIAL and (options.parts or options.fold_norms):
         raise UserError("--parts and --fold-norms: mcl-official is always whole")
     state, meta = checkpoint.read(options.source)
+    state = {name: state[name] for name in NETWORKS if name in state}  # no optimiser, no queues
     changes = []
     if options.average is not None:
         steps = checkpoint_folders.newest(options.source, options.average)

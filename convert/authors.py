@@ -4,7 +4,6 @@ Shapes: here HWIO and [in, out]; there OIHW and [out, in]. The predictor of mont
 head.predictor.s; FPN index i is P(i+2).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ import optax
 from convert import (
     architectures,
     authors_files,
+    files,
     folder,
     forward,
     report,
@@ -91,7 +91,7 @@ def export(
             reasons={},
         )
         content |= {"file": out.name, "self_check": errors}
-        content |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        content |= {"sha256": files.sha256(path)}
         report.write(temporary, content, f"{out.stem}.report")
 
     written = folder.write(out.parent, fill)

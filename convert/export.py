@@ -3,14 +3,13 @@
 Shapes: those of a target's view.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert import architectures, folder, forward, model_card, report, selfcheck, transform
+from convert import architectures, files, folder, forward, model_card, report, selfcheck, transform
 from convert.architectures import PARTS
 from convert.files import Format
 from convert.views import View
@@ -178,7 +177,7 @@ def export(
             reasons=target.reasons(job),
         )
         content |= {"file": weights, "self_check": errors}
-        content |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        content |= {"sha256": files.sha256(path)}
         report.write(temporary, content)
         page = model_card.text(content, meta["config"], meta.get("commit", ""), workdir)
         card.write(temporary / card.FILE, page)

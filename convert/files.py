@@ -4,6 +4,7 @@ executing anything in them.
 Shapes: whatever the arrays have; all are C-contiguous.
 """
 
+import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -202,6 +203,12 @@ PICKLE = Format(".pkl", write_pickle, read_pickle, lambda: None)
 TORCH = Format(".pth", write_torch, read_torch, import_torch)
 MMENGINE = Format(".pth", write_torch_with_meta, read_torch, import_torch)
 SAFETENSORS = Format(".safetensors", write_safetensors, read_safetensors, import_safetensors)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: Exception) -> str:

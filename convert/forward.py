@@ -34,8 +34,8 @@ class Weights:
         self.arrays, self.unfolds, self.indices = {}, False, {}
         for name, entry in view.named.items():
             x = model[name].astype(np.float64)
-            if entry.layout == "same" and not name.endswith(swin_names.BIAS_TABLE):
-                x = table.to_torch(x)  # a file in our own layout
+            if entry.layout == "ours" and not name.endswith(swin_names.BIAS_TABLE):
+                x = table.to_torch(x)
             path = entry.source.split("/encoder/", 1)[-1]
             self.arrays[path] = x
             self.unfolds |= entry.layout == "unfold"

@@ -20,6 +20,7 @@ COMPUTED = "computed"  # the source of buffers that hold nothing learned
 LAYOUTS = {
     "torch": (table.to_torch, table.from_torch),
     "same": (np.array, np.array),
+    "ours": (np.asarray, np.asarray),  # kernels too; not copied
     "unfold": (swin.to_unfold, swin.from_unfold),
 }
 
@@ -44,7 +45,7 @@ class Entry:
 
     @property
     def file_shape(self) -> table.Shape:
-        if self.layout == "same":
+        if self.layout in ("same", "ours"):
             return self.shape
         return tuple(self.shape[axis] for axis in table.TO_TORCH[len(self.shape)])
 
@@ -106,20 +107,23 @@ class View:
         Raises:
           UserError: as `to_file`, by the file's names.
         """
+        self._demand_complete(model, subject)
+        return {e.source: e.from_file(model[name]) for name, e in self.named.items()}
+
+    def _demand_complete(self, model: Mapping[str, np.ndarray], subject: str) -> None:
         buffers = {name for entry in self.entries for name in entry.buffers}
         arrays = {name: x for name, x in model.items() if name not in buffers}
         expected = {name: entry.file_shape for name, entry in self.named.items()}
         strict.demand(strict.problems(arrays, expected), subject)
-        return {e.source: e.from_file(arrays[name]) for name, e in self.named.items()}
 
     def demand_same(self, model: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """UserError naming every array of a file that is not, back in our layout, the state's."""
+        self._demand_complete(model, "the written file")
         arrays = networks(state)
-        read = self.from_file(model, "the written file")
-        differing = [
-            f"{entry.name} is not {entry.source}"
-            for entry in self.named.values()
-            if not np.array_equal(read[entry.source], arrays[entry.source])
+        differing = [  # one at a time: together they would be the network once more in memory
+            f"{name} is not {entry.source}"
+            for name, entry in self.named.items()
+            if not np.array_equal(entry.from_file(model[name]), arrays[entry.source])
         ]
         if differing:
             raise UserError(f"the written file is wrong: {'; '.join(differing)}")

@@ -31,6 +31,7 @@ def main() -> int:
     names = {
         "montages": "montage.png",
         "curves": "curves.png",
+        "model card": "card.html",
         "metrics": "metrics.jsonl",
         "checkpoint": "checkpoints",
         "weights": "detectron2/*.pkl",
