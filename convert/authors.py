@@ -18,7 +18,6 @@ from convert import (
     authors_files,
     files,
     folder,
-    forward,
     report,
     selfcheck,
     strict,
@@ -70,14 +69,13 @@ def export(
         )
     own = view(a, levels)
     arrays = own.to_file(state, "the checkpoint does not fit its own configuration")
-    epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
 
     def fill(temporary: Path) -> None:
         path = temporary / out.name
         authors_files.write(path, arrays, int(meta["step"]))
         read = authors_files.read(path).arrays
         own.demand_same(read, state)
-        errors = selfcheck.check(read, own, state, a, architectures.PARTS, epsilon)
+        errors = selfcheck.check(read, own, state, a, architectures.PARTS, config)
         models = {"the authors' code (load_from)": {"loads": "all", "from_scratch": "nothing"}}
         content = report.describe(
             "mcl-official",

@@ -11,7 +11,6 @@ import numpy as np
 from convert import swin, table
 from convert.views import Entry, View, roots
 from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
-from mcl_jax.models.windows import relative_position_index
 
 CLASSIFIER = "params/classifier/"
 # The authors build their backbone as torchvision does, below this name.
@@ -92,9 +91,8 @@ def swin_entry(row: swin.Row, name: str, library: Library) -> Entry:
     """A row of Swin's table under a library's name."""
     if not name.endswith(swin.BIAS_TABLE):
         return Entry(row.source, row.shape, name)
-    window = (round(row.shape[0] ** 0.5) + 1) // 2
     index = name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
-    buffers = {index: relative_position_index(window).reshape(-1)} if library.swin_index else {}
+    buffers = {index: swin.position_index(row).reshape(-1)} if library.swin_index else {}
     return Entry(row.source, row.shape, name, "same", buffers)
 
 

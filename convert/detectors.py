@@ -12,7 +12,6 @@ from convert.architectures import PARTS
 from convert.classifiers import with_counter
 from convert.views import Entry, View, roots
 from mcl_jax.models.backbone import Architecture, is_swin
-from mcl_jax.models.windows import relative_position_index
 
 LIBRARIES = ("detectron2", "mmdet", "torchvision")
 
@@ -69,7 +68,6 @@ def _entry(t: table.Tensor, library: str) -> Entry:
 def _of_swin(row: swin.Row) -> Entry:
     name = f"backbone.{row.mmdet}"
     if name.endswith(swin.BIAS_TABLE):
-        window = (round(row.shape[0] ** 0.5) + 1) // 2
         index = name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
-        return Entry(row.source, row.shape, name, "same", {index: relative_position_index(window)})
+        return Entry(row.source, row.shape, name, "same", {index: swin.position_index(row)})
     return Entry(row.source, row.shape, name, "unfold" if row.merges else "torch")

@@ -154,7 +154,6 @@ def export(
         job = replace(job, state=state, changes=(*job.changes, note))
     view = target.view(job)
     model = view.to_file(state, subject)
-    epsilon = meta["config"].get("numerics", {}).get("bn_epsilon", forward.EPSILON)
 
     def fill(temporary: Path) -> None:
         path = temporary / weights
@@ -162,7 +161,7 @@ def export(
         read = target.format.read(path)
         folder.demand_equal(read, model, path.name)
         view.demand_same(read, state)
-        errors = selfcheck.check(read, view, given, a, taken, epsilon)
+        errors = selfcheck.check(read, view, given, a, taken, meta["config"])
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
         content = report.describe(

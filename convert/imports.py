@@ -42,12 +42,14 @@ class Kind(NamedTuple):
       words: what it holds, for people.
       view: (networks, parts) -> the view.
       parts: which of architectures.PARTS there can be.
+      swins: whether its backbone can be a Swin.
       prefixes: what may stand before its names.
     """
 
     words: str
     view: Callable[[Architecture, tuple[str, ...]], View]
     parts: tuple[str, ...]
+    swins: bool
     prefixes: tuple[str, ...] = ()
 
 
@@ -60,12 +62,12 @@ class Origin(NamedTuple):
 
 def _classifier(library: classifiers.Library) -> Kind:
     view = lambda a, parts: classifiers.view(a, library, None)  # noqa: E731
-    return Kind(f"{library.name} classifier", view, PARTS[:1])
+    return Kind(f"{library.name} classifier", view, PARTS[:1], swins=True)
 
 
 def _detector(library: str, *prefixes: str) -> Kind:
     view = lambda a, parts: detectors.view(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", view, PARTS, prefixes)
+    return Kind(f"{library} detector", view, PARTS, library == "mmdet", prefixes)
 
 
 ORIGINS = {
@@ -160,7 +162,7 @@ def _short(name: str, prefixes: tuple[str, ...]) -> str:
 
 def _backbone_names(kind: Kind, backbone: str) -> set[str]:
     """What a backbone's arrays are called; that does not depend on its width."""
-    if backbone in SWINS and kind.parts == PARTS and "mmdet" not in kind.words:
+    if backbone in SWINS and not kind.swins:
         return set()
     width = 32 if backbone in SWINS else 8
     a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)

@@ -73,7 +73,7 @@ def check(
     state: Mapping[str, Any],
     a: Architecture,
     parts: Sequence[str],
-    epsilon: float,
+    config: Mapping[str, Any],
 ) -> dict[str, float]:
     """Compares both on a fixed image.
 
@@ -83,7 +83,7 @@ def check(
       state: of the checkpoint.
       a: its networks.
       parts: which of architectures.PARTS are in the file.
-      epsilon: of the run's batch norms; other libraries have no knob for it.
+      config: of the run: other libraries have no knob for the epsilon of its batch norms.
 
     Returns:
       Per map the largest difference, as a share of the map's largest value.
@@ -92,6 +92,7 @@ def check(
       UserError: above TOLERANCE, naming the first map.
     """
     theirs = forward.features(forward.Weights(model, view), a, parts)
+    epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
     ours = reference(state, a, parts, epsilon)
     errors = {}
     for name, x in theirs.items():

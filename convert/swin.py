@@ -13,6 +13,7 @@ import numpy as np
 from convert.table import Shape, from_torch, to_torch
 from mcl_jax.models import swin
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.windows import relative_position_index
 
 ROOT = "params/encoder/backbone/"
 BIAS_TABLE = "relative_position_bias_table"
@@ -107,6 +108,11 @@ def _layer(ours: str, names: Names, kernel: Shape) -> Iterator[Row]:
 def _norm(ours: str, names: Names, channels: int) -> Iterator[Row]:
     for leaf, theirs in (("scale", "weight"), ("bias", "bias")):
         yield Row(f"{ROOT}{ours}/{leaf}", (channels,), *names.leaf(theirs))
+
+
+def position_index(row: Row) -> np.ndarray:
+    """The index buffer [L, L] beside a bias table [(2 w - 1)^2, heads], for windows of L = w^2."""
+    return relative_position_index((round(row.shape[0] ** 0.5) + 1) // 2)
 
 
 # MMDetection's neighbours, left to right and top to bottom, by their number here (rows vary first).

@@ -230,7 +230,7 @@ def test_a_file_that_computes_something_else_is_refused():
     model = view.to_file(state, "the checkpoint")
     first, second = "res3.0.conv2.weight", "res3.1.conv1.weight"
     swapped = model | {first: model[second], second: model[first]}
-    check = (view, state, R18, PARTS, forward.EPSILON)
+    check = (view, state, R18, PARTS, meta["config"])
     assert max(selfcheck.check(model, *check).values()) < 1e-5
     with pytest.raises(UserError, match="computes another res3"):
         selfcheck.check(swapped, *check)
