@@ -6,9 +6,8 @@ So short a run needs another recipe than the paper's: AdamW, a lower temperature
 that follows faster, and milder crops.
 """
 
+from mcl_jax.configs import base
 from ml_collections import ConfigDict
-
-from configs import base
 
 
 def get_config() -> ConfigDict:

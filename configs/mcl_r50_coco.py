@@ -4,9 +4,8 @@
         --config.data.data_dir=/data
 """
 
+from mcl_jax.configs import mcl
 from ml_collections import ConfigDict
-
-from configs import mcl
 
 
 def get_config() -> ConfigDict:

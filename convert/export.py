@@ -9,13 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert import architectures, files, folder, forward, model_card, report, selfcheck, transform
-from convert.architectures import PARTS
-from convert.files import Format
-from convert.views import View
-from mcl_jax import card
+from mcl_jax.convert import transform
+from mcl_jax.convert.checks import forward, model_card, report, selfcheck
+from mcl_jax.convert.files import folder
+from mcl_jax.convert.files import formats as files
+from mcl_jax.convert.files.formats import Format
+from mcl_jax.convert.names import architectures
+from mcl_jax.convert.names.architectures import PARTS
+from mcl_jax.convert.names.views import View
+
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.report import card
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Job:
 
     Attributes:
       state: nested dicts of arrays with the fields of TrainState.
-      meta: of the checkpoint, as `mcl_jax.checkpoint.read` returns it.
+      meta: of the checkpoint, as `mcl_jax.runtime.checkpoint.read` returns it.
       parts: which of architectures.PARTS.
       folded: whether FPN and head absorb their norms, see transform.fold.
       changes: what was done to the weights before, in words.
@@ -119,11 +124,11 @@ def export(
     """Writes weights, the target's own files, report.json, report.txt and card.html into `out`.
 
     The written weights are read back, compared with the checkpoint array by array, and run on a
-    fixed image (convert/selfcheck.py), before anything appears in `out`; see `folder.write`.
+    fixed image (convert/checks/selfcheck.py), before anything appears in `out`; see `folder.write`.
 
     Args:
       target: one of convert.targets.
-      state, meta: what `mcl_jax.checkpoint.read` returns.
+      state, meta: what `mcl_jax.runtime.checkpoint.read` returns.
       source: what the user called the checkpoint, for the report.
       out: folder.
       parts: see `chosen_parts`.

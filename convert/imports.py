@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from mcl_jax.convert.files import formats, strict
+from mcl_jax.convert.files.formats import Arrays, Format
+from mcl_jax.convert.names import classifiers, detectors
+from mcl_jax.convert.names.architectures import PARTS, from_config, on_one_device
+from mcl_jax.convert.names.views import NETWORKS, View
 
-from convert import classifiers, detectors, files, strict
-from convert.architectures import PARTS, from_config, on_one_device
-from convert.files import Arrays, Format
-from convert.views import NETWORKS, View
 from mcl_jax import program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
@@ -72,12 +73,12 @@ def _detector(library: str, *prefixes: str) -> Kind:
 
 ORIGINS = {
     "torchvision": Origin(
-        files.TORCH, (_detector("torchvision"), _classifier(classifiers.TORCHVISION))
+        formats.TORCH, (_detector("torchvision"), _classifier(classifiers.TORCHVISION))
     ),
-    "timm": Origin(files.TORCH, (_classifier(classifiers.TIMM),)),
-    "mmdet": Origin(files.MMENGINE, (_detector("mmdet"),)),
+    "timm": Origin(formats.TORCH, (_classifier(classifiers.TIMM),)),
+    "mmdet": Origin(formats.MMENGINE, (_detector("mmdet"),)),
     "detectron2": Origin(
-        files.PICKLE,
+        formats.PICKLE,
         (_detector("detectron2", "backbone.bottom_up.", "backbone.", "roi_heads."),),
     ),
 }
@@ -215,7 +216,7 @@ def placed(state: TrainState, arrays: Arrays) -> TrainState:
 
 def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
     """`load` of what `--to safetensors` wrote: all networks, with the file's own configuration."""
-    arrays, about = files.SAFETENSORS.read(path), files.read_safetensors_about(path)
+    arrays, about = formats.SAFETENSORS.read(path), formats.read_safetensors_about(path)
     if about.get("format") != "mcl_jax":
         raise UserError(
             f"{path.name} was not written by --to safetensors (its metadata has no format mcl_jax)"

@@ -1,16 +1,16 @@
 """Changes to a network before it is exported: averaging, division, folding of norms.
 
-Shapes: states are nested dicts of arrays, as `mcl_jax.checkpoint.read` returns them.
+Shapes: states are nested dicts of arrays, as `mcl_jax.runtime.checkpoint.read` returns them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names.architectures import PARTS, from_config
+from mcl_jax.convert.names.views import networks, roots
 
-from convert import strict
-from convert.architectures import PARTS, from_config
-from convert.views import networks, roots
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import is_swin
 

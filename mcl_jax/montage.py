@@ -27,7 +27,7 @@ class Layout:
 
     Attributes:
       assembly: 'montage' (the method), 'mosaic' (2 x 2 canvases alone: level 1 without level 0) or
-        'copy_paste' (see mcl_jax.copy_paste); the last two are the baselines of paper Table 8.
+        'copy_paste' (see mcl_jax.views.copy_paste); the last two are the baselines of paper Table 8.
       levels: S, number of montage levels; level s shrinks its views by 2^s.
       copies: per level, how often each image appears among the level's sub-images.
       shrink: 'nearest' (the authors': every r-th pixel) or 'antialias' (mean of r x r pixels).

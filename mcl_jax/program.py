@@ -16,8 +16,8 @@ from mcl_jax import optimizer as optimizers
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.methods import make_objective, settings
 from mcl_jax.objectives.base import Objective
+from mcl_jax.objectives.build import make_objective, settings
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import train_step
 

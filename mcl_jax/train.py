@@ -15,19 +15,21 @@ import numpy as np
 from tqdm import tqdm
 
 import mcl_jax
-from mcl_jax import card, hosts, plots, program, provenance, sharding
-from mcl_jax import metrics as metric_files
-from mcl_jax.checkpoint import Checkpointer
+from mcl_jax import program, sharding
 from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.monitor import KnnMonitor
-from mcl_jax.health import HealthCheck
-from mcl_jax.preemption import Preemption
 from mcl_jax.program import Program
+from mcl_jax.report import card, plots
+from mcl_jax.report import metrics as metric_files
+from mcl_jax.report.throughput import Throughput
+from mcl_jax.runtime import hosts, provenance
+from mcl_jax.runtime.checkpoint import Checkpointer
+from mcl_jax.runtime.health import HealthCheck
+from mcl_jax.runtime.preemption import Preemption
 from mcl_jax.state import TrainState
-from mcl_jax.throughput import Throughput
 
 log = logging.getLogger(__name__)
 

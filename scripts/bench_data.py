@@ -29,7 +29,7 @@ SYNTHETIC = {"canvas_size": 512, "batch_size": 32}  # px; images per batch
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax.data.benchmark import SyntheticPhotos, benchmark, ratio, table
+    from mcl_jax.bench.loader import SyntheticPhotos, benchmark, ratio, table
     from mcl_jax.data.sources import open_source
 
     cores = len(os.sched_getaffinity(0))

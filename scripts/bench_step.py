@@ -7,7 +7,7 @@
     python scripts/bench_step.py --config configs/mcl.py --versus-torch --steps=5 \\
         --config.data.batch_size=32 --config.data.image_size=64 --config.data.canvas_size=64
 
---versus-torch times the step and the authors' computation in plain torch (mcl_jax/versus.py).
+--versus-torch times the step and the authors' computation in plain torch (mcl_jax/bench/versus.py).
 --compile-only compiles both pyramid modes and prints JSON with FLOPs, bytes, peak memory and
 collectives of each, and their ratio full / assigned.
 """
@@ -44,7 +44,8 @@ def main(_: Sequence[str]) -> None:
 
 
 def compare_pyramids(given) -> dict:
-    from mcl_jax import compiled, program, sharding
+    from mcl_jax import program, sharding
+    from mcl_jax.planning import compiled
 
     result = {}
     for pyramid in ("assigned", "full"):
@@ -60,7 +61,7 @@ def compare_pyramids(given) -> dict:
 
 def versus_torch(config) -> dict:
     try:
-        from mcl_jax import versus
+        from mcl_jax.bench import versus
     except ImportError as error:
         cli.fail(f"--versus-torch needs torch: pip install -e '.[torch]' ({error})")
     versus.keep_freed_memory()
@@ -71,7 +72,8 @@ def time_steps(config) -> dict:
     import jax
     import numpy as np
 
-    from mcl_jax import compiled, program, sharding, topology
+    from mcl_jax import program, sharding
+    from mcl_jax.planning import compiled, topology
 
     mesh = sharding.mesh_for(config)
     run = program.build(config, mesh, images=config.data.batch_size)

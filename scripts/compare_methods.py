@@ -28,7 +28,7 @@ def main(_: Sequence[str]) -> None:
 
     import jax
 
-    from mcl_jax.evaluate import study
+    from mcl_jax.study import study
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     workdir, results = Path(WORKDIR.value), Path(RESULTS.value)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Detectron2's environment lacks us
 
-from convert import detectron2_check, files  # noqa: E402
+from mcl_jax.convert.checks import detectron2_check  # noqa: E402
+from mcl_jax.convert.files import formats  # noqa: E402
+
 from mcl_jax.errors import UserError  # noqa: E402
 
 SUPERVISED = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"  # RGB, stride in the 3x3
@@ -53,7 +55,7 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(
                 f"--weights {options.weights} does not exist; python -m convert writes it"
             )
-        arrays = files.read_pickle(options.weights)
+        arrays = formats.read_pickle(options.weights)
         starts = {"backbone": "stem.", "FPN": "fpn_", "box head": "box_head."}
         parts = [part for part, start in starts.items() if any(n.startswith(start) for n in arrays)]
         print(f"{options.weights}: {len(arrays)} arrays ({', '.join(parts)})")
@@ -105,7 +107,7 @@ def train(options: argparse.Namespace) -> None:
     if options.weights and not options.resume:
         model = {name: tuple(x.shape) for name, x in trainer.model.state_dict().items()}
         model = {name.removeprefix("module."): shape for name, shape in model.items()}
-        arrays = {name: x.shape for name, x in files.read_pickle(options.weights).items()}
+        arrays = {name: x.shape for name, x in formats.read_pickle(options.weights).items()}
         print("\n".join(detectron2_check.loaded(model, arrays)))
     trainer.resume_or_load(resume=options.resume)
     trainer.train()

@@ -27,13 +27,13 @@ JSON = flags.DEFINE_string("json", None, "also write the statistics to this file
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax import plots
     from mcl_jax.data.sources import open_source
     from mcl_jax.evaluate import instance_sizes
+    from mcl_jax.report import plots
 
     config = cli.config_of(CONFIG, required=False)
     if config is None:
-        from configs import base
+        from mcl_jax.configs import base
 
         config = base.get_config()
     copies = instance_sizes.copies_of(config.montage)

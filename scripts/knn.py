@@ -30,10 +30,12 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    from configs import base
-    from mcl_jax import checkpoint, program, sharding
+    from mcl_jax.configs import base
+
+    from mcl_jax import program, sharding
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
+    from mcl_jax.runtime import checkpoint
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if not WORKDIR.value:

@@ -36,10 +36,12 @@ def main(_: Sequence[str]) -> None:
         if not flag.value:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
+    from mcl_jax.configs import base
 
-    from configs import base
-    from mcl_jax import checkpoint, program, sharding
-    from mcl_jax.evaluate import linear, linear_loop
+    from mcl_jax import program, sharding
+    from mcl_jax.evaluate.linear import evaluation as linear
+    from mcl_jax.evaluate.linear import loop
+    from mcl_jax.runtime import checkpoint
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if PROCESSES.value:
@@ -53,11 +55,9 @@ def main(_: Sequence[str]) -> None:
         except ValueError:
             raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
-    result = linear_loop.run(evaluation, OUTPUT.value)
+    result = loop.run(evaluation, OUTPUT.value)
     if jax.process_index() == 0:
-        print(
-            linear_loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes"
-        )
+        print(loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(_: Sequence[str]) -> None:
     if not TOPOLOGY.value:
         cli.fail("--topology is missing, e.g. --topology v5e:16x16")
 
-    from mcl_jax import plan, topology
+    from mcl_jax.planning import plan, topology
 
     where = topology.parse(TOPOLOGY.value, SLICES.value)
     topology.prepare_process(where)

@@ -14,10 +14,10 @@ A second run skips what is finished and restarts what was interrupted.
 import argparse
 import sys
 
-from mcl_jax.data.prepare_coco import prepare_coco
-from mcl_jax.data.prepare_folder import prepare_folder
-from mcl_jax.data.prepare_imagenet import prepare_imagenet
-from mcl_jax.data.prepare_tfrecord import prepare_tfrecord
+from mcl_jax.data.prepare.coco import prepare_coco
+from mcl_jax.data.prepare.folder import prepare_folder
+from mcl_jax.data.prepare.imagenet import prepare_imagenet
+from mcl_jax.data.prepare.tfrecord import prepare_tfrecord
 from mcl_jax.errors import UserError
 
 

@@ -30,8 +30,9 @@ UNHEALTHY = 3  # exit code of NaN and collapse
 def main(_: Sequence[str]) -> int:
     import jax
 
-    from mcl_jax import hosts, train
-    from mcl_jax.health import TrainingStopped
+    from mcl_jax import train
+    from mcl_jax.runtime import hosts
+    from mcl_jax.runtime.health import TrainingStopped
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = cli.config_of(CONFIG)

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from mcl_jax import cli, metrics
+from mcl_jax import cli
+from mcl_jax.report import metrics
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ SCRATCH = flags.DEFINE_string(
 
 
 def main(_: Sequence[str]) -> int:
-    from mcl_jax import torture, torture_data
+    from mcl_jax.faults import data, torture
 
     with tempfile.TemporaryDirectory() as temporary:
         parent = Path(SCRATCH.value or temporary).absolute()
@@ -41,12 +41,12 @@ def main(_: Sequence[str]) -> int:
             ended = [f"{x}: {y}" for x, y in torture.terminations(job, torture.PHASES)]
             _say("SIGTERM, then resume", ended)
             _say("damaged checkpoint", [f"{x}: {y}" for x, y in torture.damages(job)])
-            changes = torture.device_changes(job, (8, 4, 2, 8), torture_data.LOSS_TOLERANCE)
+            changes = torture.device_changes(job, (8, 4, 2, 8), data.LOSS_TOLERANCE)
             said = [f"{n} devices: losses within {worst:.1e}" for n, worst in changes]
             _say("other numbers of devices", said)
-            _say("images", torture_data.images(scratch / "images", IMAGES.value, SEED.value))
-            _say("decoding worker killed", torture_data.worker_killed(SEED.value))
-            _say("mistakes", torture_data.mistakes(job))
+            _say("images", data.images(scratch / "images", IMAGES.value, SEED.value))
+            _say("decoding worker killed", data.worker_killed(SEED.value))
+            _say("mistakes", data.mistakes(job))
         except torture.Broken as error:
             print(f"NOT SURVIVED: {error}", file=sys.stderr)
             return 1

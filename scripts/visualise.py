@@ -30,10 +30,13 @@ def parse() -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
-    from configs import base
-    from mcl_jax import checkpoint, program, sheets
+    from mcl_jax.configs import base
+
+    from mcl_jax import program
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import visualise
+    from mcl_jax.report import sheets
+    from mcl_jax.runtime import checkpoint
 
     for name in ("count", "rows"):
         if getattr(options, name) < 1:

@@ -23,8 +23,8 @@ os.environ["XLA_FLAGS"] = " ".join(given + [f for f in FLAGS if f.partition("=")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from mcl_jax.configs import base  # noqa: E402
 
-from configs import base  # noqa: E402
 from mcl_jax.models import resnet, swin  # noqa: E402
 
 # One block a stage: every kind of layer at the shortest compile time.

@@ -10,11 +10,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import torch
+from mcl_jax.configs import base
+from mcl_jax.convert import export as exports
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import table
+from mcl_jax.convert.targets import authors
+from mcl_jax.convert.targets.registry import TARGETS
 
-from configs import base
-from convert import authors, strict, table
-from convert import export as exports
-from convert.targets import TARGETS
 from mcl_jax import program
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
@@ -139,7 +141,11 @@ def optimizer_dict(arrays, prefixes, seed=1):
 def config_file(folder, model, **optimizer_keys):
     """A config file of the user's: base.py with this section `model`."""
     path = folder / "given.py"
-    lines = ["from configs import base", "def get_config():", "    config = base.get_config()"]
+    lines = [
+        "from mcl_jax.configs import base",
+        "def get_config():",
+        "    config = base.get_config()",
+    ]
     lines += [f"    config.model.{key} = {value!r}" for key, value in model.items()]
     lines += [f"    config.optimizer.{key} = {value!r}" for key, value in optimizer_keys.items()]
     path.write_text("\n".join([*lines, "    return config", ""]))

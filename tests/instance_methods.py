@@ -7,12 +7,13 @@ import numpy as np
 from conftest import tiny_config
 from jax.sharding import PartitionSpec as P
 
-from mcl_jax import augment, sharding
+from mcl_jax import sharding
 from mcl_jax.models import image_encoder
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
 from mcl_jax.state import TrainState
+from mcl_jax.views import augment
 
 SIDE = 32  # px
 OUT = 8  # dimensions of embeddings

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from mcl_jax.configs import base, one_gpu
 
-from configs import base, one_gpu
 from mcl_jax import accumulation, losses, optimizer, program, sharding
 from mcl_jax.errors import UserError
-from mcl_jax.methods import make_objective, settings
 from mcl_jax.models import encoder
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
+from mcl_jax.objectives.build import make_objective, settings
 from mcl_jax.objectives.mcl import MCL
 
 DEVICES, MICRO, B = 2, 2, 16

@@ -22,8 +22,8 @@ from torchvision_reference import (
     torchvision_jitter,
 )
 
-from mcl_jax import augment, colour, resample
 from mcl_jax.errors import UserError
+from mcl_jax.views import augment, colour, resample
 
 VALUES = {
     "area": (0.2, 1.0),

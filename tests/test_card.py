@@ -8,7 +8,7 @@ import pytest
 from convert_states import R18, export_to, full_meta_of, random_state
 from PIL import Image
 
-from mcl_jax import card, metrics
+from mcl_jax.report import card, metrics
 
 VOID = {"meta", "link", "img"}
 

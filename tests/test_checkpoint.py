@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from mcl_jax import checkpoint, program, sharding
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import checkpoint
 
 
 def make_run(devices=1, **model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcl_jax.evaluate import classifier
+from mcl_jax.evaluate.linear import classifier
 
 
 def gaussians(rng, centres, rows):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torchvision_reference import LUMA, colours, image_of, planes_of, torchvision_jitter
 
-from mcl_jax import colour
+from mcl_jax.views import colour
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AMOUNTS = [(0.6, 1.4, 0.8, 0.1), (1.4, 0.6, 1.2, -0.1), (1.0, 1.0, 1.0, 0.37), (1.0, 1.3, 1.0, 0.0)]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mcl_jax.compiled import collectives
+from mcl_jax.planning.compiled import collectives
 
 
 def test_counting_and_sizes():

@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
+from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import classifiers
+from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
+from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.targets import authors
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 from torch_detectors import ResNet
 
-from convert import authors, classifiers, strict
-from convert.__main__ import main
-from convert.classifiers import TIMM, TORCHVISION
-from convert.views import networks
-from mcl_jax import checkpoint
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
 from mcl_jax.models.layers import Context
+from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 
 OUTPUT_NORMS = ("norm2", "norm3", "norm4")

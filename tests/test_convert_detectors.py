@@ -21,13 +21,16 @@ from convert_states import (
     random_state,
     view_of,
 )
+from mcl_jax.convert import transform
+from mcl_jax.convert.checks import forward, selfcheck
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import swin, table
+from mcl_jax.convert.names.architectures import PARTS
+from mcl_jax.convert.names.views import roots
+from mcl_jax.convert.targets.registry import TARGETS
 from swin_networks import TINY
 from torch_detectors import Detector, ResNet, Swin
 
-from convert import forward, selfcheck, strict, swin, table, transform
-from convert.architectures import PARTS
-from convert.targets import TARGETS
-from convert.views import roots
 from mcl_jax.errors import UserError
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models.backbone import stage_channels

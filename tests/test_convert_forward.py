@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convert_states import DATA, NUMERICS, R18, R50, export, matches, model_keys, random_state
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import table
 
-from convert import strict, table
 from mcl_jax.models.encoder import Encoder
 
 FEATURES = ("res2", "res3", "res4", "res5", "P2", "P3", "P4", "P5")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from convert_states import export_to, full_meta_of, random_state
+from mcl_jax.convert.files import formats
+from mcl_jax.convert.targets.registry import TARGETS
 from test_convert_imports import R10, config_file, weights
 from test_convert_refusals import Malicious, fails
 
-from convert import files
-from convert.targets import TARGETS
 from mcl_jax.models.backbone import Architecture
 
 
@@ -62,7 +62,7 @@ def test_the_pickle_reader_takes_what_detectron2_and_older_pickles_hold(tmp_path
     content = collections.OrderedDict(model=arrays, __author__="me", n=np.float32(3), b=b"\x80")
     for protocol in (0, 2, 4, 5):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-        read = files.read_pickle(tmp_path / "a.pkl")
+        read = formats.read_pickle(tmp_path / "a.pkl")
         assert all(np.array_equal(read[name], x) for name, x in arrays.items())
 
 
@@ -110,7 +110,7 @@ def test_another_network_than_the_configurations_is_refused(tmp_path, capsys):
 
 def test_safetensors_of_others_and_of_another_configuration_are_refused(tmp_path, capsys):
     path = tmp_path / "a.safetensors"
-    files.write_safetensors(path, {"x": np.zeros(3, np.float32)}, {"format": "pt"})
+    formats.write_safetensors(path, {"x": np.zeros(3, np.float32)}, {"format": "pt"})
     err = fails(capsys, path, "--from", "safetensors", "--out", tmp_path / "run")
     assert "was not written by --to safetensors" in err
     state = random_state(R10, 0)
@@ -119,10 +119,10 @@ def test_safetensors_of_others_and_of_another_configuration_are_refused(tmp_path
     flags = ("--from", "safetensors", "--out", tmp_path / "run", "--config", wide)
     err = fails(capsys, weights(tmp_path / "out"), *flags)
     assert "does not fit the configuration" in err and "predictor/level0/linear1/bias" in err
-    arrays = files.read_safetensors(weights(tmp_path / "out"))
+    arrays = formats.read_safetensors(weights(tmp_path / "out"))
     del arrays["params/predictor/level0/linear1/bias"]
-    about = files.read_safetensors_about(weights(tmp_path / "out"))
-    files.write_safetensors(path, arrays, about)
+    about = formats.read_safetensors_about(weights(tmp_path / "out"))
+    formats.write_safetensors(path, arrays, about)
     err = fails(capsys, path, "--from", "safetensors", "--out", tmp_path / "run")
     assert "missing params/predictor/level0/linear1/bias" in err
     assert not (tmp_path / "run").exists()

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 from convert_states import arrays_of, full_meta_of, random_state, view_of
+from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.files import formats
+from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.targets.registry import TARGETS
 from test_convert_detectors import tiny_swin
 from test_convert_refusals import fails
 
-from convert import files
-from convert.__main__ import main
-from convert.targets import TARGETS
-from convert.views import networks
-from mcl_jax import checkpoint
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 
 R10 = Architecture("resnet10", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
 TINY = Architecture("swin_tiny", 8, 8, 2, 16, 8, 16, "fpn", 0.0)
 CONFIG = """
-from configs import base
+from mcl_jax.configs import base
 
 def get_config():
     config = base.get_config()
@@ -183,7 +183,7 @@ def test_averages_and_divisions_of_a_run(tmp_path, capsys):
             checkpointer.wait()
     flags = ["--to", "detectron2", "--average", "2", "--divide-weights", "2"]
     main([str(tmp_path / "run"), *flags, "--out", str(tmp_path / "out")])
-    model = files.read_pickle(weights(tmp_path / "out"))
+    model = formats.read_pickle(weights(tmp_path / "out"))
     kernel = np.asarray(trees["params"]["encoder"]["backbone"]["stem"]["kernel"])
     expected = kernel.transpose(3, 2, 0, 1) * 1.5 / 2  # the mean of one and two times it, halved
     np.testing.assert_allclose(model["stem.conv1.weight"], expected, rtol=1e-6)

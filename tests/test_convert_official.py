@@ -23,11 +23,14 @@ from convert_states import (
     optimizer_dict,
     write_npz,
 )
+from mcl_jax.configs import base
+from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import architectures
+from mcl_jax.convert.targets import authors, authors_files
 
-from configs import base
-from convert import architectures, authors, authors_files, strict
-from convert.__main__ import main
-from mcl_jax import checkpoint, optimizer, program, sharding
+from mcl_jax import optimizer, program, sharding
+from mcl_jax.runtime import checkpoint
 
 
 def load(path, a=R18):

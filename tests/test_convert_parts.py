@@ -18,10 +18,11 @@ from convert_states import (
     model_keys,
     random_state,
 )
+from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.names import detectors
+from mcl_jax.convert.targets import detectron2
 
-from convert import detectors, detectron2
-from convert.__main__ import main
-from mcl_jax import checkpoint
+from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 
 PREFIXES = {"backbone": ("stem.", "res"), "fpn": ("fpn_",), "head": ("box_head.",)}

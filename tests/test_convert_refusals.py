@@ -26,10 +26,11 @@ from convert_states import (
     random_state,
     write_npz,
 )
+from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.files import formats, strict
+from mcl_jax.convert.names import table
+from mcl_jax.convert.targets.registry import TARGETS
 
-from convert import files, strict, table
-from convert.__main__ import main
-from convert.targets import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
@@ -119,7 +120,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    full = replace(TARGETS["detectron2"], format=files.PICKLE._replace(write=fail))
+    full = replace(TARGETS["detectron2"], format=formats.PICKLE._replace(write=fail))
     monkeypatch.setitem(TARGETS, "detectron2", full)
     with pytest.raises(OSError, match="no space"):
         export(R18, random_state(R18, 7), tmp_path / "out")

@@ -6,13 +6,13 @@ import subprocess
 import numpy as np
 import pytest
 from convert_states import R18, export_to, full_meta_of, random_state
+from mcl_jax.convert.files import formats, strict
+from mcl_jax.convert.names.views import networks
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from convert import files, strict
-from convert.views import networks
-from mcl_jax import provenance
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import provenance
 
 
 def test_all_networks_come_back_bit_by_bit_with_their_origin(tmp_path):
@@ -45,7 +45,7 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_written(tmp_path):
 
 
 def test_a_file_that_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
-    library = files.import_safetensors().numpy
+    library = formats.import_safetensors().numpy
     save = library.save_file
     halves = lambda arrays, *rest: save(dict(list(arrays.items())[:-1]), *rest)  # noqa: E731
     monkeypatch.setattr(library, "save_file", halves)
@@ -55,8 +55,8 @@ def test_a_file_that_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_commit_is_that_of_this_checkout_and_says_what_was_changed(tmp_path, monkeypatch):
-    package = tmp_path / "mcl_jax" / "provenance.py"
-    package.parent.mkdir()
+    package = tmp_path / "mcl_jax" / "runtime" / "provenance.py"
+    package.parent.mkdir(parents=True)
     package.write_text("1")
     monkeypatch.setattr(provenance, "__file__", str(package))
     assert provenance.commit() == ""

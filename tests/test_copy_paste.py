@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
 
-from mcl_jax import copy_paste, losses, montage, program
+from mcl_jax import losses, montage, program
 from mcl_jax.errors import UserError
 from mcl_jax.models.heads import cut_tiles, pick_tiles
+from mcl_jax.views import copy_paste
 
 H, IMAGES = 16, 7
 

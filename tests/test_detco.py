@@ -20,13 +20,15 @@ from instance_methods import (
     use_small_backbone,
 )
 
-from mcl_jax import augment, contrast, jigsaw, sharding
+from mcl_jax import sharding
 from mcl_jax.errors import UserError
 from mcl_jax.models.heads import pool
 from mcl_jax.models.image_encoder import StageEncoder
 from mcl_jax.models.layers import Context
 from mcl_jax.models.resnet import STAGES
+from mcl_jax.objectives import contrast
 from mcl_jax.objectives.detco import DetCo, Inputs, Settings, stage_losses
+from mcl_jax.views import augment, jigsaw
 
 IMAGES, QUEUE, TAU, PATCH = 4, 10, 0.2, 16
 CONTRAST = contrast.Settings(QUEUE, TAU, "sync", 2)

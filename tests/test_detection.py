@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mcl_jax.data import scenes
+from mcl_jax.data.scenes import builder
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import detection
-from mcl_jax.evaluate.average_precision import average_precision
-from mcl_jax.evaluate.boxed_images import BoxedImages, load_scenes, with_mirrored
-from mcl_jax.evaluate.detector import PARTS, Detector, ProbeSettings
-from mcl_jax.evaluate.nms import Detections
-from mcl_jax.methods import settings
+from mcl_jax.evaluate.detection import probe
+from mcl_jax.evaluate.detection.average_precision import average_precision
+from mcl_jax.evaluate.detection.boxed_images import BoxedImages, load_scenes, with_mirrored
+from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
+from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
+from mcl_jax.objectives.build import settings
 
 SETTINGS = ProbeSettings(
     image_size=32, train_images=2, eval_images=3, steps=3, batch_size=2, eval_batch_size=2,
@@ -69,23 +69,21 @@ def same(a, b):
 def test_frozen_training_changes_the_head_alone(config, data, pretrained):
     tool = detector(config, ("head",))
     before = jax.tree.map(np.copy, pretrained)
-    fitted = detection.fit(tool, pretrained, data, 0)
+    fitted = probe.fit(tool, pretrained, data, 0)
     assert all(jax.tree.leaves(same(before, {p: fitted[p] for p in before})))
     assert all(jax.tree.leaves(same(before, pretrained)))
-    start = detection.compiled(tool).initial(
-        detection.key_for(0, 0, 0, detection.Purpose.PROBE), ("head",)
-    )
+    start = probe.compiled(tool).initial(probe.key_for(0, 0, 0, probe.Purpose.PROBE), ("head",))
     assert not any(jax.tree.leaves(same(start["head"]["params"], fitted["head"]["params"])))
 
 
 def test_a_missing_fpn_is_trained_with_its_statistics(config, data, pretrained):
     tool = detector(config, ("fpn", "head"))
     backbone = {"backbone": pretrained["backbone"]}
-    fitted = detection.fit(tool, backbone, data, 0)
+    fitted = probe.fit(tool, backbone, data, 0)
     assert all(jax.tree.leaves(same(backbone["backbone"], fitted["backbone"])))
     kernel = fitted["fpn"]["params"]["lateral5"]["kernel"]
-    start = detection.compiled(tool).initial(
-        detection.key_for(0, 0, 0, detection.Purpose.PROBE), ("fpn", "head")
+    start = probe.compiled(tool).initial(
+        probe.key_for(0, 0, 0, probe.Purpose.PROBE), ("fpn", "head")
     )["fpn"]
     assert (np.asarray(kernel) != start["params"]["lateral5"]["kernel"]).any()
     assert fitted["fpn"]["batch_stats"]["lateral5"]["norm"]["mean"].any()
@@ -93,8 +91,8 @@ def test_a_missing_fpn_is_trained_with_its_statistics(config, data, pretrained):
 
 def test_fine_tuning_trains_everything_and_fits_two_images(config, data, pretrained):
     tool = detector(config, PARTS)
-    functions = detection.compiled(tool)
-    new = detection.compiled(detector(config, ("head",))).initial(jax.random.key(0), ("head",))
+    functions = probe.compiled(tool)
+    new = probe.compiled(detector(config, ("head",))).initial(jax.random.key(0), ("head",))
     trained = jax.tree.map(jnp.array, pretrained | new)
     memory = functions.optimizer.init({part: v["params"] for part, v in trained.items()})
     inputs = (jnp.asarray(data.images), jnp.asarray(data.extents))
@@ -121,7 +119,7 @@ def test_probe_measures_every_image_and_is_reproducible(config, data, pretrained
     }
     architecture = settings(Architecture, config.model)
     first, second = (
-        detection.probe(
+        probe.probe(
             config, architecture, NUMERICS, variables, frozen=True, seed=seed, data=(data, data)
         )
         for seed in (1, 1)
@@ -147,16 +145,16 @@ def test_mirror_images_mirror_within_the_extent(data):
 
 
 def test_batches_are_whole_passes_and_chunks_visit_all():
-    batches = detection._batches(np.random.default_rng(0), 6, 3, 4)
+    batches = probe._batches(np.random.default_rng(0), 6, 3, 4)
     assert batches.shape == (4, 3)
     assert sorted(batches[:2].ravel() % 6) == list(range(6))
     assert batches.max() >= 6  # mirror images occur
-    np.testing.assert_array_equal(detection._chunks(5, 2), [[0, 1], [2, 3], [4, 4]])
+    np.testing.assert_array_equal(probe._chunks(5, 2), [[0, 1], [2, 3], [4, 4]])
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
     s = dataclasses.replace(SETTINGS, steps=100, warmup_steps=9, base_lr=1.0)
-    rates = [detection.learning_rate(s, i) for i in range(100)]
+    rates = [probe.learning_rate(s, i) for i in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert 0 < rates[-1] < 1e-3
 
@@ -214,7 +212,7 @@ def test_loose_boxes_and_wrong_labels_cost():
 
 
 def test_scenes_come_with_boxes_in_px(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes.Scenes, "split_sizes", {"train": 6, "validation": 4})
+    monkeypatch.setattr(builder.Scenes, "split_sizes", {"train": 6, "validation": 4})
     data = load_scenes(str(tmp_path), "validation", 4, 64)
     assert data.images.shape == (4, 64, 64, 3) and len(data.class_names) == 8
     assert (data.extents.max(1) == 64).all()
@@ -246,4 +244,4 @@ def test_settings_that_do_not_fit_are_user_errors(wrong, message):
 def test_missing_pycocotools_is_one_line(config, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(UserError, match="pip install pycocotools"):
-        detection.probe(config, None, NUMERICS, {}, frozen=True, seed=0, data=(data, data))
+        probe.probe(config, None, NUMERICS, {}, frozen=True, seed=0, data=(data, data))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcl_jax.evaluate import fcos
-from mcl_jax.evaluate.nms import suppress
+from mcl_jax.evaluate.detection import fcos
+from mcl_jax.evaluate.detection.nms import suppress
 
 # Two levels of a 32 px image: 16 locations of stride 8, then 4 of stride 16; P3 takes distances
 # up to 10 px.

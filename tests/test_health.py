@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcl_jax.health import HealthCheck, TrainingStopped
+from mcl_jax.runtime.health import HealthCheck, TrainingStopped
 
 SETTINGS = {"collapse_share": 0.05, "collapse_patience": 3}
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import QUICK_COMPILE
 
-from mcl_jax import hosts, metrics
 from mcl_jax.errors import UserError
+from mcl_jax.report import metrics
+from mcl_jax.runtime import hosts
 
 TESTS = Path(__file__).resolve().parent
 DEVICES, STEPS = 4, 6

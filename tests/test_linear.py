@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from conftest import QUICK_COMPILE, perturbed, tiny_config
 
-from mcl_jax import checkpoint, metrics, program, sharding
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import classifier, linear, linear_loop
+from mcl_jax.evaluate.linear import classifier, loop
+from mcl_jax.evaluate.linear import evaluation as linear
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.report import metrics
+from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
@@ -82,7 +85,7 @@ def evaluation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(evaluation, tmp_path_factory):
     output = tmp_path_factory.mktemp("linear") / "whole"
-    return linear_loop.run(evaluation, output), output
+    return loop.run(evaluation, output), output
 
 
 def saved(output):
@@ -103,7 +106,7 @@ def test_an_evaluation_reports_every_learning_rate_and_the_best(evaluation, whol
     assert [line["step"] for line in lines] == [*range(1, last + 1), last]
     assert lines[-1]["top1/lr0.01"] == result["rows"][1]["top1"]
     assert lines[-2]["loss/lr0.01"] < lines[0]["loss/lr0.01"] == pytest.approx(np.log(6), rel=1e-6)
-    shown = linear_loop.table(result).splitlines()
+    shown = loop.table(result).splitlines()
     assert shown[0].split() == ["lr", "top-1", "top-5"] and len(shown) == 3
     assert [line.endswith("best") for line in shown].count(True) == 1
 
@@ -118,9 +121,9 @@ def test_a_killed_evaluation_goes_on_bit_by_bit(evaluation, whole, tmp_path):
         return evaluation.train_step(*arguments)
 
     with pytest.raises(KeyboardInterrupt):
-        linear_loop.run(dataclasses.replace(evaluation, train_step=dies_in_step_8), tmp_path)
+        loop.run(dataclasses.replace(evaluation, train_step=dies_in_step_8), tmp_path)
     assert int(saved(tmp_path)["step"]) == 6  # three steps an epoch, saved after each epoch
-    assert linear_loop.run(evaluation, tmp_path) == whole[0]
+    assert loop.run(evaluation, tmp_path) == whole[0]
     after, expected = saved(tmp_path), saved(whole[1])
     assert set(after) == set(expected)
     for name in expected:
@@ -136,12 +139,12 @@ def test_a_finished_evaluation_is_not_repeated_nor_mixed_with_another(evaluation
         raise AssertionError("nothing is left to do")
 
     finished = dataclasses.replace(evaluation, train_step=never, test_step=never)
-    assert linear_loop.run(finished, output) == result
+    assert loop.run(finished, output) == result
     other = dataclasses.replace(
         evaluation, settings=dataclasses.replace(evaluation.settings, momentum=0.5)
     )
     with pytest.raises(UserError, match="linear.momentum 0.9, not 0.5; give a new --output"):
-        linear_loop.run(other, output)
+        loop.run(other, output)
 
 
 def test_crops_and_gradients_do_not_depend_on_the_number_of_devices(evaluation):
@@ -218,7 +221,7 @@ def test_the_script_evaluates_a_checkpoint_of_an_older_config(evaluation, tmp_pa
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["epochs"] == 1 and [row["lr"] for row in result["rows"]] == [0.03, 0.3]
-    assert done.stdout.strip() == linear_loop.table(result).strip()
+    assert done.stdout.strip() == loop.table(result).strip()
     assert "49 images, 1 cpu device(s)" in done.stderr
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from mcl_jax import metrics, montage, plots, throughput
+from mcl_jax import montage
+from mcl_jax.report import metrics, plots, throughput
 
 
 def test_a_resumed_run_drops_the_lines_it_will_redo_and_a_line_cut_by_a_kill(tmp_path):

@@ -20,9 +20,10 @@ from instance_methods import (
 )
 from jax.sharding import PartitionSpec as P
 
-from mcl_jax import contrast, sharding
+from mcl_jax import sharding
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context
+from mcl_jax.objectives import contrast
 from mcl_jax.objectives.moco import Inputs, MoCo, draw_order
 
 IMAGES, QUEUE, TAU = 8, 24, 0.2

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
-from mcl_jax import checkpoint, program, sharding
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import monitor
-from mcl_jax.methods import settings
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import assigned_spans
+from mcl_jax.objectives.build import settings
+from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent

@@ -7,9 +7,10 @@ import pytest
 from conftest import tiny_config
 from jax.sharding import PartitionSpec
 
-from mcl_jax import compiled, program, sharding
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
 from mcl_jax.models.norm import BatchNorm
+from mcl_jax.planning import compiled
 
 GROUPS, MEMBERS, PER_DEVICE, CHANNELS = 2, 4, 2, 3
 

@@ -42,7 +42,7 @@ def test_excluded_are_exactly_biases_and_norm_scales(config, backbone):
 
 
 def test_the_published_network_has_225_trainable_tensors():
-    from configs.base import get_config
+    from mcl_jax.configs.base import get_config
 
     assert len(jax.tree.leaves(parameter_shapes(get_config()))) == 225
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import perturbed, tiny_config
+from mcl_jax.convert.files import strict
+from mcl_jax.convert.names import table
+from mcl_jax.convert.names.views import NETWORKS
+from mcl_jax.convert.targets import authors
 
-from convert import authors, strict, table
-from convert.views import NETWORKS
-from mcl_jax import program, sharding, torch_mcl
+from mcl_jax import program, sharding
+from mcl_jax.bench import torch_mcl
 from mcl_jax.objectives.mcl import Inputs
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import apply_gradients

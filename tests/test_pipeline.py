@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcl_jax.data.benchmark import SyntheticPhotos, benchmark, table
+from mcl_jax.bench.loader import SyntheticPhotos, benchmark, table
 from mcl_jax.data.decode import decode_to_canvas
 from mcl_jax.data.pipeline import batches, evaluation_batches
 from mcl_jax.data.record import Record
@@ -250,7 +250,7 @@ def test_workers_end_when_the_program_is_killed(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(
         "import multiprocessing, os, signal\n"
-        "from mcl_jax.data.benchmark import SyntheticPhotos\n"
+        "from mcl_jax.bench.loader import SyntheticPhotos\n"
         "from mcl_jax.data.pipeline import batches\n"
         "if __name__ == '__main__':\n"
         f"    iterator = batches(SyntheticPhotos(64), **{SETTINGS | {'workers': 1}!r})\n"

@@ -5,8 +5,9 @@ import json
 import jax
 import pytest
 
-from mcl_jax import plan, program, topology
+from mcl_jax import program
 from mcl_jax.errors import UserError
+from mcl_jax.planning import plan, topology
 
 
 @pytest.mark.parametrize(

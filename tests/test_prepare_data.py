@@ -13,8 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from mcl_jax.data import prepare_coco, prepare_tfrecord
-from mcl_jax.data.prepare_folder import prepare_folder
+from mcl_jax.data.prepare import coco as prepare_coco
+from mcl_jax.data.prepare import tfrecord as prepare_tfrecord
+from mcl_jax.data.prepare.folder import prepare_folder
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from mcl_jax.data import prepare, prepare_imagenet
+from mcl_jax.data.prepare import imagenet as prepare_imagenet
+from mcl_jax.data.prepare import jobs
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 
@@ -146,7 +147,7 @@ def test_finished_splits_are_skipped_and_later_ones_added(imagenet, capsys):
     prepare_imagenet.prepare_imagenet(**imagenet)
     assert "train: 12 images, already prepared: skipped" in capsys.readouterr().out
     assert os.stat(shard).st_mtime_ns == before
-    assert prepare.split_counts(final) == {"train": 12, "validation": 5}
+    assert jobs.split_counts(final) == {"train": 12, "validation": 5}
     assert len(open_source("tfds:imagenet2012", "train+validation", imagenet["data_dir"])) == 17
 
 
@@ -167,12 +168,12 @@ def test_interrupted_split_is_not_mistaken_and_restarts(imagenet, monkeypatch):
     os.makedirs(os.path.join(final, ".train.writing"), exist_ok=True)
     with open(os.path.join(final, ".train.writing", "half"), "w") as file:
         file.write("half")
-    assert prepare.split_counts(final) == {}
+    assert jobs.split_counts(final) == {}
     with pytest.raises(UserError, match="no finished data set"):
         open_source("tfds:imagenet2012", "train", imagenet["data_dir"])
     monkeypatch.setattr(prepare_imagenet, "_example", genuine)
     prepare_imagenet.prepare_imagenet(**arguments)
-    assert prepare.split_counts(final) == {"train": 12}
+    assert jobs.split_counts(final) == {"train": 12}
     assert not [name for name in os.listdir(final) if "writing" in name]
 
 
@@ -185,7 +186,7 @@ def test_other_classes_do_not_mix(imagenet, tmp_path):
 
 
 def test_many_shards_hold_every_image_and_mix_the_classes(imagenet, monkeypatch):
-    monkeypatch.setattr(prepare, "_SHARD_BYTES", os.path.getsize(imagenet["train_tar"]) // 3)
+    monkeypatch.setattr(jobs, "_SHARD_BYTES", os.path.getsize(imagenet["train_tar"]) // 3)
     prepare_imagenet.prepare_imagenet(**(imagenet | {"val_tar": None}))
     source = open_source("tfds:imagenet2012", "train", imagenet["data_dir"])
     assert len({source[i].name for i in range(12)}) == 12

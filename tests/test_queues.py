@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mcl_jax import queues, sharding
+from mcl_jax import sharding
 from mcl_jax.errors import UserError
+from mcl_jax.objectives import queues
 
 SIZE, DIMENSIONS = 20, 3
 

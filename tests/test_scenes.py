@@ -8,27 +8,27 @@ import threading
 import numpy as np
 import pytest
 
-from mcl_jax.data import scenes
 from mcl_jax.data.decode import decode_to_canvas
-from mcl_jax.data.render import CLASS_NAMES, DOMINANT_SHARE
+from mcl_jax.data.scenes import builder
+from mcl_jax.data.scenes.render import CLASS_NAMES, DOMINANT_SHARE
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(scenes.Scenes, "split_sizes", {"train": 24, "validation": 8})
+    monkeypatch.setattr(builder.Scenes, "split_sizes", {"train": 24, "validation": 8})
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [scenes.scene("train", i) for i in range(150)]
+    return [builder.scene("train", i) for i in range(150)]
 
 
 def test_a_scene_depends_on_split_and_index_alone():
-    again = scenes.scene("train", 5)
-    np.testing.assert_array_equal(again.image, scenes.scene("train", 5).image)
-    for other in (scenes.scene("train", 6), scenes.scene("validation", 5)):
+    again = builder.scene("train", 5)
+    np.testing.assert_array_equal(again.image, builder.scene("train", 5).image)
+    for other in (builder.scene("train", 6), builder.scene("validation", 5)):
         assert other.image.shape != again.image.shape or (other.image != again.image).any()
 
 
@@ -77,7 +77,7 @@ def test_prepares_itself_and_reads_back(small, tmp_path):
     record = source[0]
     canvas, extent = decode_to_canvas(record.data, 128)
     assert max(extent) == 128 and canvas.any()
-    truths = [scenes.scene_example("train", i) for i in range(24)]
+    truths = [builder.scene_example("train", i) for i in range(24)]
     found = next(t for t in truths if t["image"] == record.data)
     assert record.label == found["label"]
     info = json.loads((tmp_path / "scenes" / "1.0.0" / "dataset_info.json").read_text())
@@ -89,7 +89,7 @@ def test_two_preparing_at_once_leave_one_sound_data_set(small, tmp_path):
 
     def prepare():
         try:
-            scenes.prepare_scenes(str(tmp_path))
+            builder.prepare_scenes(str(tmp_path))
         except BaseException as error:
             failures.append(error)
 
@@ -106,7 +106,7 @@ def test_two_preparing_at_once_leave_one_sound_data_set(small, tmp_path):
 def test_unwritable_data_dir_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write data_dir"):
-        scenes.prepare_scenes(str(tmp_path / "file"))
+        builder.prepare_scenes(str(tmp_path / "file"))
 
 
 def test_default_directory_comes_from_the_environment(small, tmp_path, monkeypatch):
@@ -120,10 +120,11 @@ def test_tensorflow_is_never_imported(tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise AssertionError('TensorFlow was imported')")
     code = (
         "import sys\n"
-        "from mcl_jax.data import scenes\n"
-        "scenes.Scenes.split_sizes = {'train': 4}\n"
+        "from mcl_jax.data.scenes import builder\n"
+        "builder.Scenes.split_sizes = {'train': 4}\n"
         "from mcl_jax.data.sources import open_source\n"
-        "from mcl_jax.data import pipeline, prepare_coco, prepare_folder, prepare_imagenet\n"
+        "from mcl_jax.data import pipeline\n"
+        "from mcl_jax.data.prepare import coco, folder, imagenet\n"
         f"print(len(open_source('scenes', 'train', {str(tmp_path / 'data')!r})[3].data) > 0)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

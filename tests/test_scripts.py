@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
-from mcl_jax import metrics
+from mcl_jax.report import metrics
 
 REPO = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -114,7 +114,7 @@ def test_every_config_file_builds():
     assert len(names) >= 5
     keys = set(tiny_config().to_dict())
     for name in names:
-        config = import_module(f"configs.{name}").get_config()
+        config = import_module(f"mcl_jax.configs.{name}").get_config()
         assert set(config.to_dict()) - {"study"} == keys
         assert program.make_objective(config, 64, None).counts[0] == 64
 

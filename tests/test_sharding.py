@@ -10,11 +10,11 @@ import pytest
 from conftest import perturbed, tiny_config
 
 from mcl_jax import program, sharding
-from mcl_jax.compiled import figures as compiled_figures
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models.layers import Context, Numerics
 from mcl_jax.objectives.mcl import Inputs
+from mcl_jax.planning.compiled import figures as compiled_figures
 
 DEVICES, PER_DEVICE = 8, 4
 

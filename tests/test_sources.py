@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcl_jax.data.prepare_folder import prepare_folder
+from mcl_jax.data.prepare.folder import prepare_folder
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 

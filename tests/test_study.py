@@ -5,12 +5,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from mcl_jax.configs import study_scenes
 
-from configs import study_scenes
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import study
-from mcl_jax.health import TrainingStopped
-from mcl_jax.methods import make_objective
+from mcl_jax.objectives.build import make_objective
+from mcl_jax.runtime.health import TrainingStopped
+from mcl_jax.study import study
 
 
 @pytest.fixture

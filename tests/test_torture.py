@@ -6,7 +6,8 @@ import jax
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
-from mcl_jax import sharding, torture, torture_data, train
+from mcl_jax import sharding, train
+from mcl_jax.faults import data, torture
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,12 @@ def test_a_run_that_does_not_survive_is_noticed(job):
 
 
 def test_twelve_kinds_of_odd_and_broken_images(tmp_path):
-    said = torture_data.images(tmp_path / "images", 120, seed=0)
+    said = data.images(tmp_path / "images", 120, seed=0)
     assert len(said) == 12 and sum("refused" in line for line in said) == 8
 
 
 def test_a_killed_decoding_worker_costs_no_batch(caplog):
-    torture_data.worker_killed(seed=0)
+    data.worker_killed(seed=0)
     assert "a decoding worker died" in caplog.text
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import QUICK_COMPILE
 
-from mcl_jax import metrics
-from mcl_jax.torture import REPO, SMALL, STEPS, losses
+from mcl_jax.faults.torture import REPO, SMALL, STEPS, losses
+from mcl_jax.report import metrics
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from conftest import tiny_config
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
 
-versus = pytest.importorskip("mcl_jax.versus")
+versus = pytest.importorskip("mcl_jax.bench.versus")
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from mcl_jax.configs import base, mcl
 from PIL import Image
 
-from configs import base, mcl
-from mcl_jax import checkpoint, program, sharding
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import visualise
+from mcl_jax.runtime import checkpoint
 
 ROOT = Path(__file__).parents[1]
 

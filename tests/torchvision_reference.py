@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from mcl_jax import colour
+from mcl_jax.views import colour
 
 LUMA = np.array([0.2989, 0.587, 0.114])
 

@@ -16,7 +16,7 @@ _base_ = [
     "mmseg::_base_/schedules/schedule_160k.py",
 ]
 
-custom_imports = dict(imports=["configs.openmmlab.annotations_16bit"])
+custom_imports = dict(imports=["mcl_jax.configs.openmmlab.annotations_16bit"])
 CLASSES, IGNORED = 847, 65535
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 crop_size = (512, 512)

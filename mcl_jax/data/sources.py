@@ -12,7 +12,7 @@ from etils import epath
 
 from mcl_jax.data.folder import open_folder
 from mcl_jax.data.record import Record, Source
-from mcl_jax.data.scenes import prepare_scenes
+from mcl_jax.data.scenes.builder import prepare_scenes
 from mcl_jax.errors import UserError
 
 __all__ = ["Record", "Source", "TfdsSource", "open_source", "find_dataset_dir"]

@@ -24,7 +24,7 @@ from mcl_jax import montage
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import TfdsSource
 from mcl_jax.errors import UserError
-from mcl_jax.methods import settings
+from mcl_jax.objectives.build import settings
 
 BEFORE, AFTER = "before", "montage"
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mcl_jax import colour, losses, montage, resample, sharding
+from mcl_jax import losses, montage, sharding
 from mcl_jax.models.pyramid import COARSEST
+from mcl_jax.views import colour, resample
 
 Array = jax.Array
 

@@ -16,11 +16,11 @@ from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import knn
-from mcl_jax.methods import compute_dtype, make_objective, settings
 from mcl_jax.models.backbone import Architecture, check_backbone
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
+from mcl_jax.objectives.build import compute_dtype, make_objective, settings
 from mcl_jax.program import Program
 from mcl_jax.state import TrainState
 

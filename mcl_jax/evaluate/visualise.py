@@ -20,11 +20,11 @@ from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import knn
 from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
-from mcl_jax.methods import make_objective
 from mcl_jax.models.backbone import make_backbone
 from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.models.layers import Context
 from mcl_jax.models.pyramid import COARSEST, assigned_spans
+from mcl_jax.objectives.build import make_objective
 
 Array = jax.Array
 

@@ -19,12 +19,7 @@ import numpy as np
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, Linear, Numerics
-from mcl_jax.models.windows import (
-    join_windows,
-    relative_position_index,
-    shift_mask,
-    split_windows,
-)
+from mcl_jax.models.windows import join_windows, relative_position_index, shift_mask, split_windows
 
 Array = jax.Array
 

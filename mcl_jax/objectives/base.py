@@ -7,13 +7,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import augment
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
+from mcl_jax.views import augment
 
 Array = jax.Array
 

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import contrast, jigsaw, queues
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose
 from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
 from mcl_jax.models.layers import Context
 from mcl_jax.models.resnet import STAGES
+from mcl_jax.objectives import contrast, queues
 from mcl_jax.objectives.base import Variables
 from mcl_jax.objectives.moco import KEY, QUERY, MoCo, draw_order, encoder_variables
+from mcl_jax.views import jigsaw
 
 Array = jax.Array
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcl_jax import copy_paste, losses, montage
+from mcl_jax import losses, montage
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder, predictors
@@ -23,6 +23,7 @@ from mcl_jax.models.pyramid import Span, assigned_spans, present
 from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState
+from mcl_jax.views import copy_paste
 
 Array = jax.Array
 

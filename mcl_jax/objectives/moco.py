@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax import contrast, queues
 from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.image_encoder import ImageEncoder
 from mcl_jax.models.layers import Context
+from mcl_jax.objectives import contrast, queues
 from mcl_jax.objectives.base import Common, Outcome, Variables
 from mcl_jax.sharding import AxisName
 from mcl_jax.state import TrainState

@@ -1,0 +1,1 @@
+"""Names and layouts of every array, here and in other libraries."""

@@ -1,0 +1,1 @@
+"""Where weights go to: the files that each library wants."""

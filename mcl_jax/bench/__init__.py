@@ -1,0 +1,1 @@
+"""Benchmarks: the train step against plain torch, the input pipeline."""

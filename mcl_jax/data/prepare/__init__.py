@@ -1,0 +1,1 @@
+"""Data sets in ArrayRecord form, made from archives and folders without TensorFlow."""

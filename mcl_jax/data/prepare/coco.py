@@ -1,0 +1,174 @@
+"""COCO 2017's zips -> `tfds:coco/2017` in ArrayRecord form, with the unlabeled images as a
+split."""
+
+import collections
+import functools
+import json
+import os
+import zipfile
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcl_jax.data.prepare.jobs import (
+    Examples,
+    JobBuilder,
+    SplitJob,
+    existing_file,
+    hash_of,
+    usage,
+    write_splits,
+)
+from mcl_jax.errors import UserError
+
+EXPECTED = {"train": 118_287, "validation": 5_000, "unlabeled": 123_403}
+_ANNOTATIONS = {"train": "instances_train2017.json", "validation": "instances_val2017.json"}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Coco(JobBuilder, skip_registration=True):
+    """COCO 2017 images with boxes and classes; the unlabeled split has none."""
+
+    VERSION = tfds.core.Version("1.1.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2017", description="COCO of 2017.")]
+
+    def __init__(self, *, categories: list[str], jobs: list[SplitJob], data_dir: str):
+        """categories: class names in label order; jobs: the splits."""
+        self._categories = categories
+        super().__init__(jobs=jobs, data_dir=data_dir, config="2017")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        objects = {
+            "bbox": tfds.features.BBoxFeature(),
+            "label": tfds.features.ClassLabel(names=self._categories),
+            "is_crowd": np.bool_,
+        }
+        features = {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description=__doc__, features=tfds.features.FeaturesDict(features)
+        )
+
+
+def prepare_coco(
+    *,
+    train_zip: str | None,
+    val_zip: str | None,
+    unlabeled_zip: str | None,
+    annotations_zip: str,
+    data_dir: str,
+    partial: bool,
+) -> str:
+    """Write the splits train, validation and unlabeled whose zips are given; finished ones are
+    skipped.
+
+    Args:
+      train_zip, val_zip, unlabeled_zip: train2017.zip, val2017.zip, unlabeled2017.zip.
+      annotations_zip: annotations_trainval2017.zip; also names the classes of the unlabeled split's
+        (empty) objects, so that all splits have the same features.
+      data_dir: TFDS directory to write to; free space for the size of the zips is needed.
+      partial: accept other counts than 118,287, 5,000 and 123,403.
+
+    Returns:
+      The flags to use the data set with.
+
+    Raises:
+      UserError: missing or damaged input, or a wrong count.
+    """
+    zips = {"train": train_zip, "validation": val_zip, "unlabeled": unlabeled_zip}
+    zips = {split: path for split, path in zips.items() if path is not None}
+    if not zips:
+        raise UserError("give at least one of --train_zip, --val_zip, --unlabeled_zip")
+    for split, path in zips.items():
+        existing_file(path, f"zip of {split}")
+    existing_file(annotations_zip, "--annotations_zip")
+    categories = _categories(annotations_zip)
+    jobs = [
+        SplitJob(
+            split,
+            functools.partial(_examples, path, annotations_zip, split),
+            os.path.getsize(path),
+            EXPECTED[split],
+        )
+        for split, path in zips.items()
+    ]
+    builder = Coco(categories=categories, jobs=jobs, data_dir=data_dir)
+    try:
+        counts = write_splits(builder, partial=partial)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"damaged zip: {error}") from error
+    return usage("coco/2017", data_dir, sorted(counts))
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path!r} is not a complete zip: {error}") from error
+
+
+def _read_instances(annotations_zip: str, file_name: str) -> dict | None:
+    """The annotation file of that name, wherever it lies in the zip; None if it is not there."""
+    with _open_zip(annotations_zip) as archive:
+        for name in archive.namelist():
+            if os.path.basename(name) == file_name:
+                return json.loads(archive.read(name))
+    return None
+
+
+def _categories(annotations_zip: str) -> list[str]:
+    """Class names in order of their category ids."""
+    for file_name in reversed(_ANNOTATIONS.values()):  # The validation file is the small one.
+        instances = _read_instances(annotations_zip, file_name)
+        if instances is not None:
+            return [c["name"] for c in sorted(instances["categories"], key=lambda c: c["id"])]
+    raise UserError(f"{annotations_zip!r} holds none of {', '.join(_ANNOTATIONS.values())}")
+
+
+def _examples(path: str, annotations_zip: str, split: str) -> Examples:
+    objects = _objects(annotations_zip, split)
+    with _open_zip(path) as archive:
+        images = [name for name in archive.namelist() if name.lower().endswith(_SUFFIXES)]
+        # In hashed order, so that slices of a small data set are random subsets too.
+        for name in sorted(images, key=hash_of):
+            file_name = os.path.basename(name)
+            yield (
+                file_name,
+                {
+                    "image": archive.read(name),
+                    "image/filename": file_name,
+                    "objects": objects.get(file_name, []),
+                },
+            )
+
+
+def _objects(annotations_zip: str, split: str) -> dict[str, list[dict]]:
+    """File name -> objects with relative boxes; {} for the unlabeled split."""
+    if split not in _ANNOTATIONS:
+        return {}
+    instances = _read_instances(annotations_zip, _ANNOTATIONS[split])
+    if instances is None:
+        raise UserError(f"{annotations_zip!r} lacks {_ANNOTATIONS[split]}, needed for {split}")
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    images = {image["id"]: image for image in instances["images"]}
+    objects = collections.defaultdict(list)
+    for annotation in instances["annotations"]:
+        image = images[annotation["image_id"]]
+        objects[image["file_name"]].append(
+            {
+                "bbox": _relative_box(annotation["bbox"], image["height"], image["width"]),
+                "label": names[annotation["category_id"]],
+                "is_crowd": bool(annotation["iscrowd"]),
+            }
+        )
+    return objects
+
+
+def _relative_box(box: list[float], height: int, width: int) -> tfds.features.BBox:
+    """COCO's (x, y, width, height) in px -> (ymin, xmin, ymax, xmax) in 0..1."""
+    x, y, box_width, box_height = box
+    corners = (y / height, x / width, (y + box_height) / height, (x + box_width) / width)
+    return tfds.features.BBox(*(min(max(corner, 0.0), 1.0) for corner in corners))

@@ -1,0 +1,1 @@
+"""The built-in data set: rendered scenes with boxes and labels."""

@@ -1,0 +1,1 @@
+"""The detection probe: a small FCOS detector on a pre-trained network."""

@@ -1,0 +1,257 @@
+"""The loop of a linear evaluation: train, save, resume, test, report (see linear.py).
+
+A folder holds one evaluation: classifiers.npz (the newest state, replaced atomically),
+metrics.jsonl with tensorboard/, and result.json once it is finished. The order of images and the
+crops depend on (seed, step), so a killed evaluation goes on from its last saved state and repeats
+the uninterrupted one bit by bit on the same devices.
+"""
+
+import json
+import math
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mcl_jax import program, sharding
+from mcl_jax.data import pipeline, reading
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate.linear import classifier
+from mcl_jax.evaluate.linear.classifier import Classifiers
+from mcl_jax.evaluate.linear.evaluation import Evaluation
+from mcl_jax.report.metrics import MetricWriter
+from mcl_jax.runtime.preemption import Preemption
+
+INPUTS = ("image", "extent", "label")
+STATE_FILE = "classifiers.npz"
+RESULT_FILE = "result.json"
+
+
+def run(evaluation: Evaluation, output: str | Path) -> dict[str, Any] | None:
+    """Trains the classifiers and tests them; the same folder resumes or repeats its result.
+
+    Several processes need a folder that all of them see.
+
+    Args:
+      evaluation: of `linear.build`.
+      output: folder, created.
+
+    Returns:
+      What result.json holds: 'dataset', 'train_split', 'test_split', 'train_images',
+      'test_images' (those that could be read), 'classes', 'epochs', 'rows' [{'lr', 'top1', 'top5'}]
+      with shares in [0, 1] and top5 only above 5 classes, and 'best': the row of the highest top1.
+      With several learning rates the best is chosen on the test split itself, as is common.
+      None if SIGTERM or SIGINT asked to stop; the state is saved then.
+
+    Raises:
+      UserError: if the folder holds another evaluation, or too many images cannot be read.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    told = identity(evaluation)
+    saved = _load(output / STATE_FILE, told)
+    settings = evaluation.settings
+    state = saved or classifier.new(len(settings.lrs), evaluation.channels, evaluation.classes)
+    start, result_path = int(state.step), output / RESULT_FILE
+    if start == evaluation.total_steps and result_path.exists():
+        return json.loads(result_path.read_text())
+    first_process = jax.process_index() == 0
+    writer = MetricWriter(output, start, enabled=first_process)
+    try:
+        state = _train(evaluation, state, output, told, writer)
+        if int(state.step) < evaluation.total_steps:
+            return None
+        result = _result(evaluation, _test(evaluation, state))
+        if first_process:
+            text = json.dumps(result, indent=2) + "\n"
+            _replace(result_path, lambda file: file.write(text.encode()))
+        rows = {f"{k}/lr{row['lr']:g}": row[k] for row in result["rows"] for k in row if k != "lr"}
+        writer.write(evaluation.total_steps, rows)
+        return result
+    finally:
+        writer.close()
+
+
+def _train(
+    evaluation: Evaluation,
+    state: Classifiers,
+    output: Path,
+    told: Mapping[str, Any],
+    writer: MetricWriter,
+) -> Classifiers:
+    """Runs the remaining steps, or up to a signal; the last state is on disk on return."""
+    settings, config = evaluation.settings, evaluation.config
+    total, start = evaluation.total_steps, int(state.step)
+    epoch = len(evaluation.train) / settings.batch_size
+    save_every = max(1, round(settings.checkpoint_epochs * epoch))
+    log_every = config["log"]["every_steps"]
+    first_process = jax.process_index() == 0
+    seed = np.asarray(config["seed"], np.uint32)
+    state = jax.device_put(state, sharding.replicated(evaluation.mesh))
+    if first_process:
+        print(
+            f"{len(evaluation.train)} images, {evaluation.mesh.size} {jax.default_backend()} "
+            f"device(s), {epoch:.1f} steps per epoch, steps {start} to {total}"
+            + (" (resumed)" if start else ""),
+            file=sys.stderr,
+        )
+    bar = tqdm(total=total, initial=start, unit="step", disable=not first_process)
+    with (
+        Preemption() as preemption,
+        pipeline.batches(
+            evaluation.train,
+            **_reading(evaluation),
+            seed=config["seed"],
+            start_step=start,
+            shuffle=True,
+        ) as batches,
+        bar,
+    ):
+        values: dict[str, jax.Array] = {}
+        for done in range(start + 1, total + 1):
+            batch = _placed(evaluation, next(batches))
+            jax.block_until_ready(values)  # one step in flight: no queue of batches on the device
+            state, values = evaluation.train_step(evaluation.backbone, state, seed, batch)
+            preemption.guard_work()
+            asked = preemption.requested_after(done)
+            if done % log_every == 0 or done == total or asked:
+                _record(done, jax.device_get(values), settings.lrs, writer, bar)
+            if (done % save_every == 0 or done == total or asked) and first_process:
+                _save(output / STATE_FILE, jax.device_get(state), told)
+            bar.update()
+            if asked:
+                break
+    return state
+
+
+def _record(
+    step: int,
+    values: Mapping[str, np.ndarray],
+    lrs: tuple[float, ...],
+    writer: MetricWriter,
+    bar: tqdm,
+) -> None:
+    named = {
+        f"{name}/lr{lr:g}": float(value)
+        for name, each in values.items()
+        for lr, value in zip(lrs, each, strict=True)
+    }
+    writer.write(step, {name: value for name, value in named.items() if math.isfinite(value)})
+    best = int(values["train_top1"].argmax())
+    shown = f"lr {lrs[best]:g}: train top-1 {values['train_top1'][best]:.1%}"
+    bar.set_postfix_str(shown, refresh=False)
+
+
+def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
+    """Counts over the test split: 'seen' [], 'top1' and 'top5' [L]."""
+    counts: dict[str, np.ndarray] = {}
+    with pipeline.evaluation_batches(evaluation.test, **_reading(evaluation)) as batches:
+        for batch in batches:
+            placed = _placed(evaluation, batch)
+            new = evaluation.test_step(evaluation.backbone, state.params, placed)
+            counts = {k: counts.get(k, 0) + v for k, v in jax.device_get(new).items()}
+    return counts
+
+
+def _reading(evaluation: Evaluation) -> dict[str, Any]:
+    """What both passes over images share."""
+    return reading.arguments(evaluation.config["data"], evaluation.settings.batch_size)
+
+
+def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """On the devices; what could not be read, and padding, is not counted."""
+    label = np.where(batch["valid"], batch["label"], -1)
+    inputs = {name: batch[name] for name in INPUTS} | {"label": label}
+    return sharding.put_batch(inputs, evaluation.mesh)
+
+
+def _result(evaluation: Evaluation, counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    settings = evaluation.settings
+    seen = max(int(counts["seen"]), 1)
+    shares = {name: counts[name] / seen for name in counts if name != "seen"}
+    rows = [
+        {"lr": lr} | {name: float(share[i]) for name, share in shares.items()}
+        for i, lr in enumerate(settings.lrs)
+    ]
+    return {
+        "dataset": evaluation.config["data"]["dataset"],
+        "train_split": settings.train_split,
+        "test_split": settings.test_split,
+        "train_images": len(evaluation.train),
+        "test_images": int(counts["seen"]),
+        "classes": evaluation.classes,
+        "epochs": settings.epochs,
+        "rows": rows,
+        "best": max(rows, key=lambda row: row["top1"]),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rows of a result for reading, in percent; the best is marked."""
+    names = [name for name in ("top1", "top5") if name in result["best"]]
+    lines = ["lr".rjust(10) + "".join(f"{name[:3]}-{name[3:]}".rjust(10) for name in names)]
+    for row in result["rows"]:
+        mark = "  best" if row == result["best"] and len(result["rows"]) > 1 else ""
+        shares = "".join(f"{row[name]:.2%}".rjust(10) for name in names)
+        lines.append(f"{row['lr']:g}".rjust(10) + shares + mark)
+    return "\n".join(lines)
+
+
+def identity(evaluation: Evaluation) -> dict[str, Any]:
+    """What decides the result; a folder goes on only with the same."""
+    config = program.plain_config(evaluation.config)
+    weights = 0
+    for leaf in jax.tree.leaves(jax.device_get(evaluation.backbone)):
+        weights = zlib.crc32(np.ascontiguousarray(leaf), weights)
+    told = {f"linear.{name}": value for name, value in asdict(evaluation.settings).items()}
+    del told["linear.checkpoint_epochs"]
+    for section, keys in (
+        ("data", ("dataset", "image_size", "canvas_size")),
+        ("augment", ("mean", "std")),
+        ("numerics", ("compute_dtype", "bn_epsilon")),
+    ):
+        told |= {f"{section}.{key}": config[section][key] for key in keys}
+    told |= {"seed": config["seed"], "train_images": len(evaluation.train), "backbone": weights}
+    return json.loads(json.dumps(told))
+
+
+def _save(path: Path, state: Classifiers, told: Mapping[str, Any]) -> None:
+    arrays = {"step": state.step, "identity": np.asarray(json.dumps(told))}
+    for name in state.params:
+        arrays |= {name: state.params[name], f"velocity_{name}": state.velocity[name]}
+    _replace(path, lambda file: np.savez(file, **arrays))
+
+
+def _load(path: Path, told: Mapping[str, Any]) -> Classifiers | None:
+    """The saved state as numpy; None if there is none."""
+    if not path.exists():
+        return None
+    with np.load(path) as arrays:
+        before = json.loads(str(arrays["identity"]))
+        for name in sorted({*before, *told}):
+            if before.get(name) != told.get(name):
+                raise UserError(
+                    f"{path.parent} holds an evaluation with {name} {before.get(name)}, not "
+                    f"{told.get(name)}; give a new --output"
+                )
+        names = ("kernel", "bias")
+        params = {name: arrays[name] for name in names}
+        velocity = {name: arrays[f"velocity_{name}"] for name in names}
+        return Classifiers(arrays["step"], params, velocity)
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file that is there wholly or not at all, whenever the process is killed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

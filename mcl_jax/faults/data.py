@@ -1,0 +1,118 @@
+"""Faults of data, workers and flags (see torture.py)."""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mcl_jax.data import pipeline
+from mcl_jax.data.record import Source
+from mcl_jax.data.sources import open_source
+from mcl_jax.faults import images as torture_images
+from mcl_jax.faults.torture import Job, require
+
+# Relative, of losses after AdamW's first steps, which magnify the other order of float32 sums.
+LOSS_TOLERANCE = 1e-3
+
+
+def images(folder: Path, count: int, seed: int) -> list[str]:
+    """Odd files are read, broken ones counted and named, good ones untouched by either."""
+    each = -(-count // len(torture_images.KINDS))
+    usable = torture_images.fill(folder, good=each, of_each_kind=each, seed=seed)
+    source = open_source(f"folder:{folder}", "train", None)
+    require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
+    valid = _validity(source)
+    names = [Path(source[i].name).name for i in range(len(source))]
+    wrong = [n for n, found in zip(names, valid, strict=True) if usable[n] != found]
+    require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
+    kinds = torture_images.KINDS.items()
+    return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
+
+
+def _validity(source: Source) -> np.ndarray:
+    """Per record whether the loader could use it, without a line for each that it could not."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    batches = pipeline.evaluation_batches(
+        source,
+        canvas_size=32,
+        batch_size=16,
+        process_index=0,
+        process_count=1,
+        workers=0,
+        threads=1,
+        max_unreadable_share=1.0,
+    )
+    with batches:
+        valid = np.concatenate([batch["valid"] for batch in batches])[: len(source)]
+    logging.getLogger().setLevel(level)
+    return valid
+
+
+def worker_killed(seed: int) -> list[str]:
+    """kill -9 of a decoding process: the stream of batches goes on as if nothing had been."""
+    source = open_source("scenes", "train[:64]", None)
+
+    def stream(workers: int) -> pipeline.BatchIterator:
+        return pipeline.batches(
+            source,
+            canvas_size=32,
+            batch_size=8,
+            seed=seed,
+            start_step=3,
+            process_index=0,
+            process_count=1,
+            workers=workers,
+            threads=1,
+            shuffle=True,
+            max_unreadable_share=0.0,
+        )
+
+    others = _children()
+    with stream(0) as plain, stream(2) as batches:
+        for step in range(12):
+            if step == 4:
+                victims = _children() - others
+                require(victims, "there is no worker to kill")
+                os.kill(min(victims), signal.SIGKILL)
+                time.sleep(0.2)
+            expected, found = next(plain), next(batches)
+            same = np.array_equal(expected["index"], found["index"])
+            require(same and np.array_equal(expected["image"], found["image"]), f"batch {step}")
+    return ["12 batches equal to those of an undisturbed loader"]
+
+
+def _children() -> set[int]:
+    """Decoding processes of this one."""
+    pids: set[int] = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
+            pids |= {int(pid) for pid in (task / "children").read_text().split()}
+    spawned = (p for p in pids if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text())
+    return set(spawned)
+
+
+def mistakes(job: Job) -> list[str]:
+    """Wrong keys, types, batches, topologies and files: one line, exit code 2."""
+    cases = {
+        "--config.data.batchsize=3": "batchsize",
+        "--config.data.batch_size=many": "batch_size",
+        "--config.data.batch_size=0": "batch_size 0 does not divide",
+        "--config.data.dataset=folder:/nowhere": "/nowhere",
+        "--config.montage.levels=7": "must be 1..4",
+        "--config.optimizer.name=adam": "'adam' is not one of",
+    }
+    said = []
+    for flag, message in cases.items():
+        workdir = job.scratch / "mistake"
+        code, text = job.run(workdir, flag)
+        last = text.strip().splitlines()[-1]
+        one_line = last.startswith("error: ") and "Traceback" not in text
+        require(code == 2 and one_line and message in last, f"{flag}: exit {code}\n{text}")
+        require(not workdir.exists() or not any(workdir.iterdir()), f"{flag} left files behind")
+        said.append(last)
+    return said

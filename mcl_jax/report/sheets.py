@@ -1,0 +1,137 @@
+"""PNG sheets of what a checkpoint sees (scripts/visualise.py).
+
+Shapes: images float [n, H, H, 3] in [0, 1].
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mcl_jax.report.plots import plt
+
+RIGHT, WRONG = "#2a9d4a", "#c94040"
+
+
+def features(path: Path, images: np.ndarray, maps: Mapping[str, np.ndarray]) -> None:
+    """A row per image: the image, then every level's map in principal colours.
+
+    Args:
+      path: PNG to write.
+      images: [n, H, H, 3].
+      maps: level -> [n, h, w, 3].
+    """
+    figure, axes = _grid(len(images), 1 + len(maps))
+    for i, row in enumerate(axes):
+        _show(row[0], images[i], "image" if i == 0 else "")
+        for axis, (name, colours) in zip(row[1:], maps.items(), strict=True):
+            size = "x".join(map(str, colours.shape[1:3]))
+            _show(axis, colours[i], f"{name} ({size})" if i == 0 else "")
+    _save(figure, path, "Features: first three principal components of each level, over all images")
+
+
+def retrieval(
+    path: Path,
+    images: np.ndarray,
+    cosines: Mapping[int, np.ndarray],
+    readings: Mapping[int, str],
+    queries: int,
+    answers: int,
+) -> None:
+    """Shrunk images as queries, a row each, and the full-size images that are nearest to them.
+
+    The query's own image is framed in green; where another one comes first, that is framed in red.
+
+    Args:
+      path: PNG to write.
+      images: [n, H, H, 3].
+      cosines: shrink factor -> [n shrunk, n at full size].
+      readings: shrink factor -> the map that the query was read at.
+      queries: rows per factor at most.
+      answers: images per row at most.
+    """
+    side, n = images.shape[1], len(images)
+    rows = [(factor, i) for factor in sorted(cosines, reverse=True) for i in range(min(n, queries))]
+    figure, axes = _grid(len(rows), 1 + min(answers, n))
+    for (factor, i), row in zip(rows, axes, strict=True):
+        small = images[i].reshape(side // factor, factor, side // factor, factor, 3).mean((1, 3))
+        _show(row[0], small, f"{side // factor} px at {readings[factor]}")
+        order = np.argsort(-cosines[factor][i], kind="stable")
+        for rank, (axis, j) in enumerate(zip(row[1:], order, strict=False)):
+            _show(axis, images[j], f"{cosines[factor][i, j]:.3f}")
+            if j == i:
+                _frame(axis, RIGHT)
+            elif rank == 0:
+                _frame(axis, WRONG)
+    right = {f: float((c.argmax(1) == np.arange(n)).mean()) for f, c in cosines.items()}
+    found = ", ".join(f"{side // f} px {share:.0%}" for f, share in sorted(right.items()))
+    _save(figure, path, f"Shrunk images look for themselves among {n} of {side} px: {found} found")
+
+
+def montages(
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    levels: Sequence[int],
+    columns: int,
+) -> None:
+    """Canvases as the network gets them; every tile says which pyramid level it feeds.
+
+    Args:
+      path: PNG to write.
+      rows: title -> [m, H, H, 3].
+      levels: per row its montage level, grids of 2^s x 2^s tiles; () for none.
+      columns: canvases per row at most.
+    """
+    figure, axes = _grid(len(rows), columns)
+    for r, (row, (title, canvases)) in enumerate(zip(axes, rows.items(), strict=True)):
+        for axis, canvas in zip(row, canvases[:columns], strict=False):
+            _show(axis, canvas, "")
+            if levels:
+                _name_tiles(axis, canvas.shape[0], 2 ** levels[r], f"P{5 - levels[r]}")
+        row[0].set_title(title, fontsize=9, loc="left")
+    _save(figure, path, "What training makes of these images")
+
+
+def _name_tiles(axis, side: int, grid: int, name: str) -> None:
+    tile = side / grid
+    for line in range(1, grid):
+        axis.axhline(line * tile - 0.5, color="white", linewidth=0.8)
+        axis.axvline(line * tile - 0.5, color="white", linewidth=0.8)
+    size = {1: 9, 2: 8, 4: 6}.get(grid, 3.5)
+    box = {"facecolor": "black", "alpha": 0.55, "pad": 0.8, "edgecolor": "none"}
+    for y in range(grid):
+        for x in range(grid):
+            at = ((x + 0.06) * tile, (y + 0.08) * tile)
+            axis.text(*at, name, fontsize=size, color="white", va="top", bbox=box)
+
+
+def _grid(rows: int, columns: int):
+    return plt.subplots(
+        rows, columns, figsize=(1.9 * columns, 1.95 * rows), squeeze=False, layout="constrained"
+    )
+
+
+def _show(axis, image: np.ndarray, title: str) -> None:
+    axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    axis.set_title(title, fontsize=8)
+
+
+def _frame(axis, colour: str) -> None:
+    axis.patch.set(linewidth=6, edgecolor=colour)
+    axis.set_frame_on(True)
+
+
+def _save(figure, path: Path, title: str) -> None:
+    for axis in figure.axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        framed = axis.patch.get_linewidth() > 5
+        for spine in axis.spines.values():
+            spine.set_visible(framed)
+            if framed:
+                spine.set(edgecolor=axis.patch.get_edgecolor(), linewidth=4)
+        if not axis.images:
+            axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

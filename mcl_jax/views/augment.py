@@ -1,0 +1,243 @@
+"""On-device augmentation: uint8 canvases in, normalised views out, one key per view (design §3).
+
+Shapes:
+  b images of this device, V sides (q, k), S levels, C canvas side in px, H image side in px
+  canvas  uint8   [C, C, 3]  one decoded RGB image at the top left, zeros around it
+  extent  int32   [2]        its valid (height, width) in px
+  box     int32   [4]        top, left, height, width in px of the canvas
+  planes  float32 [H, 3, H]  a view at work: rows, channels, columns; values in [0, 1]
+
+With the channels between rows and columns, crop and blur are plain matrix products over the first
+axis and over the last, with no transposes in between. Every random decision of a view is drawn
+from the view's own key, so a view depends on nothing but its key, its image and the settings.
+"""
+
+import dataclasses
+import enum
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcl_jax.errors import UserError
+from mcl_jax.views import colour, resample
+
+# What the keys of a view are for: the number is folded into the view's own key.
+Purpose = enum.IntEnum(
+    "Purpose", "CROP FLIP JITTERS JITTER GRAYSCALES BLURS BLUR_SIGMA SOLARIZES", start=0
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The augmentation's numbers (design §3 "Views"); probabilities in [0, 1].
+
+    Attributes:
+      area: (low, high) of the crop's share of the valid extent.
+      aspect: (low, high) of the crop's width / height, drawn log-uniformly.
+      flip_prob: of a horizontal flip.
+      jitter_prob: of the colour jitter.
+      brightness, contrast, saturation: half widths of the jitter's factors around 1.
+      hue: half width of the hue shift, in turns (at most 0.5).
+      grayscale_prob: of dropping colour.
+      blur_prob: of the Gaussian blur, one per side.
+      blur_sigma: (low, high) of the blur's standard deviation in px of a 224 px view; other view
+        sizes scale it by image_size / 224, so that a view's content is blurred alike.
+      solarize_prob: of solarizing, one per side.
+      solarize_threshold: values at or above it are inverted; on the [0, 1] scale.
+      mean, std: per RGB channel, on the [0, 1] scale.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    flip_prob: float
+    jitter_prob: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grayscale_prob: float
+    blur_prob: tuple[float, ...]
+    blur_sigma: tuple[float, float]
+    solarize_prob: tuple[float, ...]
+    solarize_threshold: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_config(cls, config):
+        """Reads the fields by name from a mapping such as `config.augment`; lists become tuples."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in config]:
+            raise UserError(f"the augment settings lack {', '.join(missing)}")
+        values = [config[name] for name in names]
+        return cls(*(tuple(value) if isinstance(value, list) else value for value in values))
+
+    def __post_init__(self):
+        def require(name, condition, rule):
+            if not condition:
+                raise UserError(f"augment.{name} is {getattr(self, name)}: must be {rule}")
+
+        for name in ("flip_prob", "jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob"):
+            require(name, np.all(np.abs(np.array(getattr(self, name)) - 0.5) <= 0.5), "in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            require(name, getattr(self, name) >= 0, "at least 0")
+        require("hue", 0 <= self.hue <= 0.5, "in [0, 0.5] turns")
+        require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1")
+        for name in ("aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            require(name, 0 < low <= high, "0 < low <= high")
+        sides = len(self.blur_prob)
+        require("solarize_prob", len(self.solarize_prob) == sides, f"{sides} long, as blur_prob")
+        require("mean", len(self.mean) == 3, "three numbers")
+        require("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
+
+
+def views(key, canvas, extent, settings, *, image_size, strides):
+    """Draws and makes all views of a batch: one per side, level and image, each independent.
+
+    Args:
+      key: a PRNG key for this step and device.
+      canvas: uint8 [b, C, C, 3].
+      extent: int32 [b, 2].
+      settings: `Settings`; its number of sides is V.
+      image_size: H, side of the views in px.
+      strides: of every level: of the rows and columns of its views, each stride-th is kept. What is
+        behind the last operation that reads neighbours is computed for these alone.
+
+    Returns:
+      Per level s float32 [V, b, H / stride, H / stride, 3]; entry [v, i] is what `view` makes of
+      image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
+    """
+
+    def begin(canvas, extent, image, side, level):
+        own_keys = view_keys(key, image, side, level)
+        return own_keys, coloured(own_keys, canvas, extent, settings, image_size=image_size)
+
+    def every(function, axes):
+        """`function`, over images outermost, then sides, then what `axes` says."""
+        return jax.vmap(jax.vmap(function, axes[1]), axes[0])
+
+    # Images outermost: the crops of all views of an image are one product with its canvas.
+    of_levels = jax.vmap(begin, (None, None, None, None, 0))
+    of_images = every(of_levels, ((0, 0, 0, None, None), (None, None, None, 0, None)))
+    sides, levels = jnp.arange(len(settings.blur_prob)), jnp.arange(len(strides))
+    keys, planes = of_images(canvas, extent, jnp.arange(len(canvas)), sides, levels)
+
+    made = []
+    for level, stride in enumerate(strides):
+        end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
+        of_level = every(end, ((0, 0, None), (0, 0, 0)))
+        own = {purpose: per_level[:, :, level] for purpose, per_level in keys.items()}
+        made.append(of_level(own, planes[:, :, level], sides).swapaxes(0, 1))
+    return tuple(made)
+
+
+def view_key(key, image, side, level):
+    """The key of one view: `key` folded with the image's position, the side and the level."""
+    return functools.reduce(jax.random.fold_in, (image, side, level), key)
+
+
+def view_keys(key, image, side, level):
+    """The keys of one view by `Purpose`."""
+    own_key = view_key(key, image, side, level)
+    return {purpose: jax.random.fold_in(own_key, purpose) for purpose in Purpose}
+
+
+def view(key, canvas, extent, settings, *, side, image_size, stride=1):
+    """One view: crop, flip, jitter, grayscale, blur, solarize, normalise.
+
+    Args:
+      key: the view's own PRNG key, see `view_key`.
+      canvas: uint8 [C, C, 3].
+      extent: int32 [2], (height, width) in px.
+      settings: `Settings`.
+      side: 0 (q) or 1 (k); may be traced. It picks the probabilities of blur and solarize.
+      image_size: H in px.
+      stride: see `views`.
+
+    Returns:
+      float32 [H / stride, H / stride, 3], normalised RGB.
+    """
+    keys = {purpose: jax.random.fold_in(key, purpose) for purpose in Purpose}
+    planes = coloured(keys, canvas, extent, settings, image_size=image_size)
+    return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
+
+
+def coloured(keys, canvas, extent, settings, *, image_size):
+    """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
+    box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
+    flip = _happens(keys[Purpose.FLIP], settings.flip_prob)
+    planes = resample.crop(canvas, box, flip, image_size=image_size)
+
+    widths = (settings.brightness, settings.contrast, settings.saturation)
+    amounts, order = colour.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
+    jittered = colour.jitter(planes, amounts, order)
+    planes = jnp.where(_happens(keys[Purpose.JITTERS], settings.jitter_prob), jittered, planes)
+
+    gray = _happens(keys[Purpose.GRAYSCALES], settings.grayscale_prob)
+    return jnp.where(gray, colour.grayscale(planes), planes)
+
+
+def finished(keys, planes, side, *, settings, image_size, stride):
+    """The second half of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
+    sigma = draw_sigma(keys[Purpose.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
+    blurs = _happens(keys[Purpose.BLURS], jnp.array(settings.blur_prob)[side])
+    planes = jnp.where(blurs, resample.blur(planes, sigma, stride), planes[::stride, :, ::stride])
+
+    solarizes = _happens(keys[Purpose.SOLARIZES], jnp.array(settings.solarize_prob)[side])
+    planes = jnp.where(solarizes, colour.solarize(planes, settings.solarize_threshold), planes)
+
+    return colour.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
+
+
+def _happens(key, probability):
+    return jax.random.bernoulli(key, jnp.float32(probability))
+
+
+def draw_box(key, extent, *, area, aspect):
+    """Draws a crop by the rule of `torchvision.transforms.RandomResizedCrop`.
+
+    Ten candidates of random area and aspect, rounded to whole px; the first one that fits, or else
+    the largest centre crop whose aspect is in range. All are drawn at once, without a loop.
+
+    Args:
+      key: a PRNG key.
+      extent: int32 [2], (height, width) in px, at most C; 0 counts as 1.
+      area, aspect: (low, high) of the share of the extent's area and of width / height.
+
+    Returns:
+      int32 [4]: top, left, height, width in px.
+    """
+    tries = 10  # torchvision's own number
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    extent = jnp.maximum(extent, 1)
+    whole_height, whole_width = extent.astype(jnp.float32)
+
+    areas = jax.random.uniform(area_key, (tries,), minval=area[0], maxval=area[1])
+    areas = areas * whole_height * whole_width
+    low, high = jnp.log(jnp.array(aspect, jnp.float32))
+    root_aspects = jnp.exp(0.5 * jax.random.uniform(aspect_key, (tries,), minval=low, maxval=high))
+    heights = jnp.round(jnp.sqrt(areas) / root_aspects)
+    widths = jnp.round(jnp.sqrt(areas) * root_aspects)
+
+    fits = (jnp.minimum(heights, widths) > 0) & (heights <= whole_height) & (widths <= whole_width)
+    first = fits & (jnp.arange(tries) == jnp.argmax(fits))
+    drawn = jnp.sum(jnp.where(first, jnp.stack([heights, widths]), 0.0), axis=1)
+    tallest, widest = whole_width / aspect[0], whole_height * aspect[1]
+    centred = jnp.minimum(jnp.round(jnp.stack([tallest, widest])), extent)
+    size = jnp.where(jnp.any(fits), drawn, jnp.maximum(centred, 1)).astype(jnp.int32)
+    free = extent - size
+    place = (jax.random.uniform(place_key, (2,)) * (free + 1)).astype(jnp.int32)
+    place = jnp.where(jnp.any(fits), place, free // 2)
+    return jnp.concatenate([place, size])
+
+
+def draw_sigma(key, blur_sigma, *, image_size):
+    """Draws a blur's sigma, uniform in `blur_sigma` (px at 224), in px of an H px view."""
+    low, high = blur_sigma
+    return jax.random.uniform(key, minval=low, maxval=high) * (image_size / 224)
