@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     moco.queue_size = 65_536  # keys per queue
     moco.temperature = 0.2
     moco.norm = "sync"  # sync: statistics over all devices | shuffle: MoCo's shuffled BN
-    moco.norm_group = 32  # images normalised together under 'shuffle' (MoCo: one GPU's batch)
+    moco.norm_group = 32  # images normalized together under 'shuffle' (MoCo: one GPU's batch)
 
     detco = config.detco = ConfigDict()  # DetCo (Xie et al., 2021)
     detco.stage_weights = (0.1, 0.4, 0.7, 1.0)  # of res2..res5
@@ -120,12 +120,12 @@ def get_config() -> ConfigDict:
     ema.final = 1.0  # at the last step, by cosine
 
     knn = config.knn = ConfigDict()  # weighted kNN on average-pooled res5 (Wu et al., 2018)
-    knn.bank_split = "train"  # labelled images that vote
-    knn.query_split = "validation"  # labelled images that are classified
+    knn.bank_split = "train"  # labeled images that vote
+    knn.query_split = "validation"  # labeled images that are classified
     knn.max_images = 50_000  # per split
     knn.batch_size = 512  # images of all devices together
     knn.every_epochs = 5.0  # 0: never
-    knn.neighbours = 20
+    knn.neighbors = 20
     knn.temperature = 0.07
     knn.shrinks = (2, 4, 8)  # queries are also classified when shrunk by these factors
 
@@ -147,7 +147,7 @@ def get_config() -> ConfigDict:
         ConfigDict()
     )  # detection probe: an FCOS head (Tian et al., 2019) on scenes
     probe.image_size = 128  # px; the scenes' own size
-    probe.train_images = 256  # labelled scenes, the first of the training split
+    probe.train_images = 256  # labeled scenes, the first of the training split
     probe.eval_images = 512  # the first of the validation split
     probe.steps = 300
     probe.batch_size = 16
@@ -162,7 +162,7 @@ def get_config() -> ConfigDict:
     probe.levels = ("P2", "P3", "P4", "P5")
     # px, largest distance from a location to its box's sides: P2 | P3 | P4 | P5
     probe.level_bounds = (12.0, 24.0, 48.0)
-    probe.centre_radius = 1.5  # strides around a box's centre that count as positive
+    probe.center_radius = 1.5  # strides around a box's center that count as positive
     probe.focal_alpha = 0.25
     probe.focal_gamma = 2.0
     probe.score_threshold = 0.05

@@ -2,7 +2,7 @@
 
     python scripts/compare_methods.py --config configs/study_scenes.py
 
-All rows share data, images seen, network, optimiser, learning rate, augmentation and the target
+All rows share data, images seen, network, optimizer, learning rate, augmentation and the target
 network's speed (momentum .99 to 1, MCL's and BYOL's published schedule); a row changes what its
 method is made of. No row is searched values for.
 """
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
 
     study = config.study = ConfigDict()
     study.seeds = 3  # of the main rows; seed 0 of all rows comes first
-    study.untrained = "random"  # the row that is scored as initialised
+    study.untrained = "random"  # the row that is scored as initialized
     study.main_rows = ("random", "supervised", "byol", "moco", "detco", "mosaic", "mcl")
     study.main_rows += ("mcl_s1", "mcl_fast")
     study.rows = (  # in the table's order

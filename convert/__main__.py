@@ -131,7 +131,7 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     if options.to == OFFICIAL and (options.parts or options.fold_norms):
         raise UserError("--parts and --fold-norms: mcl-official is always whole")
     state, meta = checkpoint.read(options.source)
-    state = {name: state[name] for name in NETWORKS if name in state}  # no optimiser, no queues
+    state = {name: state[name] for name in NETWORKS if name in state}  # no optimizer, no queues
     changes = []
     if options.average is not None:
         steps = checkpoint_folders.newest(options.source, options.average)

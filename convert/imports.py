@@ -87,7 +87,7 @@ ORIGINS = {
 def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
     """Reads a file of another library as a training state that has taken no step.
 
-    What the file holds goes into the online and the target network; the rest is initialised as
+    What the file holds goes into the online and the target network; the rest is initialized as
     the configuration says.
 
     Args:
@@ -108,7 +108,7 @@ def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState,
         return _load_safetensors(path, config, adopt)
     source = ORIGINS[origin]
     model = source.format.read(path)
-    kind, backbone, names = _recognise(model, source, path)
+    kind, backbone, names = _recognize(model, source, path)
     model = {names[name]: x for name, x in model.items()}
     a = from_config(program.plain_config(config))
     if adopt:
@@ -128,12 +128,12 @@ def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState,
         more = ", ..." if len(left) > 3 else ""
         notes.append(f"not read: {len(left)} arrays ({', '.join(left[:3])}{more})")
     state = placed(fresh(config), arrays)
-    notes.append(f"{len(arrays)} arrays placed; the rest is initialised with seed {config.seed}")
+    notes.append(f"{len(arrays)} arrays placed; the rest is initialized with seed {config.seed}")
     meta = {"config": program.plain_config(config), "origin": f"{origin}:{path.name}"}
     return state, meta, notes
 
 
-def _recognise(model: Arrays, source: Origin, path: Path) -> tuple[Kind, str, dict[str, str]]:
+def _recognize(model: Arrays, source: Origin, path: Path) -> tuple[Kind, str, dict[str, str]]:
     """(kind, backbone, the file's names -> without prefixes): the backbone whose names differ least.
 
     Names of any backbone count that the file has too many or too few; others do not.
@@ -228,7 +228,7 @@ def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState,
     strict.demand([f"missing {name}" for name in sorted(missing)], path.name)
     notes = [
         f"read {path.name}: {about['method']}, step {about['step']}, {len(arrays)} arrays",
-        "the optimiser starts anew, at step 0: the file holds networks alone",
+        "the optimizer starts anew, at step 0: the file holds networks alone",
     ]
     return (
         state,

@@ -1,7 +1,7 @@
 """Gradient accumulation: a batch in several micro-batches, one after the other.
 
 What stays as in one piece, and what does not: gradients are the mean over micro-batches, and one
-optimiser and EMA step follows. Batch normalisation sees one micro-batch at a time (over all
+optimizer and EMA step follows. Batch normalization sees one micro-batch at a time (over all
 devices), and running statistics are updated once for each. The negatives of a contrastive loss are
 those of the micro-batch, unless `loss.negatives` is 'step': then all features of the batch are
 computed first, without keeping activations, the loss and its gradient by the features follow from

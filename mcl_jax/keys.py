@@ -18,7 +18,7 @@ class Purpose(enum.IntEnum):
     INIT = 0
     AUGMENT = 1
     MONTAGE = 2
-    SHUFFLE = 3  # of MoCo's key batch, before groups of it are normalised
+    SHUFFLE = 3  # of MoCo's key batch, before groups of it are normalized
     JIGSAW = 4  # DetCo's local patches
     DROP_PATH = 5  # residual branches left out (Swin)
     PROBE = 6  # detection probe and linear classifiers

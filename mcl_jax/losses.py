@@ -42,7 +42,7 @@ def target_levels(matching: np.ndarray) -> int:
 
 
 def normalize(x: Array) -> Array:
-    """L2-normalises the last axis in float32 (or wider), torch's F.normalize with eps 1e-12."""
+    """L2-normalizes the last axis in float32 (or wider), torch's F.normalize with eps 1e-12."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # max(sum of squares, eps^2) keeps the gradient finite at the zero vector
     squares = jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24)
@@ -55,8 +55,8 @@ def info_nce(
     """2 * tau * mean cross-entropy of u . v^T / tau (equation 2, scaled as released).
 
     Args:
-      online: [m, D] L2-normalised predictions; gradients flow.
-      target: [B, D] L2-normalised targets of all devices; gradients are stopped.
+      online: [m, D] L2-normalized predictions; gradients flow.
+      target: [B, D] L2-normalized targets of all devices; gradients are stopped.
       labels: int [m] row of `target` that shows the same image.
       temperature: tau.
 
@@ -89,8 +89,8 @@ def multi_level(
     """sum_sides sum_s w_s sum_j M[s, j] * pair_loss(u_s, v_j of the other side).
 
     Args:
-      online: per level s [V, m_s, D] normalised predictions.
-      targets: per level j [V, B, D] normalised targets in global image order.
+      online: per level s [V, m_s, D] normalized predictions.
+      targets: per level j [V, B, D] normalized targets in global image order.
       labels: per level s int [V, m_s] global image numbers.
       matching: [S, S] row-stochastic.
       weights: w_s per level.

@@ -115,9 +115,9 @@ def shrink(images: Array, ratio: int, method: str) -> Array:
 
 
 def boundary_mask(height: int, width: int, sigma: float) -> Array:
-    """Gaussian [height, width, 1], 1 in the centre, std (sigma * width, sigma * height) px.
+    """Gaussian [height, width, 1], 1 in the center, std (sigma * width, sigma * height) px.
 
-    It multiplies the normalised sub-image, so borders fade to the data set's mean colour.
+    It multiplies the normalized sub-image, so borders fade to the data set's mean color.
     """
 
     def profile(size: int) -> Array:

@@ -1,6 +1,6 @@
 """LARS / SGD / AdamW with masks by parameter path; learning-rate and EMA schedules.
 
-Formulas: design section 3 (Optimiser) and You et al., 2017 (LARS). Schedules map an int step to a
+Formulas: design section 3 (Optimizer) and You et al., 2017 (LARS). Schedules map an int step to a
 float32 scalar and are pure, so they also serve the plots.
 """
 
@@ -105,7 +105,7 @@ def scale_by_lars(eta: float, decay: float, excluded: Any) -> optax.GradientTran
 
     optax.scale_by_trust_ratio divides by |g + decay w| instead. Excluded leaves pass unchanged.
     A zero weight keeps its zero rate, as in the released code. So does a weight that no loss reads
-    (FPN levels beyond S): torch's optimisers skip parameters without a gradient.
+    (FPN levels beyond S): torch's optimizers skip parameters without a gradient.
     """
 
     def update(updates, state, params):
@@ -124,7 +124,7 @@ def scale_by_lars(eta: float, decay: float, excluded: Any) -> optax.GradientTran
 
 
 def create(settings: Settings, params: Any, lr: Schedule) -> optax.GradientTransformation:
-    """Clip by global norm, then the optimiser; momentum buffers contain the learning rate.
+    """Clip by global norm, then the optimizer; momentum buffers contain the learning rate.
 
     Args:
       settings: see Settings.

@@ -1,4 +1,4 @@
-"""From a config to the pure functions of a run: objective, optimiser, schedules, compiled step."""
+"""From a config to the pure functions of a run: objective, optimizer, schedules, compiled step."""
 
 import json
 from collections.abc import Mapping

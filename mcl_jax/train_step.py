@@ -54,7 +54,7 @@ def apply_gradients(
     ema: Schedule,
     metrics: dict[str, Array],
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Optimiser step, then the target's EMA: t <- m t + (1 - m) online, of parameters only."""
+    """Optimizer step, then the target's EMA: t <- m t + (1 - m) online, of parameters only."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     target, schedules = {}, {"lr": lr(state.step)}

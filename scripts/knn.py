@@ -18,11 +18,11 @@ from mcl_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
 OVERRIDES = {
-    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labelled data set"),
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
     ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
     ("knn", "bank_split"): flags.DEFINE_string("bank_split", None, "images that vote"),
     ("knn", "query_split"): flags.DEFINE_string("query_split", None, "images to classify"),
-    ("knn", "neighbours"): flags.DEFINE_integer("neighbours", None, "images that vote on each"),
+    ("knn", "neighbors"): flags.DEFINE_integer("neighbors", None, "images that vote on each"),
     ("knn", "temperature"): flags.DEFINE_float("temperature", None, "of the votes"),
     ("knn", "max_images"): flags.DEFINE_integer("max_images", None, "the first so many per split"),
 }
@@ -45,7 +45,7 @@ def main(_: Sequence[str]) -> None:
     config = cli.complete(meta["config"], defaults, OVERRIDES)
     values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
     print(
-        f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbours']} neighbours"
+        f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbors']} neighbors"
     )
     print(monitor.table(values))
     if JSON.value:

@@ -19,7 +19,7 @@ from mcl_jax.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
 OUTPUT = flags.DEFINE_string("output", None, "folder for classifiers, metrics and result.json")
 OVERRIDES = {
-    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labelled data set"),
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
     ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
     ("linear", "train_split"): flags.DEFINE_string("train_split", None, "trains the classifiers"),
     ("linear", "test_split"): flags.DEFINE_string("test_split", None, "tests them"),

@@ -5,7 +5,7 @@ import os
 from importlib.metadata import version
 
 # Compiling is what the tests spend their time on: a third of the time with these. The HLO is the
-# same; what LLVM's optimiser and XLA's own emitters win is lost on networks this small. XLA aborts
+# same; what LLVM's optimizer and XLA's own emitters win is lost on networks this small. XLA aborts
 # at a flag that it does not know, so only the versions that these were tried with get them all.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
 if version("jax").startswith("0.10."):

@@ -124,7 +124,7 @@ def as_tensors(arrays, prefix=""):
 
 
 def optimizer_dict(arrays, prefixes, seed=1):
-    """torch's optimiser state_dict with a group per parameter, as the authors build it."""
+    """torch's optimizer state_dict with a group per parameter, as the authors build it."""
     names = [n for n in arrays if "running" not in n and n.startswith(prefixes)]
     r = np.random.RandomState(seed)
     buffers = {n: r.randn(*arrays[n].shape).astype(np.float32) for n in names}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from PIL import Image
 from torchvision_reference import (
-    colours,
+    colors,
     image_of,
     photo,
     pil_resample,
@@ -23,7 +23,7 @@ from torchvision_reference import (
 )
 
 from mcl_jax.errors import UserError
-from mcl_jax.views import augment, colour, resample
+from mcl_jax.views import augment, color, resample
 
 VALUES = {
     "area": (0.2, 1.0),
@@ -136,7 +136,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
         ((0, 0), (0, 0, 1, 1)),
     ],
 )
-def test_extents_where_nothing_fits_fall_back_to_the_centre(extent, box):
+def test_extents_where_nothing_fits_fall_back_to_the_center(extent, box):
     draw = functools.partial(augment.draw_box, area=VALUES["area"], aspect=VALUES["aspect"])
     keys = jax.random.split(jax.random.key(0), 50)
     boxes = np.asarray(jax.jit(jax.vmap(draw, (0, None)))(keys, jnp.array(extent)))
@@ -146,7 +146,7 @@ def test_extents_where_nothing_fits_fall_back_to_the_centre(extent, box):
 @pytest.mark.parametrize("sigma", [0.03, 0.6, 2.0, 9.0])
 @pytest.mark.parametrize("shape", [(12, 10), (1, 2)])
 def test_blur_is_torchvisions_with_reflected_edges(sigma, shape):
-    image = colours()[: shape[0], : shape[1]]
+    image = colors()[: shape[0], : shape[1]]
     got = jax.jit(resample.blur)(planes_of(image), sigma)
     np.testing.assert_allclose(image_of(got), torchvision_blur(image, sigma), atol=1e-6)
 
@@ -171,7 +171,7 @@ def test_view_applies_its_draws_in_the_order_of_the_design():
     crop_key, extent = keys[augment.Purpose.CROP], jnp.array([60, 90])
     box = augment.draw_box(crop_key, extent, area=VALUES["area"], aspect=VALUES["aspect"])
     wanted = pil_resample(image / 255, *map(int, box), 32)[:, ::-1]
-    amounts, order = colour.draw_jitter(keys[augment.Purpose.JITTER], (0.4, 0.4, 0.2), 0.1)
+    amounts, order = color.draw_jitter(keys[augment.Purpose.JITTER], (0.4, 0.4, 0.2), 0.1)
     for op in map(int, order):
         wanted = torchvision_jitter(wanted, op, float(amounts[op]))
     sigma_key = keys[augment.Purpose.BLUR_SIGMA]

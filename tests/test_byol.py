@@ -52,7 +52,7 @@ def test_collapsed_features_have_no_spread():
 
 
 def side_by_side(objective, state, images):
-    """Each side is normalised alone, and updates the running statistics in turn.
+    """Each side is normalized alone, and updates the running statistics in turn.
 
     Returns predictions and target embeddings [2, b, D], and the statistics of online and target.
     """

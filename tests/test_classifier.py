@@ -11,19 +11,19 @@ import torch
 from mcl_jax.evaluate.linear import classifier
 
 
-def gaussians(rng, centres, rows):
+def gaussians(rng, centers, rows):
     """Rows of classes that share one covariance: their best classifier is linear."""
-    labels = rng.integers(0, len(centres), rows)
-    mix = np.linspace(-0.1, 0.1, centres.shape[1] ** 2).reshape(2 * centres.shape[1:])
-    noise = rng.normal(size=(rows, centres.shape[1])) @ (np.eye(centres.shape[1]) + mix)
-    return (centres[labels] + noise).astype(np.float32), labels.astype(np.int32)
+    labels = rng.integers(0, len(centers), rows)
+    mix = np.linspace(-0.1, 0.1, centers.shape[1] ** 2).reshape(2 * centers.shape[1:])
+    noise = rng.normal(size=(rows, centers.shape[1])) @ (np.eye(centers.shape[1]) + mix)
+    return (centers[labels] + noise).astype(np.float32), labels.astype(np.int32)
 
 
 def discriminant(features, labels, classes):
     """Linear discriminant analysis in closed form: kernel [F, K] and bias [K] in float64."""
     means = np.stack([features[labels == k].mean(0) for k in range(classes)]).astype(np.float64)
-    centred = features - means[labels]
-    kernel = np.linalg.solve(centred.T @ centred / len(features), means.T)
+    centered = features - means[labels]
+    kernel = np.linalg.solve(centered.T @ centered / len(features), means.T)
     prior = np.log(np.bincount(labels, minlength=classes) / len(labels))
     return kernel, prior - (means.T * kernel).sum(0) / 2
 
@@ -54,9 +54,9 @@ def train(features, labels, lrs, *, classes, steps, batch):
 def test_training_reaches_the_closed_form_optimum():
     rng = np.random.default_rng(0)
     classes, channels, rows = 4, 6, 4000
-    centres = rng.normal(size=(classes, channels))
-    features, labels = gaussians(rng, centres, rows)
-    unseen, wanted = gaussians(rng, centres, rows)
+    centers = rng.normal(size=(classes, channels))
+    features, labels = gaussians(rng, centers, rows)
+    unseen, wanted = gaussians(rng, centers, rows)
     state, _ = train(features, labels, (1.0, 3.0), classes=classes, steps=1000, batch=1000)
     kernel, bias = discriminant(features, labels, classes)
     best = ((unseen @ kernel + bias).argmax(1) == wanted).mean()

@@ -165,7 +165,7 @@ def test_momentum_arrives_with_the_sign_of_optax(tmp_path, prefixes):
         np.testing.assert_array_equal(authors.table.to_torch(x), -buffers[names[source]])
 
 
-def test_optimiser_adds_its_trace_where_torch_subtracts_its_buffer():
+def test_optimizer_adds_its_trace_where_torch_subtracts_its_buffer():
     """Why the imported momentum changes its sign: torch's w <- w - (0.9 buffer + lr g), g = 0."""
     settings = program.settings(optimizer.Settings, base.get_config().optimizer)
     params = {"bias": jnp.zeros(3)}

@@ -93,7 +93,7 @@ def test_transparency_lies_on_white():
 
 
 def test_animated_gif_gives_its_first_frame():
-    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     canvas, extent = decode_to_canvas(buffer.getvalue(), 20)

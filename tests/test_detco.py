@@ -90,7 +90,7 @@ def test_patches_are_cut_where_their_positions_say():
 
 
 def test_order_of_patches_is_kept_unless_asked_for(monkeypatch):
-    """On a crop whose colour says where a pixel is, each patch tells the cell it came from."""
+    """On a crop whose color says where a pixel is, each patch tells the cell it came from."""
     ramp = jnp.indices((60, 60)).transpose(1, 2, 0)
     crops = jnp.broadcast_to(ramp, (2, 4, 60, 60, 2))  # [V, b, ...]
     asked = []

@@ -23,7 +23,7 @@ from mcl_jax.objectives.build import settings
 SETTINGS = ProbeSettings(
     image_size=32, train_images=2, eval_images=3, steps=3, batch_size=2, eval_batch_size=2,
     base_lr=0.02, warmup_steps=1, weight_decay=1e-4, head_channels=8, head_convs=1, head_groups=2,
-    prior=0.01, levels=("P4", "P5"), level_bounds=(12.0,), centre_radius=1.5, focal_alpha=0.25,
+    prior=0.01, levels=("P4", "P5"), level_bounds=(12.0,), center_radius=1.5, focal_alpha=0.25,
     focal_gamma=2.0, score_threshold=0.05, candidates=10, nms_iou=0.6, max_detections=5,
     area_bounds=(10.0, 20.0),
 )  # fmt: skip
@@ -128,7 +128,7 @@ def test_probe_measures_every_image_and_is_reproducible(config, data, pretrained
     assert set(first) == set(NAMES)
 
 
-def test_padding_is_the_mean_colour(config):
+def test_padding_is_the_mean_color(config):
     tool = detector(config, ())
     x = tool.normalize(jnp.full((1, 4, 4, 3), 255, jnp.uint8), jnp.array([[2, 3]]))
     assert not x[0, 2:].any() and not x[0, :, 3:].any()

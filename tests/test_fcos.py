@@ -24,7 +24,7 @@ def assign(boxes, labels):
     return jax.tree.map(np.asarray, assigned(np.float32(boxes), np.array(labels)))
 
 
-def test_grid_holds_cell_centres_level_after_level():
+def test_grid_holds_cell_centers_level_after_level():
     assert GRID.points.shape == (20, 2)
     np.testing.assert_array_equal(
         GRID.points[[0, 1, 4, 16, 19]], [[4, 4], [4, 12], [12, 4], [8, 8], [24, 24]]
@@ -41,8 +41,8 @@ def test_a_small_box_goes_to_the_fine_level_and_a_large_one_to_the_coarse():
     np.testing.assert_array_equal(coarse, [5, 5, 5, 5])
     np.testing.assert_array_equal(targets.distances[0], [4, 4, 6, 6])
     np.testing.assert_array_equal(targets.distances[16], [8, 8, 24, 22])
-    assert targets.centreness[0] == pytest.approx(4 / 6)
-    assert targets.centreness[16] == pytest.approx(np.sqrt(8 / 24 * 8 / 22))
+    assert targets.centerness[0] == pytest.approx(4 / 6)
+    assert targets.centerness[16] == pytest.approx(np.sqrt(8 / 24 * 8 / 22))
 
 
 def test_of_several_boxes_the_smallest_wins():
@@ -53,11 +53,11 @@ def test_of_several_boxes_the_smallest_wins():
         np.testing.assert_array_equal(targets.distances[0], [2, 2, 4, 4])
 
 
-def test_locations_far_from_the_centre_are_background():
+def test_locations_far_from_the_center_are_background():
     wide = fcos.make_grid(64, ("P3",), ())
     box = jnp.array([[0.0, 0.0, 64.0, 64.0]])
     near = fcos.assign(box, jnp.array([0]), wide, 1.5).classes.reshape(8, 8)
-    # |centre - 32| < 12 px: columns and rows at 28 and 36 alone
+    # |center - 32| < 12 px: columns and rows at 28 and 36 alone
     np.testing.assert_array_equal(
         np.argwhere(np.asarray(near) == 0), [[3, 3], [3, 4], [4, 3], [4, 4]]
     )
@@ -65,7 +65,7 @@ def test_locations_far_from_the_centre_are_background():
 
 def test_padding_and_empty_images_are_background():
     targets = assign([[0, 0, 10, 10], [0, 0, 32, 32]], [-1, -1])
-    assert (targets.classes == -1).all() and (targets.centreness == 0).all()
+    assert (targets.classes == -1).all() and (targets.centerness == 0).all()
 
 
 def test_decode_inverts_encode():
@@ -96,11 +96,11 @@ def test_losses_equal_a_plain_restatement():
     images, places, classes, alpha, gamma = 2, 5, 3, 0.25, 2.0
     logits = rng.normal(size=(images, places, classes))
     distances = rng.uniform(1, 9, (images, places, 4))
-    centre_logits = rng.normal(size=(images, places))
+    center_logits = rng.normal(size=(images, places))
     labels = np.array([[0, -1, 2, -1, 1], [-1, -1, -1, 2, -1]])
     wanted = rng.uniform(1, 9, (images, places, 4))
     wanted[labels < 0] = -50.0  # what background holds must not matter
-    centre = np.where(labels >= 0, rng.uniform(0.2, 1, labels.shape), 0.0)
+    center = np.where(labels >= 0, rng.uniform(0.2, 1, labels.shape), 0.0)
 
     focal = boxes = entropy = 0.0
     for i, j in np.ndindex(labels.shape):
@@ -115,15 +115,15 @@ def test_losses_equal_a_plain_restatement():
             shared = (min(top, wt) + min(bottom, wb)) * (min(left, wl) + min(right, wr))
             hull = (max(top, wt) + max(bottom, wb)) * (max(left, wl) + max(right, wr))
             union = (top + bottom) * (left + right) + (wt + wb) * (wl + wr) - shared
-            boxes += (1 - shared / union + (hull - union) / hull) * centre[i, j]
-            q = 1 / (1 + np.exp(-centre_logits[i, j]))
-            entropy -= centre[i, j] * np.log(q) + (1 - centre[i, j]) * np.log(1 - q)
+            boxes += (1 - shared / union + (hull - union) / hull) * center[i, j]
+            q = 1 / (1 + np.exp(-center_logits[i, j]))
+            entropy -= center[i, j] * np.log(q) + (1 - center[i, j]) * np.log(1 - q)
 
     found = loss_terms(
-        fcos.Outputs(*(jnp.float32(x) for x in (logits, distances, centre_logits))),
-        fcos.Outputs(jnp.array(labels), jnp.float32(wanted), jnp.float32(centre)),
+        fcos.Outputs(*(jnp.float32(x) for x in (logits, distances, center_logits))),
+        fcos.Outputs(jnp.array(labels), jnp.float32(wanted), jnp.float32(center)),
     )
-    expected = {"classes": focal / 4, "boxes": boxes / centre.sum(), "centreness": entropy / 4}
+    expected = {"classes": focal / 4, "boxes": boxes / center.sum(), "centerness": entropy / 4}
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(value, rel=1e-5)  # float32 sums of 30 terms
 
@@ -135,7 +135,7 @@ def test_a_batch_without_objects_has_finite_loss_and_gradient():
     loss, grads = total(outputs)
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-    assert not grads.distances.any() and not grads.centreness.any()
+    assert not grads.distances.any() and not grads.centerness.any()
 
 
 def naive_nms(boxes, labels, threshold):
@@ -184,7 +184,7 @@ def test_head_starts_at_its_prior_with_a_scale_per_level():
     head = fcos.Head(("P3", "P4"), 3, 4, 1, 2, 0.01, jnp.float32)
     pyramid = {"P3": jnp.ones((1, 4, 4, 6)), "P4": jnp.ones((1, 2, 2, 6)), "P2": None}
     outputs, variables = jax.jit(lambda: head.init_with_output(jax.random.key(0), pyramid))()
-    assert outputs.classes.shape == (1, 20, 3) and outputs.centreness.shape == (1, 20)
+    assert outputs.classes.shape == (1, 20, 3) and outputs.centerness.shape == (1, 20)
     # kernels of std 0.01 move the bias -log(99) by a few percent
     np.testing.assert_allclose(outputs.classes, -np.log(99), rtol=0.1)
     np.testing.assert_allclose(outputs.distances[0, :16], 8, rtol=0.3)

@@ -10,12 +10,12 @@ from mcl_jax import sharding
 from mcl_jax.evaluate import knn
 
 RNG = np.random.default_rng(0)
-CENTRES = RNG.normal(size=(5, 16))
+CENTERS = RNG.normal(size=(5, 16))
 
 
 def clusters(count):
     labels = RNG.integers(0, 5, count)
-    return (CENTRES[labels] + RNG.normal(size=(count, 16)) * 1.5).astype(np.float32), labels
+    return (CENTERS[labels] + RNG.normal(size=(count, 16)) * 1.5).astype(np.float32), labels
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def meshes():
 def test_eight_devices_vote_as_scikit_learn_and_as_one_device(meshes):
     (features, labels), (queries, _) = clusters(301), clusters(101)  # neither divides by 8
     ours = [
-        knn.classify(
-            features, labels, queries, neighbours=20, temperature=0.07, mesh=mesh, chunk=32
-        )
+        knn.classify(features, labels, queries, neighbors=20, temperature=0.07, mesh=mesh, chunk=32)
         for mesh in meshes
     ]
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
@@ -56,19 +54,19 @@ def test_equally_near_images_come_in_the_order_of_the_split(meshes):
             np.testing.assert_array_equal(found.label, expected)
 
 
-def test_fewer_images_than_neighbours_or_devices(meshes):
+def test_fewer_images_than_neighbors_or_devices(meshes):
     bank, labels = np.eye(3, dtype=np.float32), np.array([2, 1, 1])
     query = np.array([[1, 0.6, 0.6]], np.float32)
     # cosines .76 for class 2, .46 twice for class 1: at tau .07 e^4.4 against 2, at 1 e^.3
     for temperature, expected in ((0.07, 2), (1.0, 1)):
         out = knn.classify(
-            bank, labels, query, neighbours=20, temperature=temperature, mesh=meshes[0], chunk=64
+            bank, labels, query, neighbors=20, temperature=temperature, mesh=meshes[0], chunk=64
         )
         np.testing.assert_array_equal(out, [expected])
 
 
 def test_an_even_vote_goes_to_the_lowest_class():
-    found = knn.Neighbours(jnp.zeros((1, 4)), jnp.arange(4)[None], jnp.array([[3, 1, 1, 3]]))
+    found = knn.Neighbors(jnp.zeros((1, 4)), jnp.arange(4)[None], jnp.array([[3, 1, 1, 3]]))
     assert int(knn.vote(found, 0.07)[0]) == 1
 
 
@@ -83,7 +81,7 @@ def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
     # in the pyramid, every shrunk image is found, and the bank is another
     queries |= {"/P5": queries[""], "/P4": queries[""]}
     bank = {"": bank, "/P5": knn.place(np.eye(4), np.arange(4), mesh)}
-    values = knn.measure(bank, queries, neighbours=1, temperature=0.07, mesh=mesh, chunk=8)
+    values = knn.measure(bank, queries, neighbors=1, temperature=0.07, mesh=mesh, chunk=8)
     # image 3 is as near to all of the bank: class 0, the first, which is wrong
     assert values == {
         **{"knn": 4 / 5, "knn/shrink2": 3 / 5, "retrieval/shrink2": 3 / 5},
@@ -91,11 +89,11 @@ def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
     }
 
 
-def test_the_evaluation_view_is_the_centre_at_seven_eighths():
+def test_the_evaluation_view_is_the_center_at_seven_eighths():
     canvas = np.zeros((96, 96, 3), np.uint8)
     canvas[:64, :80] = np.arange(80)[None, :, None]  # the column's number
-    view = knn.centre_view(
+    view = knn.center_view(
         jnp.asarray(canvas), jnp.array([64, 80]), 56, mean=(0, 0, 0), std=(1 / 255,) * 3
     )
-    # 64 * 7/8 = 56 px wide, centred in 80 columns: 12 .. 67, at 1:1
+    # 64 * 7/8 = 56 px wide, centered in 80 columns: 12 .. 67, at 1:1
     np.testing.assert_allclose(view[0, :, 0], np.arange(12, 68), atol=1e-3)

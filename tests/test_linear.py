@@ -28,13 +28,13 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def write_images(folder):
-    """Six colours as classes, eight 40 x 32 px images each, and one file that is broken."""
+    """Six colors as classes, eight 40 x 32 px images each, and one file that is broken."""
     rng = np.random.default_rng(0)
     for k in range(6):
         (folder / f"class{k}").mkdir(parents=True)
-        colour = rng.integers(40, 216, 3)
+        color = rng.integers(40, 216, 3)
         for i in range(8):
-            picture = np.clip(colour + rng.normal(0, 25, (32, 40, 3)), 0, 255).astype(np.uint8)
+            picture = np.clip(color + rng.normal(0, 25, (32, 40, 3)), 0, 255).astype(np.uint8)
             cv2.imwrite(str(folder / f"class{k}" / f"{i}.png"), picture)
     (folder / "class3" / "broken.png").write_text("<html>not found</html>")
 
@@ -55,7 +55,7 @@ def tiny_evaluation(folder, backbone="resnet10"):
 
 
 def tiny_backbone(config):
-    """Random weights without compiling an initialisation."""
+    """Random weights without compiling an initialization."""
     sizes = {field.name: config.model[field.name] for field in dataclasses.fields(Architecture)}
     network = make_backbone(Architecture(**sizes), Numerics(jnp.float32, 0.9, 1e-5, None))
     image = jnp.zeros((1, 32, 32, 3))
@@ -99,7 +99,7 @@ def test_an_evaluation_reports_every_learning_rate_and_the_best(evaluation, whol
     assert (result["train_images"], result["test_images"], result["classes"]) == (49, 48, 6)
     assert [row["lr"] for row in result["rows"]] == [0.001, 0.01]
     assert result["best"]["top1"] == max(row["top1"] for row in result["rows"])
-    assert result["best"]["top1"] > 0.5  # plain colours, chance is 1/6
+    assert result["best"]["top1"] > 0.5  # plain colors, chance is 1/6
     assert all(row["top1"] <= row["top5"] <= 1 for row in result["rows"])
     lines = metrics.read(output)
     last = evaluation.total_steps

@@ -1,4 +1,4 @@
-"""InfoNCE with a queue, shuffled normalisation, and MoCo as a whole."""
+"""InfoNCE with a queue, shuffled normalization, and MoCo as a whole."""
 
 import dataclasses
 
@@ -125,7 +125,7 @@ def test_whole_objective_shuffled_on_one_device(state, inputs):
     assert not any(np.any(x) for x in jax.tree.leaves(to_others))
 
 
-def test_whole_objective_synchronised_on_eight_devices(state, inputs):
+def test_whole_objective_synchronized_on_eight_devices(state, inputs):
     eight = on_all_devices(moco(SYNC, images=1, axis_name=AXIS))
     split = Inputs(inputs.images.swapaxes(0, 1)[:, :, None], jnp.zeros((8, 1), jnp.int32))
     loss, outcome = jax.jit(eight)(state, split)
@@ -191,7 +191,7 @@ def test_state_is_proven_equal_on_all_devices(settings, state, monkeypatch):
     )
     jax.eval_shape(on_all_devices(objective), state, shapes)  # shard_map's check passes
     if settings is SHUFFLE:  # and would not without the mean over devices
-        monkeypatch.setattr(contrast, "synchronise", lambda stats, *_: stats)
+        monkeypatch.setattr(contrast, "synchronize", lambda stats, *_: stats)
         with pytest.raises(ValueError, match="shard_map"):
             jax.eval_shape(on_all_devices(objective), state, shapes)
 

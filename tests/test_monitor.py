@@ -1,4 +1,4 @@
-"""The kNN monitor end to end: sizes, broken and unlabelled images, and the offline script."""
+"""The kNN monitor end to end: sizes, broken and unlabeled images, and the offline script."""
 
 import json
 import os
@@ -28,11 +28,11 @@ from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
 NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS)
-COLOURS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
+COLORS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
 PER_CLASS = 7
 
 
-class MeanColour(nn.Module):
+class MeanColor(nn.Module):
     """An encoder without parameters to train or statistics, blind to images below 16 px: it sees
     one only if the canvas is not made of copies of something smaller."""
 
@@ -42,22 +42,22 @@ class MeanColour(nn.Module):
         self.scale = self.param("scale", nn.initializers.ones, ())
 
     def stage5(self, images):
-        assert self.numerics.axis_name is None  # nothing is to be synchronised here
-        colour = self.scale * images.mean((1, 2))
+        assert self.numerics.axis_name is None  # nothing is to be synchronized here
+        color = self.scale * images.mean((1, 2))
         copies = jnp.all(images[:, :8] == images[:, 8:16], axis=(1, 2, 3))
-        return jnp.where(copies[:, None], 1.0, colour)
+        return jnp.where(copies[:, None], 1.0, color)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """7 images of each of three colours; one of the last is broken."""
-    root = tmp_path_factory.mktemp("colours")
+    """7 images of each of three colors; one of the last is broken."""
+    root = tmp_path_factory.mktemp("colors")
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (root / name).mkdir()
         for i in range(PER_CLASS):
             # a shade of its own per image, so that an image can be told from its class
-            pixels = np.array(colour) + rng.integers(-30, 31, 3) + rng.integers(-9, 10, (40, 40, 1))
+            pixels = np.array(color) + rng.integers(-30, 31, 3) + rng.integers(-9, 10, (40, 40, 1))
             cv2.imwrite(str(root / name / f"{i}.png"), pixels.clip(0, 255).astype(np.uint8))
     (root / "red" / "3.png").write_text("<html>")
     return root
@@ -72,19 +72,19 @@ def config(folder):
     config.knn.every_epochs = 1.0
     config.knn.bank_split = config.knn.query_split = "train"
     config.knn.batch_size = 8
-    config.knn.neighbours = 3
+    config.knn.neighbors = 3
     return config
 
 
 def a_run(config):
-    objective = SimpleNamespace(encoder=MeanColour(NUMERICS), trained_levels=())
+    objective = SimpleNamespace(encoder=MeanColor(NUMERICS), trained_levels=())
     mesh = sharding.make_mesh()
     return SimpleNamespace(
         config=config, mesh=mesh, objective=objective, total_steps=5, steps_per_epoch=2
     )
 
 
-def labelled(label):
+def labeled(label):
     return [SimpleNamespace(label=label)]
 
 
@@ -92,11 +92,11 @@ STATE = SimpleNamespace(params={"encoder": {"scale": jnp.ones(())}}, batch_stats
 
 
 def test_monitor_measures_every_size_that_leaves_eight_pixels(config):
-    watch = monitor.KnnMonitor(a_run(config), labelled(0))
+    watch = monitor.KnnMonitor(a_run(config), labeled(0))
     assert [step for step in range(1, 6) if watch.due(step)] == [2, 4, 5]
     values = watch.evaluate(STATE)
     readable = 3 * PER_CLASS - 1
-    # copies of 16 px keep an image's mean colour; those of 8 px all look alike and find the first
+    # copies of 16 px keep an image's mean color; those of 8 px all look alike and find the first
     assert values == {
         "knn": 1.0,
         "knn/shrink2": 1.0,
@@ -110,21 +110,21 @@ def test_monitor_measures_every_size_that_leaves_eight_pixels(config):
 def test_only_the_first_images_count_and_no_shrinks_is_off(config):
     config.knn.max_images = 9  # the blue ones and two green ones, in two batches
     config.knn.shrinks = ()
-    config.knn.neighbours = 5
-    values = monitor.KnnMonitor(a_run(config), labelled(0)).evaluate(STATE)
+    config.knn.neighbors = 5
+    values = monitor.KnnMonitor(a_run(config), labeled(0)).evaluate(STATE)
     assert values == {"knn": pytest.approx(1.0)}
     config.knn.temperature = 100.0  # even votes: three blue ones against two green ones
-    values = monitor.KnnMonitor(a_run(config), labelled(0)).evaluate(STATE)
+    values = monitor.KnnMonitor(a_run(config), labeled(0)).evaluate(STATE)
     assert values == {"knn": pytest.approx(7 / 9)}
 
 
 def test_images_without_labels(config, folder, caplog):
     config.data.dataset = f"folder:{folder / 'red'}"
-    watch = monitor.KnnMonitor(a_run(config), labelled(-1))
+    watch = monitor.KnnMonitor(a_run(config), labeled(-1))
     assert "no labels" in caplog.text
     assert not watch.due(5) and watch.evaluate(STATE) == {}
     with pytest.raises(UserError, match="'train' of folder:.*red has no labels"):
-        monitor.KnnMonitor(a_run(config), labelled(0))
+        monitor.KnnMonitor(a_run(config), labeled(0))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def workdir(tmp_path_factory):
         lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),
         jax.random.key(0),
     )
-    rng = np.random.default_rng(0)  # cheaper than compiling the initialisers
+    rng = np.random.default_rng(0)  # cheaper than compiling the initializers
 
     def leaf(path, x):
         if path[-1].key == "kernel":
@@ -190,17 +190,17 @@ def test_the_script_evaluates_a_checkpoint(workdir, folder, tmp_path):
     path = tmp_path / "knn.json"
     flags = [f"--workdir={workdir}", f"--dataset=folder:{folder}", f"--json={path}"]
     splits = ["--bank_split=train", "--query_split=train[:60%]"]
-    done = script(*flags, *splits, "--neighbours=1")
+    done = script(*flags, *splits, "--neighbors=1")
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     assert result["step"] == 7
-    assert result["config"]["neighbours"] == 1 and result["config"]["temperature"] == 0.07
+    assert result["config"]["neighbors"] == 1 and result["config"]["temperature"] == 0.07
     values = result["values"]
     read_at_levels = {"knn/P5", "knn/P4", "retrieval/P4"}  # the method trained the pyramid
     assert set(values) == {"knn", "knn/shrink2", "retrieval/shrink2"} | read_at_levels
     assert values["knn"] == 1  # the queries are in the bank
     assert f"{values['knn/shrink2']:.1%}   {values['retrieval/shrink2']:>9.1%}" in done.stdout
 
-    unlabelled = script(*flags[:1], f"--dataset=folder:{folder / 'red'}", "--query_split=train")
-    assert unlabelled.returncode == 2 and "Traceback" not in unlabelled.stderr
-    assert "has no labels" in unlabelled.stderr.strip().splitlines()[-1]
+    unlabeled = script(*flags[:1], f"--dataset=folder:{folder / 'red'}", "--query_split=train")
+    assert unlabeled.returncode == 2 and "Traceback" not in unlabeled.stderr
+    assert "has no labels" in unlabeled.stderr.strip().splitlines()[-1]

@@ -47,7 +47,7 @@ def x():
 def test_equals_torch_applied_to_one_group_after_another(x, train):
     out, state = ours(jnp.asarray(x), train)
     expected, mean, var = torchs(x, train)
-    # values reach 18, where neighbouring float32 lie 1.9e-6 apart: two of them, not one
+    # values reach 18, where neighboring float32 lie 1.9e-6 apart: two of them, not one
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2**-22)
     np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
     np.testing.assert_allclose(state["batch_stats"]["var"], var, rtol=1e-6)
@@ -55,7 +55,7 @@ def test_equals_torch_applied_to_one_group_after_another(x, train):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("train", [True, False])
-def test_pooling_before_normalising_is_pooling_after_it(relu, train):
+def test_pooling_before_normalizing_is_pooling_after_it(relu, train):
     """Channels of negative scale take the smallest; gradients of x, scale and bias are torch's."""
     rng = np.random.default_rng(1)
     x = rng.normal(1, 2, (6, 8, 8, 6)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_devices_share_their_statistics_in_one_all_reduce(x):
     assert text.count(" all-reduce(") + text.count(" all-reduce-start(") == 1
 
 
-def test_bfloat16_is_normalised_by_statistics_in_float32(x):
+def test_bfloat16_is_normalized_by_statistics_in_float32(x):
     rounded = jnp.asarray(x, jnp.bfloat16)
     norm = BatchNorm(momentum=0.9, epsilon=1e-5, affine=False, dtype=jnp.bfloat16)
     variables = {"batch_stats": {"mean": jnp.full(6, 4.0), "var": jnp.ones(6)}}

@@ -15,7 +15,7 @@ from mcl_jax.planning import compiled
 GROUPS, MEMBERS, PER_DEVICE, CHANNELS = 2, 4, 2, 3
 
 
-def test_every_group_normalises_by_its_own_statistics_and_all_keep_their_mean():
+def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
     """Output, gradients and running statistics against one device per group."""
     mesh = sharding.make_mesh(jax.devices()[: GROUPS * MEMBERS], MEMBERS)
     rng = np.random.default_rng(0)

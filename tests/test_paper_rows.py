@@ -1,6 +1,6 @@
 """Every row of configs/README.md builds and trains two finite steps on eight devices.
 
-A row's own structure is kept (method, levels, matching, assembly, neck, optimiser, schedule); sizes
+A row's own structure is kept (method, levels, matching, assembly, neck, optimizer, schedule); sizes
 shrink to the smallest that still have all parts. Rows with the same loss share its compilation.
 """
 
@@ -72,7 +72,7 @@ update_steps = {}
 
 
 def update_step(run):
-    """apply_gradients, compiled once for all rows with the same networks and optimiser."""
+    """apply_gradients, compiled once for all rows with the same networks and optimizer."""
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), program.abstract_state(run))
     key = str((shapes, run.config["optimizer"], run.config["ema"], run.total_steps))
     if key not in update_steps:
@@ -83,7 +83,7 @@ def update_step(run):
 
 
 def initial_state(run):
-    """A state of the right shapes without compiling an initialisation for every row."""
+    """A state of the right shapes without compiling an initialization for every row."""
     rng = np.random.default_rng(0)
 
     def leaf(path, x):

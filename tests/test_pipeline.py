@@ -93,7 +93,7 @@ def test_every_epoch_holds_every_image_once_in_a_new_order():
     assert (first != second).any() and (first != np.arange(20)).any()
 
 
-def test_seed_decides_the_order_and_neighbouring_seeds_share_no_epoch():
+def test_seed_decides_the_order_and_neighboring_seeds_share_no_epoch():
     epochs = {}
     for seed in (3, 4):
         stream = np.concatenate([b["index"] for b in take(5, seed=seed)])
@@ -110,7 +110,7 @@ def test_without_shuffle_the_order_is_the_source():
 def test_resume_by_step_is_exact(start):
     if start < 100:
         assert_same(take(start + 2)[start:], take(2, start_step=start))
-    else:  # Too far to walk: neighbours must agree with each other.
+    else:  # Too far to walk: neighbors must agree with each other.
         assert_same(take(2, start_step=start)[1:], take(1, start_step=start + 1))
 
 

@@ -1,4 +1,4 @@
-"""The built-in scenes: deterministic, labelled truthfully, prepared safely."""
+"""The built-in scenes: deterministic, labeled truthfully, prepared safely."""
 
 import json
 import subprocess
@@ -57,8 +57,8 @@ def test_scenes_hold_many_objects_scales_and_every_class(drawn):
     assert dominant.min() >= 6
 
 
-def test_colour_says_nothing_about_the_class(drawn):
-    """Class means of the dominant object's mean colour differ by less than chance allows."""
+def test_color_says_nothing_about_the_class(drawn):
+    """Class means of the dominant object's mean color differ by less than chance allows."""
     means = {label: [] for label in range(len(CLASS_NAMES))}
     for scene in drawn:
         top, left, bottom, right = scene.boxes[scene.dominant].astype(int)

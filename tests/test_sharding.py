@@ -108,7 +108,7 @@ def test_one_device_equals_eight(pyramid):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * size, err_msg=str(path))
 
 
-def test_rematerialised_blocks_give_the_same_gradients_with_less_memory_and_no_more_all_reduces():
+def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_more_all_reduces():
     mesh = sharding.make_mesh(jax.devices()[:2])
     spec = jax.sharding.PartitionSpec
     x = np.random.default_rng(0).normal(size=(8, 16, 16, 16)).astype(np.float32)

@@ -106,14 +106,14 @@ def test_the_table_gives_mean_and_deviation_in_the_studys_order():
         {"row": "byol", "scores": {"knn": 0.4}},
     ]
     text = study.table(finished, ["byol", "mcl", "moco"])
-    neighbours, detection = (
+    neighbors, detection = (
         [line for line in part.splitlines() if line.startswith("|")]
         for part in text.split("### Detection")
     )
-    assert len(neighbours) == len(detection) == 4
-    assert neighbours[0].count("|") == neighbours[3].count("|")
-    assert neighbours[2].startswith("| byol | 1 | 40.0 | - |")
-    assert neighbours[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
+    assert len(neighbors) == len(detection) == 4
+    assert neighbors[0].count("|") == neighbors[3].count("|")
+    assert neighbors[2].startswith("| byol | 1 | 40.0 | - |")
+    assert neighbors[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
     assert detection[3].startswith("| mcl | 2 | 15.0 ± 7.1 | - |")
     assert detection[2].startswith("| byol | 1 | - |")
 

@@ -105,7 +105,7 @@ def test_bad_settings_say_what_would_be_right(supervised, message):
         objective_of(**supervised)
 
 
-class Labelled:
+class Labeled:
     class_names = ("disc", "star")
 
     def __init__(self, label):
@@ -118,7 +118,7 @@ class Labelled:
 def test_data_without_labels_or_with_other_classes_are_refused():
     config = {"method": "supervised", "data": {"dataset": "d"}, "supervised": {"classes": 8}}
     with pytest.raises(UserError, match="d has no labels"):
-        _check_labels(config, Labelled(-1))
+        _check_labels(config, Labeled(-1))
     with pytest.raises(UserError, match="classes is 8, but d has 2"):
-        _check_labels(config, Labelled(0))
-    _check_labels(config | {"method": "mcl"}, Labelled(-1))
+        _check_labels(config, Labeled(0))
+    _check_labels(config | {"method": "mcl"}, Labeled(-1))

@@ -226,7 +226,7 @@ def test_drop_rates_rise_linearly_over_the_blocks(monkeypatch):
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])  # attention, MLP
 
 
-def test_initialisation_is_torchvisions():
+def test_initialization_is_torchvisions():
     x, key = jnp.zeros((1, 3, 3, 64)), jax.random.key(0)
     block = swin.Block(swin.architecture("swin_tiny"), False, 0.0, NUMERICS)
     init = lambda key: (  # noqa: E731

@@ -113,7 +113,7 @@ class Attention(nn.Module):
         x = F.pad(x, (0, 0, 0, -width % w, 0, -height % w))
         padded = x.shape[1:3]
         x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        # which tokens were neighbours: those of the same number, in both directions
+        # which tokens were neighbors: those of the same number, in both directions
         number = torch.zeros(padded)
         for axis, size in enumerate(padded):
             place = torch.arange(size)

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from mcl_jax.views import colour
+from mcl_jax.views import color
 
 LUMA = np.array([0.2989, 0.587, 0.114])
 
@@ -21,10 +21,10 @@ def pil_resample(image, top, left, height, width, target_size):
         support = max(scale, 1.0)
         weights = np.zeros((target_size, length))
         for target in range(target_size):
-            centre = (target + 0.5) * scale
-            first = max(int(centre - support + 0.5), 0)
-            for source in range(first, min(int(centre + support + 0.5), length)):
-                weights[target, source] = max(0, 1 - abs(source + 0.5 - centre) / support)
+            center = (target + 0.5) * scale
+            first = max(int(center - support + 0.5), 0)
+            for source in range(first, min(int(center + support + 0.5), length)):
+                weights[target, source] = max(0, 1 - abs(source + 0.5 - center) / support)
         return weights / weights.sum(1, keepdims=True)
 
     box = image[top : top + height, left : left + width]
@@ -33,7 +33,7 @@ def pil_resample(image, top, left, height, width, target_size):
 
 def torchvision_jitter(image, op, amount):
     """adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue of float images."""
-    if op == colour.Op.HUE:
+    if op == color.Op.HUE:
         return torchvision_hue(image, amount)
     gray = (image @ LUMA)[..., None]
     other = {0: 0.0, 1: gray.mean(), 2: gray}[int(op)]
@@ -98,7 +98,7 @@ def photo(seed, height, width):
     return np.clip(coarse + rng.integers(-40, 41, coarse.shape), 0, 255).astype(np.uint8)
 
 
-def colours():
+def colors():
     """[12, 10, 3]: noise with gray, black, white, primary and two-equal-channels pixels."""
     image = np.random.default_rng(2).random((12, 10, 3)).astype(np.float32).astype(float)
     image[0, :9] = [*np.eye(3), *(1 - np.eye(3)), (0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5)]

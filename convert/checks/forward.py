@@ -135,8 +135,8 @@ def linear(weights: Weights, path: str, x: np.ndarray) -> np.ndarray:
 
 
 def layer_norm(weights: Weights, path: str, x: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    x = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + swin_sizes.LAYER_NORM_EPSILON)
+    centered = x - x.mean(-1, keepdims=True)
+    x = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + swin_sizes.LAYER_NORM_EPSILON)
     return x * weights[f"{path}/scale"] + weights[f"{path}/bias"]
 
 
@@ -173,8 +173,8 @@ def error_function(x: np.ndarray) -> np.ndarray:
 
 
 def merge(x: np.ndarray, unfolds: bool) -> np.ndarray:
-    """[N, H, W, C] -> [N, H/2, W/2, 4C]: a neighbour's channels side by side, rows varying first,
-    or (MMDetection) a channel's neighbours, in reading order."""
+    """[N, H, W, C] -> [N, H/2, W/2, 4C]: a neighbor's channels side by side, rows varying first,
+    or (MMDetection) a channel's neighbors, in reading order."""
     n, height, width, channels = x.shape
     x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
     axes = (0, 1, 3, 5, 2, 4) if unfolds else (0, 1, 3, 4, 2, 5)

@@ -75,7 +75,7 @@ def detector_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def idle_levels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Pyramid levels that the run's loss never read: their convolutions are as initialised."""
+    """Pyramid levels that the run's loss never read: their convolutions are as initialized."""
     montage = config.get("montage", {})
     read = range(montage.get("levels", 4))
     if montage.get("assembly") == "mosaic":

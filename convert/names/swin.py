@@ -1,7 +1,7 @@
 """The name table of Swin backbones: every array as we, torchvision, timm and MMDetection call it.
 
 Legend: as in convert/names/table.py; the relative position bias table is [positions, heads] everywhere
-and is never transposed. Patch merging reads its four neighbours in the same order in all but
+and is never transposed. Patch merging reads its four neighbors in the same order in all but
 MMDetection, see `to_unfold`.
 """
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     @property
     def merges(self) -> bool:
-        """Whether its first axis runs over the four neighbours of a patch merging."""
+        """Whether its first axis runs over the four neighbors of a patch merging."""
         return "/merge/" in self.source
 
 
@@ -115,18 +115,18 @@ def position_index(row: Row) -> np.ndarray:
     return relative_position_index((round(row.shape[0] ** 0.5) + 1) // 2)
 
 
-# MMDetection's neighbours, left to right and top to bottom, by their number here (rows vary first).
+# MMDetection's neighbors, left to right and top to bottom, by their number here (rows vary first).
 _READING_ORDER = np.array([0, 2, 1, 3])
 
 
 def to_unfold(array: np.ndarray) -> np.ndarray:
     """A patch merging's norm [4C] or kernel [4C, out] as MMDetection has it, in torch's layout.
 
-    Here the C channels of a neighbour stand side by side, there the four neighbours of a channel
+    Here the C channels of a neighbor stand side by side, there the four neighbors of a channel
     (torch.nn.Unfold), in reading order.
     """
-    neighbours = array.reshape(4, -1, *array.shape[1:])[_READING_ORDER]
-    return to_torch(neighbours.swapaxes(0, 1).reshape(array.shape))
+    neighbors = array.reshape(4, -1, *array.shape[1:])[_READING_ORDER]
+    return to_torch(neighbors.swapaxes(0, 1).reshape(array.shape))
 
 
 def from_unfold(array: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def export(
     return [
         *(f"wrote {path}" for path in written),
         f"{len(arrays)} arrays, iteration {int(meta['step'])}",
-        "left out: the optimiser's momentum (the authors' code starts it at zero)",
+        "left out: the optimizer's momentum (the authors' code starts it at zero)",
     ]
 
 
@@ -143,20 +143,20 @@ def _optimizer_state(
     step: int,
     notes: list[str],
 ) -> Any:
-    """The configured optimiser's state at `step`, with the file's momentum where it has one."""
+    """The configured optimizer's state at `step`, with the file's momentum where it has one."""
     settings = program.settings(optimizer.Settings, config["optimizer"])
     # The state does not depend on the schedule's values, only on there being one.
     lr = optimizer.learning_rate(settings, config["data"]["batch_size"], steps_per_epoch=1)
     state = optimizer.create(settings, params, lr).init(params)
     state = optax.tree_utils.tree_set(state, count=jnp.asarray(step, jnp.int32))
     if content.momentum is None:
-        notes.append("the file has no optimiser momentum: starting from zero momentum")
+        notes.append("the file has no optimizer momentum: starting from zero momentum")
         return state
     if settings.name == "adamw":
         raise UserError(f"{settings.name} cannot take over LARS momentum; use a lars or sgd config")
     rows = [t for t in tensors(a, levels) if t.source.startswith("params/")]
     expected = {t.authors: t.torch_shape for t in rows}
-    strict.demand(strict.problems(content.momentum, expected), "the optimiser's momentum")
+    strict.demand(strict.problems(content.momentum, expected), "the optimizer's momentum")
     # torch subtracts its buffer; optax adds its own, which already contains -learning rate.
     trace = {t.source: -table.from_torch(content.momentum[t.authors]) for t in rows}
     notes.append(f"imported the momentum of {len(rows)} parameters")

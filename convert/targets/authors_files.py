@@ -30,7 +30,7 @@ class Content:
     Attributes:
       arrays: name -> float32 array in the file's order, without wrappers, aliases and counters.
       step: finished iterations, None where the file does not say.
-      momentum: name -> momentum buffer of the optimiser, None where the file has none.
+      momentum: name -> momentum buffer of the optimizer, None where the file has none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -119,7 +119,7 @@ def _momentum(
         indices = [index for group in optimizer["param_groups"] for index in group["params"]]
         states = {index: optimizer["state"].get(index, {}) for index in indices}
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError("'optimizer' in the file is not the state_dict of an optimiser") from error
+        raise UserError("'optimizer' in the file is not the state_dict of an optimizer") from error
     trained = [name for name in names if not name.startswith("encoder_k.")]
     if len(indices) not in (len(names), len(trained)):
         raise UserError(

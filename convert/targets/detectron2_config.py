@@ -1,7 +1,7 @@
 """The fine-tuning configuration that is written beside the weights.
 
 Mask R-CNN R50-FPN, 1x, as the authors of MCL fine-tune (paper section 4.2 and appendix): a box
-head of 4 convolutions and 1 linear layer, synchronised BN everywhere, nothing frozen, RGB.
+head of 4 convolutions and 1 linear layer, synchronized BN everywhere, nothing frozen, RGB.
 Keys and types are Detectron2 0.6's; the file is complete without a `_BASE_`.
 """
 

@@ -41,7 +41,7 @@ CONV_HEAD = (
 
 
 def files(job: Job) -> dict[str, str]:
-    """The fine-tuning configuration; as in the paper, synchronised BN and a head of convolutions."""
+    """The fine-tuning configuration; as in the paper, synchronized BN and a head of convolutions."""
     a = job.architecture
     norm = "" if job.folded else ", norm_cfg=norm_cfg"
     if is_swin(a.backbone):

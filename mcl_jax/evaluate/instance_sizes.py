@@ -6,7 +6,7 @@ sizes float [n] in px, the square root of a box's area; S levels, H canvas side 
 The paper compares the scale of instances in COCO, "resized to (1333, 800)", and in ImageNet,
 resized to 224 x 224, and gives standard deviations of 188.4 and 56.7. We read the first as the
 usual detection rule: shorter side to 800 px unless the longer one would pass 1333 px. The second
-must come from ImageNet's localisation boxes, as whole images of one size do not deviate at all; a
+must come from ImageNet's localization boxes, as whole images of one size do not deviate at all; a
 data set without boxes counts here as one instance per image.
 """
 

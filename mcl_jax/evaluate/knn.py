@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features (Wu et al., 2018), on all devices.
+"""Weighted k-nearest-neighbor accuracy of frozen features (Wu et al., 2018), on all devices.
 
 Shapes: D devices; a split of images as rows, r on every device, R = D * r in all, some of which
-are padding; F features; H image side in px; k neighbours; queries m on every device, M = D * m.
+are padding; F features; H image side in px; k neighbors; queries m on every device, M = D * m.
 
 A bank stays where its features were computed: every device searches its own rows for all queries,
 and each query's owner merges the D lists of candidates. What comes out is what one device holding
@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mcl_jax import losses, montage, sharding
 from mcl_jax.models.pyramid import COARSEST
-from mcl_jax.views import colour, resample
+from mcl_jax.views import color, resample
 
 Array = jax.Array
 
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     label: Array  # int32 [R]
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Of every query the nearest images, nearest first; where there are fewer, PADDING."""
 
     cosine: Array  # float32 [M, k], -inf at padding
@@ -48,8 +48,8 @@ class Neighbours(NamedTuple):
     label: Array  # int32 [M, k]
 
 
-def centre_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
-    """Shorter side to 8/7 of H, centre crop of H px, normalised: torchvision's test transform.
+def center_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
+    """Shorter side to 8/7 of H, center crop of H px, normalized: torchvision's test transform.
 
     Args:
       canvas: uint8 [C, C, 3].
@@ -62,13 +62,13 @@ def centre_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: A
     side = jnp.maximum(1, jnp.round(extent.min() * 224 / 256)).astype(jnp.int32)
     box = jnp.concatenate([(extent - side) // 2, jnp.stack([side, side])])
     planes = resample.crop(canvas, box, False, image_size=image_size)
-    return colour.normalize(planes, mean, std).transpose(0, 2, 1)
+    return color.normalize(planes, mean, std).transpose(0, 2, 1)
 
 
 def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
     """Compiled (image uint8 [R, C, C, 3], extent int32 [R, 2]) -> float32 [R, H, H, 3]."""
     view = partial(
-        centre_view,
+        center_view,
         image_size=config["data"]["image_size"],
         mean=config["augment"]["mean"],
         std=config["augment"]["std"],
@@ -127,7 +127,7 @@ def collect(
     mesh: Mesh,
     limit: int,
 ) -> dict[str, Rows]:
-    """Embeds the readable, labelled ones among the first `limit` images of a split.
+    """Embeds the readable, labeled ones among the first `limit` images of a split.
 
     Args:
       batches: of `pipeline.evaluation_batches`, this process's; at least one.
@@ -174,25 +174,25 @@ def _joined(mesh: Mesh) -> Callable:
 
 @cache
 def nearest_function(mesh: Mesh, k: int, chunk: int) -> Callable:
-    """Compiled (bank: Rows, queries float32 [M, F]) -> Neighbours, divided over the devices.
+    """Compiled (bank: Rows, queries float32 [M, F]) -> Neighbors, divided over the devices.
 
     Args:
       mesh: both arguments' rows are divided over its data axis.
-      k: neighbours wanted.
+      k: neighbors wanted.
       chunk: queries of all devices that are compared at a time; bounds the memory of a device at
         chunk x r cosines.
     """
 
-    def search(bank: Rows, own: Array) -> Neighbours:
+    def search(bank: Rows, own: Array) -> Neighbors:
         """own: this device's [c, F] of the chunk's queries."""
         queries = jax.lax.all_gather(own, sharding.DATA_AXIS, tiled=True)
         cosines = jnp.matmul(queries, bank.features.T, precision=jax.lax.Precision.HIGHEST)
         cosines = jnp.where(bank.position == PADDING, -jnp.inf, cosines)
         best, row = jax.lax.top_k(cosines, min(k, len(bank.position)))  # ties: the first row
-        found = Neighbours(best, bank.position[row], bank.label[row])
+        found = Neighbors(best, bank.position[row], bank.label[row])
         return _merge([_to_owner(x, mesh.size) for x in found], k)
 
-    def body(bank: Rows, queries: Array) -> Neighbours:
+    def body(bank: Rows, queries: Array) -> Neighbors:
         m, f = queries.shape
         own = min(m, max(1, chunk // mesh.size))
         steps = -(-m // own)
@@ -211,17 +211,17 @@ def _to_owner(candidates: Array, devices: int) -> Array:
     return split.transpose(1, 0, 2).reshape(split.shape[1], -1)
 
 
-def _merge(candidates: Sequence[Array], k: int) -> Neighbours:
+def _merge(candidates: Sequence[Array], k: int) -> Neighbors:
     """The k nearest of [c, n] candidates; of equally near ones those of the lowest positions."""
     cosine, position, label = candidates
     position = jnp.where(position == PADDING, _LAST, position)
     distance, position, label = jax.lax.sort((-cosine, position, label), num_keys=2)
     position = jnp.where(position == _LAST, PADDING, position)
-    return Neighbours(-distance[:, :k], position[:, :k], label[:, :k])
+    return Neighbors(-distance[:, :k], position[:, :k], label[:, :k])
 
 
 @partial(jax.jit, static_argnames="temperature")
-def vote(found: Neighbours, temperature: float) -> Array:
+def vote(found: Neighbors, temperature: float) -> Array:
     """int32 [M] class of the most votes, exp(cosine / temperature) each; ties: the lowest class."""
     best = found.cosine.max(1, keepdims=True)  # a common factor changes no vote
     weight = jnp.exp((found.cosine - best) / temperature)
@@ -249,7 +249,7 @@ def measure(
     bank: Mapping[str, Rows],
     queries: Mapping[str, Rows],
     *,
-    neighbours: int,
+    neighbors: int,
     temperature: float,
     mesh: Mesh,
     chunk: int,
@@ -257,9 +257,9 @@ def measure(
     """Accuracies in [0, 1] of queries at full and smaller size against full-size banks.
 
     Args:
-      bank: labelled images that vote, for the full-size reading of every query (see `full_size`).
+      bank: labeled images that vote, for the full-size reading of every query (see `full_size`).
       queries: per reading (see `feature_function`), '' among them, the same images; at least one.
-      neighbours: k; a smaller bank votes as a whole.
+      neighbors: k; a smaller bank votes as a whole.
       temperature: of the votes.
       mesh, chunk: see `nearest_function`.
 
@@ -274,7 +274,7 @@ def measure(
     results, count = {}, images(queries[""])
     for reading, rows in queries.items():
         full = full_size(reading)
-        found = nearest_function(mesh, neighbours, chunk)(bank[full], rows.features)
+        found = nearest_function(mesh, neighbors, chunk)(bank[full], rows.features)
         answer = vote(found, temperature)
         results[f"knn{reading}"] = int(_hits(answer, rows.label, rows)) / count
         if reading != full:
@@ -304,7 +304,7 @@ def classify(
     bank_labels: np.ndarray,
     queries: np.ndarray,
     *,
-    neighbours: int,
+    neighbors: int,
     temperature: float,
     mesh: Mesh,
     chunk: int,
@@ -314,6 +314,6 @@ def classify(
     Every process passes the same arrays and gets the whole answer; other arguments: see `measure`.
     """
     rows = place(queries, np.zeros(len(queries)), mesh)
-    found = nearest_function(mesh, neighbours, chunk)(place(bank, bank_labels, mesh), rows.features)
+    found = nearest_function(mesh, neighbors, chunk)(place(bank, bank_labels, mesh), rows.features)
     answer = jax.device_put(vote(found, temperature), sharding.replicated(mesh))
     return np.asarray(answer)[: len(queries)]

@@ -75,7 +75,7 @@ class KnnEvaluation:
           UserError: for a wrong value, data set or split, and for images without labels.
         """
         data, own = config["data"], config["knn"]
-        for name in ("neighbours", "max_images", "temperature"):
+        for name in ("neighbors", "max_images", "temperature"):
             if own[name] <= 0:
                 raise UserError(f"knn.{name} must be above 0, is {own[name]}")
         sharding.images_per_device(own["batch_size"], mesh, "knn.batch_size")
@@ -103,7 +103,7 @@ class KnnEvaluation:
           progress: show a bar.
 
         Raises:
-          UserError: for a split without a readable, labelled image.
+          UserError: for a split without a readable, labeled image.
         """
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
@@ -113,7 +113,7 @@ class KnnEvaluation:
         return knn.measure(
             bank,
             queries,
-            neighbours=own["neighbours"],
+            neighbors=own["neighbors"],
             temperature=own["temperature"],
             mesh=self._mesh,
             chunk=own["batch_size"],

@@ -44,13 +44,13 @@ class Encoder(nn.Module):
         """Embeds every sub-image.
 
         Args:
-          canvases: [V*n, H, W, 3] normalised float images.
+          canvases: [V*n, H, W, 3] normalized float images.
           spans: per level the canvases that hold its sub-images; starts must not decrease. An
             empty span is a level without sub-images.
           sides: V.
           full: run all four pyramid levels and the head on every canvas as the authors do, or
             (False) only what level s reads, P_{5-s}. Batch statistics differ, nothing else.
-          train: batch (True) or running (False) normalisation statistics.
+          train: batch (True) or running (False) normalization statistics.
           cells: per level None, if all 4^s cells of a canvas are its sub-images, or the one cell
             of each canvas that is, int [V, stop - start] in row-major order.
 

@@ -98,7 +98,7 @@ class Predictors(nn.Module):
 
     @nn.compact
     def __call__(self, embeddings: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
-        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a normalisation group."""
+        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a normalization group."""
         predicted = []
         for s, x in enumerate(embeddings):
             sides, rows, width = x.shape

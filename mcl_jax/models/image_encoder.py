@@ -23,7 +23,7 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class PlainMLP(nn.Module):
-    """Linear, ReLU, Linear: MoCo v2's projection, without any normalisation (Chen et al., 2020).
+    """Linear, ReLU, Linear: MoCo v2's projection, without any normalization (Chen et al., 2020).
 
     Kernels start as torch's Linear does; biases start at zero (torch draws them too).
     """
@@ -75,7 +75,7 @@ class ImageEncoder(nn.Module):
             self.projector = PlainMLP(a.projector_hidden, a.projector_out, self.numerics)
 
     def __call__(self, images: Array, context: Context) -> Array:
-        """[N, H, W, 3] normalised float images -> [N, D] embeddings, not yet of unit length."""
+        """[N, H, W, 3] normalized float images -> [N, D] embeddings, not yet of unit length."""
         x = pool(self.backbone(images, context)["res5"])
         return self.projector(x, context) if self.normed_projector else self.projector(x)
 
@@ -106,7 +106,7 @@ class StageEncoder(nn.Module):
         """Embeds images and their patches.
 
         Args:
-          images: [N, H, W, 3] normalised float.
+          images: [N, H, W, 3] normalized float.
           patches: [N, P, p, p, 3]; their features are concatenated in the order given.
           context: groups count images; the P patches of a group's images form a group of their own.
 

@@ -1,4 +1,4 @@
-"""Convolution and linear layers with torch's padding and the method's initialisers.
+"""Convolution and linear layers with torch's padding and the method's initializers.
 
 Shapes: x [N, H, W, C] or [N, C]; kernels HWIO (convolution) and [in, out] (linear).
 """
@@ -16,7 +16,7 @@ from mcl_jax.sharding import AxisName
 
 Array = jax.Array
 
-# Initialisers of design section 3, as torch defines them (gain sqrt(2) for a following ReLU).
+# Initializers of design section 3, as torch defines them (gain sqrt(2) for a following ReLU).
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -27,7 +27,7 @@ class Context:
     """What every layer of one application shares.
 
     Attributes:
-      groups: sizes of the batch's independent normalisation groups, in the order of the updates.
+      groups: sizes of the batch's independent normalization groups, in the order of the updates.
       train: batch statistics (True) or running statistics (False).
     """
 
@@ -37,7 +37,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a network computes: `dtype` of activations, BN constants, and the synchronised axis.
+    """How a network computes: `dtype` of activations, BN constants, and the synchronized axis.
 
     `remat` recomputes every residual block in the backward pass, keeping its input alone.
     """

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, several independent groups in one call.
+"""Batch normalization over the global batch, several independent groups in one call.
 
 Shapes: x [N, ..., C]; N is the sum of the group sizes; G groups; C channels.
 
@@ -22,7 +22,7 @@ from mcl_jax.sharding import AxisName
 Array = jax.Array
 Pool = Callable[[Array], Array]
 
-# What a rematerialised block keeps of its norms, so that recomputing it costs no all-reduce.
+# What a rematerialized block keeps of its norms, so that recomputing it costs no all-reduce.
 MOMENTS = "batch_norm_moments"
 
 
@@ -84,7 +84,7 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
-def normalise(
+def normalize(
     x: Array,
     scale: Array | None,
     bias: Array | None,
@@ -96,7 +96,7 @@ def normalise(
     relu: bool,
     pool: Pool | None,
 ) -> Array:
-    """Normalises every group by its own statistics, whose share in the gradient is included.
+    """Normalizes every group by its own statistics, whose share in the gradient is included.
 
     Autodiff would keep float32 copies of the activations for the backward pass, and read them
     several times. What is kept here is x itself, in its own type, and [G, C] numbers.
@@ -110,20 +110,20 @@ def normalise(
       epsilon: added to the variance.
       relu: whether max(0, .) follows.
       pool: a max-pool that follows; None: none. It is done first, so that less has to be
-        normalised: with no negative scale, norm and ReLU change nothing about which value is the
+        normalized: with no negative scale, norm and ReLU change nothing about which value is the
         largest.
     """
     taken = x if pool is None else pool(x)
-    return _normalised(taken, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
+    return _normalized(taken, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
 
 
-def _normalised(x, scale, bias, mean, var, groups, epsilon, relu):
-    """The formula of `normalise`, for any statistics; in their type."""
-    out = _affine(_centred(x, mean, var, epsilon, groups), scale, bias)
+def _normalized(x, scale, bias, mean, var, groups, epsilon, relu):
+    """The formula of `normalize`, for any statistics; in their type."""
+    out = _affine(_centered(x, mean, var, epsilon, groups), scale, bias)
     return nn.relu(out) if relu else out
 
 
-def _centred(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
+def _centered(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
     """(x - mean) / std of every group, in the statistics' type."""
     factor = _rows(jax.lax.rsqrt(var + epsilon), groups, x.ndim)
     return (x.astype(mean.dtype) - _rows(mean, groups, x.ndim)) * factor
@@ -134,7 +134,7 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
 
 
 def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool):
-    out = normalise(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
+    out = normalize(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
     return out, (x, scale, bias, mean, var)
 
 
@@ -146,7 +146,7 @@ def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     """
     x, scale, bias, mean, var = residuals
     taken = x if pool is None else pool(x)
-    z = _centred(taken, mean, var, epsilon, groups)
+    z = _centered(taken, mean, var, epsilon, groups)
     g = cotangent.astype(mean.dtype)
     if relu:
         g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
@@ -154,7 +154,7 @@ def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     if pool is not None:
         means = means * (taken.size / x.size)
         (g,) = jax.vjp(pool, x)[1](g.astype(x.dtype))
-        z = _centred(x, mean, var, epsilon, groups)
+        z = _centered(x, mean, var, epsilon, groups)
     d_scale = d_bias = None
     if scale is not None:
         counts = (np.array(groups) * (x.size // (x.shape[0] * x.shape[-1])))[:, None]
@@ -168,13 +168,13 @@ def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     return dx, d_scale, d_bias, jnp.zeros_like(mean), jnp.zeros_like(var)
 
 
-normalise.defvjp(_forward, _backward)
+normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm / SyncBatchNorm with independent groups, and the ReLU behind it.
 
-    In training every group is normalised by its own statistics, and the running statistics are
+    In training every group is normalized by its own statistics, and the running statistics are
     updated once per group in the given order, exactly as if the groups had been passed one after
     another: r <- m r + (1 - m) s. The running variance takes the unbiased estimate, as torch does.
 
@@ -184,7 +184,7 @@ class BatchNorm(nn.Module):
       affine: whether scale and bias exist (names `scale`, `bias`).
       relu: whether max(0, .) follows.
       pool: a max-pool behind that, e.g. pooling.max_pool; None: none.
-      axis_name: mapped axis over which the statistics are synchronised.
+      axis_name: mapped axis over which the statistics are synchronized.
       dtype: type of the output; statistics and parameters are float32.
     """
 
@@ -198,7 +198,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, groups: Sequence[int], train: bool) -> Array:
-        """Normalises x [N, ..., C] over all axes but the last; sum(groups) must be N."""
+        """Normalizes x [N, ..., C] over all axes but the last; sum(groups) must be N."""
         channels = x.shape[-1]
         if sum(groups) != x.shape[0]:
             raise ValueError(f"groups {tuple(groups)} sum to {sum(groups)}, batch is {x.shape[0]}")
@@ -213,7 +213,7 @@ class BatchNorm(nn.Module):
         if not train:
             mean, var = (v.value[None] for v in (running_mean, running_var))
             x, everything = x.astype(statistics_dtype), (x.shape[0],)
-            x = _normalised(x, scale, bias, mean, var, everything, self.epsilon, self.relu)
+            x = _normalized(x, scale, bias, mean, var, everything, self.epsilon, self.relu)
             x = x if self.pool is None else self.pool(x)
             return x.astype(self.dtype)
 
@@ -224,10 +224,10 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             self._update(running_mean, running_var, mean, var, x.size // channels, groups)
         if self.pool is not None and self.affine:
-            # `normalise` wants no negative scale there: -1 goes into x, in the pass that writes it
+            # `normalize` wants no negative scale there: -1 goes into x, in the pass that writes it
             signs = jnp.where(scale < 0, -1.0, 1.0)
             x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
-        return normalise(
+        return normalize(
             x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu, self.pool
         )
 

@@ -115,7 +115,7 @@ class FPN(nn.Module):
 class ResizedMap(nn.Module):
     """A network without FPN: every level is the last map, resized (paper sections 3.2 and B).
 
-    Bilinear with half-pixel centres, torch's F.interpolate(align_corners=False). No parameters.
+    Bilinear with half-pixel centers, torch's F.interpolate(align_corners=False). No parameters.
     """
 
     def __call__(

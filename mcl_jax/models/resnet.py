@@ -4,7 +4,7 @@ Shapes: images [N, H, W, 3] -> res2 [N, H/4, W/4, C2], ..., res5 [N, H/32, W/32,
 C = width * (1, 2, 4, 8) * expansion (expansion 1 for 18/34, 4 for 50/101).
 
 He et al., 2016, as torchvision builds it: stride in the 3x3, 7x7 stem with padding 3, max-pool
-padded (1, 1), no zero-initialised last norm (design section 3). Parameter names are Detectron2's.
+padded (1, 1), no zero-initialized last norm (design section 3). Parameter names are Detectron2's.
 """
 
 import flax.linen as nn

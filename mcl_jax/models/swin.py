@@ -168,7 +168,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves a map: four neighbours side by side, layer norm, linear to twice the channels."""
+    """Halves a map: four neighbors side by side, layer norm, linear to twice the channels."""
 
     numerics: Numerics
 
@@ -178,8 +178,8 @@ class PatchMerging(nn.Module):
         _, height, width, channels = x.shape
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         # torchvision's order: rows vary first.
-        neighbours = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        x = layer_norm(self.numerics, "norm")(jnp.concatenate(neighbours, axis=-1))
+        neighbors = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        x = layer_norm(self.numerics, "norm")(jnp.concatenate(neighbors, axis=-1))
         return nn.Dense(
             2 * channels,
             use_bias=False,
@@ -259,7 +259,7 @@ class Swin(nn.Module):
             x = Stage(size, i > 0, own, self.numerics, name=stage)(x, context)
             start += depth
             norm = layer_norm(self.numerics, f"norm{i + 2}")
-            # Without the norms an initialisation still has their parameters.
+            # Without the norms an initialization still has their parameters.
             with_norm = norm(x) if normed or self.is_initializing() else x
             features[stage] = with_norm if normed else x
         return features

@@ -11,7 +11,7 @@ import numpy as np
 
 Array = jax.Array
 
-# Added to the logits of pairs that were not neighbours before the shift, as torchvision does;
+# Added to the logits of pairs that were not neighbors before the shift, as torchvision does;
 # exp(-100) is 0 in float32 beside any logit that a network produces.
 MASKED = -100.0
 

@@ -35,8 +35,8 @@ def symmetric_loss(online: Array, target: Array) -> tuple[Array, dict[str, Array
     Grill et al., equation 2: the squared distance of unit vectors.
 
     Args:
-      online: [2, b, D] L2-normalised predictions; gradients flow.
-      target: [2, b, D] L2-normalised target embeddings; gradients are stopped.
+      online: [2, b, D] L2-normalized predictions; gradients flow.
+      target: [2, b, D] L2-normalized target embeddings; gradients are stopped.
 
     Returns:
       (loss scalar, metrics of these b images: 'positive' and 'negative' mean cosines with the
@@ -101,7 +101,7 @@ class BYOL(Common):
     def loss(
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
-        """Symmetric loss of this device's images; each side is a normalisation group."""
+        """Symmetric loss of this device's images; each side is a normalization group."""
         context = Context((inputs.images.shape[0] // SIDES,) * SIDES, True)
         target = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         mutable = {"mutable": ["batch_stats"]}

@@ -1,17 +1,17 @@
-"""Queries against keys and a queue, and the normalisation that hides who shares a batch.
+"""Queries against keys and a queue, and the normalization that hides who shares a batch.
 
 Shapes: b images of this device, B of all D devices; queries and keys [b, D] unit rows; queue
 [K, D] unit rows; order int32 [b], a permutation of this device's images.
 
-Why the choice of normalisation matters (He et al., 2020, section 3.3): with batch statistics an
-output depends on all images it was normalised with. A query and its positive key come from the
-same batch, the queue's negatives from earlier ones. If both are normalised with the same
+Why the choice of normalization matters (He et al., 2020, section 3.3): with batch statistics an
+output depends on all images it was normalized with. A query and its positive key come from the
+same batch, the queue's negatives from earlier ones. If both are normalized with the same
 companions, they carry the same fingerprint of these companions, and the network can lower the
-loss by recognising the fingerprint instead of the image. Two ways out:
+loss by recognizing the fingerprint instead of the image. Two ways out:
 
   'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and keys are
-    normalised in other company than queries: every device permutes its images, sends an equal
-    share of them to every device, normalises what it got in groups, and sends the features back.
+    normalized in other company than queries: every device permutes its images, sends an equal
+    share of them to every device, normalizes what it got in groups, and sends the features back.
     Several groups on one device do the same without any communication.
   'sync': statistics of the whole batch, for queries and keys alike. The fingerprint is shared,
     but the more images it averages over, the less it says. Simple, and what large batches take.
@@ -47,7 +47,7 @@ class Settings:
       queue_size: K, keys per queue; at least the global batch, no multiple of it needed.
       temperature: tau.
       norm: 'sync' or 'shuffle', see above.
-      norm_group: images normalised together under 'shuffle' (MoCo: 32, one GPU's); divides b.
+      norm_group: images normalized together under 'shuffle' (MoCo: 32, one GPU's); divides b.
 
     Raises:
       UserError: a value outside its range.
@@ -70,7 +70,7 @@ class Settings:
         return self.norm == "shuffle"
 
     def numerics(self, numerics: Numerics) -> Numerics:
-        """The network's numerics: under 'shuffle' nothing is synchronised."""
+        """The network's numerics: under 'shuffle' nothing is synchronized."""
         return replace(numerics, axis_name=None) if self.shuffles else numerics
 
     def context(self, images: int) -> Context:
@@ -103,9 +103,9 @@ def info_nce(
     He et al., 2020, equation 1: -log exp(q.k/tau) / (exp(q.k/tau) + sum_j exp(q.queue_j/tau)).
 
     Args:
-      queries: [b, D] L2-normalised; gradients flow.
-      keys: [b, D] L2-normalised, row i shows the image of query i; gradients are stopped.
-      queue: [K, D] L2-normalised; gradients are stopped.
+      queries: [b, D] L2-normalized; gradients flow.
+      keys: [b, D] L2-normalized, row i shows the image of query i; gradients are stopped.
+      queue: [K, D] L2-normalized; gradients are stopped.
       temperature: tau.
 
     Returns:
@@ -136,7 +136,7 @@ def encode_queries(
     """(unit features of this device's images, running statistics equal on all devices)."""
     context = settings.context(jax.tree.leaves(batch)[0].shape[0])
     features, stats = encode(batch, context)
-    return unit(features), synchronise(stats, settings, axis_name)
+    return unit(features), synchronize(stats, settings, axis_name)
 
 
 def encode_keys(
@@ -166,7 +166,7 @@ def encode_keys(
     return jax.lax.stop_gradient((features, stats))
 
 
-def synchronise(stats: Any, settings: Settings, axis_name: AxisName | None) -> Any:
+def synchronize(stats: Any, settings: Settings, axis_name: AxisName | None) -> Any:
     """Running statistics averaged over devices where each one made its own ('shuffle')."""
     if axis_name is None or not settings.shuffles:
         return stats
@@ -196,7 +196,7 @@ def check_shuffle(images: int, settings: Settings, axis_name: AxisName | None) -
 def shuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     """Permutes this device's rows [b, ...], then deals them out evenly to all devices.
 
-    Afterwards neighbouring rows come from different devices, so that every normalisation group
+    Afterwards neighboring rows come from different devices, so that every normalization group
     holds images of as many devices as it has room for.
     """
     rows = rows[order]

@@ -144,7 +144,7 @@ class MCL(Common):
         return predictors(self.architecture, self.numerics)
 
     def init(self, key: Array) -> Variables:
-        """Parameters of the online network; the pyramid is always initialised in full."""
+        """Parameters of the online network; the pyramid is always initialized in full."""
         encoder_key, predictor_key = jax.random.split(key)
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
@@ -189,7 +189,7 @@ class MCL(Common):
         """Canvases of given views.
 
         Args:
-          views: per level [V, b, h, h, 3], normalised; see `montage.build`.
+          views: per level [V, b, h, h, 3], normalized; see `montage.build`.
           plans: per side the orders of `montage.draw_orders` or `copy_paste.Pastes`.
         """
         build = copy_paste.build if self.layout.assembly == "copy_paste" else montage.build
@@ -227,7 +227,7 @@ class MCL(Common):
         return loss, Outcome(stats, target_stats, state.memory, metrics)
 
     def predict(self, params: Any, state: TrainState, inputs: Inputs) -> tuple[list[Array], Any]:
-        """The online network's normalised u per level [V, m_s, D], and its running statistics."""
+        """The online network's normalized u per level [V, m_s, D], and its running statistics."""
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
         rngs = {} if inputs.drop_path_key is None else {"drop_path": inputs.drop_path_key}
         embeddings, encoder_stats = self.encoder.apply(
@@ -272,7 +272,7 @@ class MCL(Common):
     def targets(
         self, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[list[Array | None], Any]:
-        """Normalised target features per level [V, B, D] in image order, and running statistics.
+        """Normalized target features per level [V, B, D] in image order, and running statistics.
 
         'assigned' runs the target network on the leading levels that the matching matrix reads
         (level 0 alone in mode a); 'full' on every canvas.

@@ -3,7 +3,7 @@
 Shapes: b images of this device, V = 2 sides (q: query, k: key); images [V, b, H, H, 3]; features
 [b, D]; queue [K, D].
 
-The key network is the trainer's target network. train_step averages it after the optimiser step:
+The key network is the trainer's target network. train_step averages it after the optimizer step:
 that is MoCo's 'update the key encoder before encoding keys', one step written the other way round.
 """
 

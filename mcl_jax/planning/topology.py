@@ -59,7 +59,7 @@ class Topology:
       platform: 'tpu', 'cpu' or 'gpu'.
       version: key of CHIPS for a TPU.
       shape: chips along each axis of the slice; (n,) for n local devices, () for all of them.
-      slices: pod slices joined over the data-centre network.
+      slices: pod slices joined over the data-center network.
     """
 
     name: str

@@ -127,7 +127,7 @@ def run_parts(
         ("backbone", f"{model['backbone']}, width {model['width']}, neck {model['neck']}"),
         ("data", f"{data['dataset']}, {data['split']}, {data['image_size']} px"),
         ("batch", f"{data['batch_size']} images"),
-        ("optimiser", f"{optimizer['name']}, {optimizer['epochs']:g} epochs"),
+        ("optimizer", f"{optimizer['name']}, {optimizer['epochs']:g} epochs"),
         ("seed", str(config["seed"])),
     ]
     parts = [figures(values), section("Run", table(rows))]

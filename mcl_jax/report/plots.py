@@ -1,6 +1,6 @@
 """Pictures for the workdir: the first montages and the curves.
 
-Shapes: canvases float [n, H, H, 3], normalised; counts canvases per level.
+Shapes: canvases float [n, H, H, 3], normalized; counts canvases per level.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ def sheet(
 
     Args:
       path: file to write.
-      rows: title -> [n, h, w, 3], normalised.
-      mean, std: of the normalisation to undo.
+      rows: title -> [n, h, w, 3], normalized.
+      mean, std: of the normalization to undo.
       columns: images shown per row at most.
     """
     figure, axes = plt.subplots(
@@ -54,7 +54,7 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         ("loss per level", _per_level("loss", lines)),
         ("retrieval top-1", _per_level("top1", lines)),
         ("cosine to the positive", _per_level("positive", lines)),
-        ("std of normalised features", _per_level("std", lines)),
+        ("std of normalized features", _per_level("std", lines)),
         ("kNN accuracy", ("knn", *_per_level("knn", lines))),
         ("shrunk images that find themselves", _per_level("retrieval", lines)),
         ("gradient norm", ("grad_norm",)),

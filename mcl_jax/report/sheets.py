@@ -1,4 +1,4 @@
-"""PNG sheets of what a checkpoint sees (scripts/visualise.py).
+"""PNG sheets of what a checkpoint sees (scripts/visualize.py).
 
 Shapes: images float [n, H, H, 3] in [0, 1].
 """
@@ -14,7 +14,7 @@ RIGHT, WRONG = "#2a9d4a", "#c94040"
 
 
 def features(path: Path, images: np.ndarray, maps: Mapping[str, np.ndarray]) -> None:
-    """A row per image: the image, then every level's map in principal colours.
+    """A row per image: the image, then every level's map in principal colors.
 
     Args:
       path: PNG to write.
@@ -24,9 +24,9 @@ def features(path: Path, images: np.ndarray, maps: Mapping[str, np.ndarray]) -> 
     figure, axes = _grid(len(images), 1 + len(maps))
     for i, row in enumerate(axes):
         _show(row[0], images[i], "image" if i == 0 else "")
-        for axis, (name, colours) in zip(row[1:], maps.items(), strict=True):
-            size = "x".join(map(str, colours.shape[1:3]))
-            _show(axis, colours[i], f"{name} ({size})" if i == 0 else "")
+        for axis, (name, colors) in zip(row[1:], maps.items(), strict=True):
+            size = "x".join(map(str, colors.shape[1:3]))
+            _show(axis, colors[i], f"{name} ({size})" if i == 0 else "")
     _save(figure, path, "Features: first three principal components of each level, over all images")
 
 
@@ -116,8 +116,8 @@ def _show(axis, image: np.ndarray, title: str) -> None:
     axis.set_title(title, fontsize=8)
 
 
-def _frame(axis, colour: str) -> None:
-    axis.patch.set(linewidth=6, edgecolor=colour)
+def _frame(axis, color: str) -> None:
+    axis.patch.set(linewidth=6, edgecolor=color)
     axis.set_frame_on(True)
 
 

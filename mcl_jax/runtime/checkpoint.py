@@ -16,7 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import hosts, integrity
+from mcl_jax.runtime import hosts, integrity, renamed_keys
 from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER, ITEMS, UNFINISHED, find
 from mcl_jax.state import TrainState
 
@@ -146,7 +146,7 @@ class Checkpointer:
                 state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
             ),
         )
-        return restored.state, restored.meta
+        return restored.state, _modern(restored.meta)
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts an asynchronous save, once the one before is on disk.
@@ -257,7 +257,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason}") from error
-    return state, meta
+    return state, _modern(meta)
+
+
+def _modern(meta: dict[str, Any]) -> dict[str, Any]:
+    return meta | {"config": renamed_keys.modern(meta["config"])} if "config" in meta else meta
 
 
 def write(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> Path:

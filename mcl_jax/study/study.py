@@ -36,7 +36,7 @@ MODES = ("backbone", "frozen", "finetuned")
 SIZES = (("S", "ap_small"), ("M", "ap_medium"), ("L", "ap_large"))
 # Tables: title -> columns (heading, name among a run's scores).
 TABLES = {
-    "Nearest neighbours": (
+    "Nearest neighbors": (
         ("kNN", "knn"),
         *((f"1/{factor}", f"knn/shrink{factor}") for factor in (2, 4, 8)),
         ("P5", "knn/P5"),

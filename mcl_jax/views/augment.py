@@ -1,4 +1,4 @@
-"""On-device augmentation: uint8 canvases in, normalised views out, one key per view (design §3).
+"""On-device augmentation: uint8 canvases in, normalized views out, one key per view (design §3).
 
 Shapes:
   b images of this device, V sides (q, k), S levels, C canvas side in px, H image side in px
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcl_jax.errors import UserError
-from mcl_jax.views import colour, resample
+from mcl_jax.views import color, resample
 
 # What the keys of a view are for: the number is folded into the view's own key.
 Purpose = enum.IntEnum(
@@ -37,10 +37,10 @@ class Settings:
       area: (low, high) of the crop's share of the valid extent.
       aspect: (low, high) of the crop's width / height, drawn log-uniformly.
       flip_prob: of a horizontal flip.
-      jitter_prob: of the colour jitter.
+      jitter_prob: of the color jitter.
       brightness, contrast, saturation: half widths of the jitter's factors around 1.
       hue: half width of the hue shift, in turns (at most 0.5).
-      grayscale_prob: of dropping colour.
+      grayscale_prob: of dropping color.
       blur_prob: of the Gaussian blur, one per side.
       blur_sigma: (low, high) of the blur's standard deviation in px of a 224 px view; other view
         sizes scale it by image_size / 224, so that a view's content is blurred alike.
@@ -107,7 +107,7 @@ def views(key, canvas, extent, settings, *, image_size, strides):
       settings: `Settings`; its number of sides is V.
       image_size: H, side of the views in px.
       strides: of every level: of the rows and columns of its views, each stride-th is kept. What is
-        behind the last operation that reads neighbours is computed for these alone.
+        behind the last operation that reads neighbors is computed for these alone.
 
     Returns:
       Per level s float32 [V, b, H / stride, H / stride, 3]; entry [v, i] is what `view` makes of
@@ -116,7 +116,7 @@ def views(key, canvas, extent, settings, *, image_size, strides):
 
     def begin(canvas, extent, image, side, level):
         own_keys = view_keys(key, image, side, level)
-        return own_keys, coloured(own_keys, canvas, extent, settings, image_size=image_size)
+        return own_keys, colored(own_keys, canvas, extent, settings, image_size=image_size)
 
     def every(function, axes):
         """`function`, over images outermost, then sides, then what `axes` says."""
@@ -149,7 +149,7 @@ def view_keys(key, image, side, level):
 
 
 def view(key, canvas, extent, settings, *, side, image_size, stride=1):
-    """One view: crop, flip, jitter, grayscale, blur, solarize, normalise.
+    """One view: crop, flip, jitter, grayscale, blur, solarize, normalize.
 
     Args:
       key: the view's own PRNG key, see `view_key`.
@@ -161,26 +161,26 @@ def view(key, canvas, extent, settings, *, side, image_size, stride=1):
       stride: see `views`.
 
     Returns:
-      float32 [H / stride, H / stride, 3], normalised RGB.
+      float32 [H / stride, H / stride, 3], normalized RGB.
     """
     keys = {purpose: jax.random.fold_in(key, purpose) for purpose in Purpose}
-    planes = coloured(keys, canvas, extent, settings, image_size=image_size)
+    planes = colored(keys, canvas, extent, settings, image_size=image_size)
     return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
 
 
-def coloured(keys, canvas, extent, settings, *, image_size):
+def colored(keys, canvas, extent, settings, *, image_size):
     """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
     box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
     flip = _happens(keys[Purpose.FLIP], settings.flip_prob)
     planes = resample.crop(canvas, box, flip, image_size=image_size)
 
     widths = (settings.brightness, settings.contrast, settings.saturation)
-    amounts, order = colour.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
-    jittered = colour.jitter(planes, amounts, order)
+    amounts, order = color.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
+    jittered = color.jitter(planes, amounts, order)
     planes = jnp.where(_happens(keys[Purpose.JITTERS], settings.jitter_prob), jittered, planes)
 
     gray = _happens(keys[Purpose.GRAYSCALES], settings.grayscale_prob)
-    return jnp.where(gray, colour.grayscale(planes), planes)
+    return jnp.where(gray, color.grayscale(planes), planes)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):
@@ -190,9 +190,9 @@ def finished(keys, planes, side, *, settings, image_size, stride):
     planes = jnp.where(blurs, resample.blur(planes, sigma, stride), planes[::stride, :, ::stride])
 
     solarizes = _happens(keys[Purpose.SOLARIZES], jnp.array(settings.solarize_prob)[side])
-    planes = jnp.where(solarizes, colour.solarize(planes, settings.solarize_threshold), planes)
+    planes = jnp.where(solarizes, color.solarize(planes, settings.solarize_threshold), planes)
 
-    return colour.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
+    return color.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
 
 
 def _happens(key, probability):
@@ -203,7 +203,7 @@ def draw_box(key, extent, *, area, aspect):
     """Draws a crop by the rule of `torchvision.transforms.RandomResizedCrop`.
 
     Ten candidates of random area and aspect, rounded to whole px; the first one that fits, or else
-    the largest centre crop whose aspect is in range. All are drawn at once, without a loop.
+    the largest center crop whose aspect is in range. All are drawn at once, without a loop.
 
     Args:
       key: a PRNG key.
@@ -229,8 +229,8 @@ def draw_box(key, extent, *, area, aspect):
     first = fits & (jnp.arange(tries) == jnp.argmax(fits))
     drawn = jnp.sum(jnp.where(first, jnp.stack([heights, widths]), 0.0), axis=1)
     tallest, widest = whole_width / aspect[0], whole_height * aspect[1]
-    centred = jnp.minimum(jnp.round(jnp.stack([tallest, widest])), extent)
-    size = jnp.where(jnp.any(fits), drawn, jnp.maximum(centred, 1)).astype(jnp.int32)
+    centered = jnp.minimum(jnp.round(jnp.stack([tallest, widest])), extent)
+    size = jnp.where(jnp.any(fits), drawn, jnp.maximum(centered, 1)).astype(jnp.int32)
     free = extent - size
     place = (jax.random.uniform(place_key, (2,)) * (free + 1)).astype(jnp.int32)
     place = jnp.where(jnp.any(fits), place, free // 2)

@@ -37,8 +37,8 @@ def crop(canvas, box, flip, *, image_size):
 def resize_weights(start, length, flip, source_size, target_size):
     """Bilinear antialiased resampling of [start, start + length) as a matrix.
 
-    A triangle of half width max(1, length / target_size) source px around each target's centre,
-    cut off at the interval's ends and normalised: PIL's and torch's rule.
+    A triangle of half width max(1, length / target_size) source px around each target's center,
+    cut off at the interval's ends and normalized: PIL's and torch's rule.
 
     Args:
       start, length, source_size, target_size: in px.
@@ -50,9 +50,9 @@ def resize_weights(start, length, flip, source_size, target_size):
     scale = length / target_size
     target = jnp.arange(target_size)
     target = jnp.where(flip, target_size - 1 - target, target)
-    centre = start + (target + 0.5) * scale
+    center = start + (target + 0.5) * scale
     source = jnp.arange(source_size)
-    distance = jnp.abs(source + 0.5 - centre[:, None]) / jnp.maximum(scale, 1.0)
+    distance = jnp.abs(source + 0.5 - center[:, None]) / jnp.maximum(scale, 1.0)
     inside = (source >= start) & (source < start + length)
     weights = jnp.where(inside, jnp.maximum(0.0, 1.0 - distance), 0.0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -70,7 +70,7 @@ def blur(planes, sigma, stride=1):
       float32 [H / stride, 3, W / stride].
     """
     height, _, width = planes.shape
-    # Columns first, unlike the crop: the colour operations before it then write straight into the
+    # Columns first, unlike the crop: the color operations before it then write straight into the
     # product's operand. Rows first wants [H, 3 * W], which costs all augmentation 1.4x on CPU.
     rows, columns = (blur_weights(sigma, size)[::stride] for size in (height, width))
     planes = jnp.einsum("hcw,xw->hcx", planes, columns, precision=_PRECISION)

@@ -13,7 +13,7 @@ from mcl_jax.errors import UserError
 
 
 class ImageFolder(JobBuilder, skip_registration=True):
-    """The images of a folder, labelled by sub-folder where sub-folders name classes."""
+    """The images of a folder, labeled by sub-folder where sub-folders name classes."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -28,7 +28,7 @@ _SPLIT_SEEDS = {"train": 1, "validation": 2}
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """Textured objects of eight classes; colour says nothing about the class, the ground something."""
+    """Textured objects of eight classes; color says nothing about the class, the ground something."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}

@@ -2,7 +2,7 @@
 
 Legend: H, W image size in px; N objects; P side of an object's patch in supersampled px.
 
-A class is a shape with a texture (4 shapes x 2 textures); neither alone tells it, and colours,
+A class is a shape with a texture (4 shapes x 2 textures); neither alone tells it, and colors,
 position, size and angle are drawn independently of it. As in photographs, surroundings hint at the
 class: most often its objects lie on the ground they like, among others of their kind.
 """
@@ -52,12 +52,12 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Object:
-    """label; alpha float32 [h, w] and colour float32 [h, w, 3] of its patch; top-left corner in
+    """label; alpha float32 [h, w] and color float32 [h, w, 3] of its patch; top-left corner in
     px."""
 
     label: int
     alpha: np.ndarray
-    colour: np.ndarray
+    color: np.ndarray
     top: int
     left: int
 
@@ -99,20 +99,20 @@ def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) 
     order.insert(int(rng.integers(0, count + 1)), (main_size, main))
     objects = []
     for size, label in order:
-        alpha, colour = _object_patch(rng, label, size)
+        alpha, color = _object_patch(rng, label, size)
         # Up to a fifth of an object may leave the image.
         slack = 0.2 * size
-        centre_y = rng.uniform(size / 2 - slack, height - size / 2 + slack)
-        centre_x = rng.uniform(size / 2 - slack, width - size / 2 + slack)
-        top, left = round(centre_y - alpha.shape[0] / 2), round(centre_x - alpha.shape[1] / 2)
-        objects.append(_Object(label, alpha, colour, top, left))
+        center_y = rng.uniform(size / 2 - slack, height - size / 2 + slack)
+        center_x = rng.uniform(size / 2 - slack, width - size / 2 + slack)
+        top, left = round(center_y - alpha.shape[0] / 2), round(center_x - alpha.shape[1] / 2)
+        objects.append(_Object(label, alpha, color, top, left))
     return objects
 
 
 def _object_patch(
     rng: np.random.Generator, label: int, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha [h, w] in 0..1, colour [h, w, 3] in 0..255) of one object `size` px across."""
+    """(alpha [h, w] in 0..1, color [h, w, 3] in 0..255) of one object `size` px across."""
     shape, texture = divmod(label, len(TEXTURES))
     out = int(np.ceil(size)) + 2
     patch = out * _SUPERSAMPLE
@@ -123,21 +123,21 @@ def _object_patch(
     cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     rim = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=max(1, round(radius * 0.05)))
     pattern = _texture(rng, TEXTURES[texture], patch, radius)
-    # Only the three one-channel maps are drawn finely; colour is mixed at the final size.
+    # Only the three one-channel maps are drawn finely; color is mixed at the final size.
     alpha, rim, pattern = (
         cv2.resize(layer, (out, out), interpolation=cv2.INTER_AREA).astype(np.float32)
         for layer in (mask, rim, pattern)
     )
-    dark, light = _colour_pair(rng)
+    dark, light = _color_pair(rng)
     # A light from a random side makes the object read as a body; the rim sets it off the ground.
     ramp = np.linspace(-1, 1, out, dtype=np.float32)
     towards = rng.uniform(0, 2 * np.pi)
     light_x, light_y = np.float32(0.18 * np.cos(towards)), np.float32(0.18 * np.sin(towards))
     shade = 1 + light_x * ramp[None, :] + light_y * ramp[:, None]
     shade *= np.float32(0.6) + rim * np.float32(0.4 / 255)
-    colour = (dark + pattern[..., None] * (light - dark)) * shade[..., None]
+    color = (dark + pattern[..., None] * (light - dark)) * shade[..., None]
     alpha /= 255
-    return alpha, colour
+    return alpha, color
 
 
 def _outline(shape: str, radius: float, angle: float) -> np.ndarray:
@@ -165,8 +165,8 @@ def _texture(rng: np.random.Generator, texture: str, patch: int, radius: float) 
     return np.clip(wave * np.float32(4) + np.float32(0.5), 0, 1)
 
 
-def _colour_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two float32 [3] RGB colours, clearly different in lightness, of any hue."""
+def _color_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two float32 [3] RGB colors, clearly different in lightness, of any hue."""
     hues = rng.uniform(0, 180, 2)
     saturation = rng.uniform(90, 230, 2)
     value = np.array([rng.uniform(60, 130), rng.uniform(185, 250)])
@@ -182,7 +182,7 @@ def _hsv(values: np.ndarray) -> np.ndarray:
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """float32 [H, W, 3]: a gradient, soft noise over it, and often muted clutter."""
-    colours = _hsv(
+    colors = _hsv(
         np.stack([rng.uniform(0, 180, 3), rng.uniform(0, 80, 3), rng.uniform(70, 195, 3)], axis=-1)
     )
     angle = rng.uniform(0, 2 * np.pi)
@@ -190,12 +190,12 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     across = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
     down = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
     ramp = np.clip(cos * across + sin * down + np.float32(0.5), 0, 1)[..., None]
-    canvas = colours[0] * ramp + colours[1] * (1 - ramp)
+    canvas = colors[0] * ramp + colors[1] * (1 - ramp)
     cells = int(rng.integers(3, 12))
     noise = rng.standard_normal((cells, cells, 1), np.float32)
     noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     canvas = canvas + noise * np.float32(rng.uniform(0, 22))
-    return _clutter(rng, canvas, colours[2]) if rng.random() < 0.6 else canvas
+    return _clutter(rng, canvas, colors[2]) if rng.random() < 0.6 else canvas
 
 
 def _ground(
@@ -223,19 +223,19 @@ def _ground(
 
 
 def _clutter(rng: np.random.Generator, canvas: np.ndarray, tint: np.ndarray) -> np.ndarray:
-    """Lines and filled quadrangles in muted colours near the tint: no class of object looks so."""
+    """Lines and filled quadrangles in muted colors near the tint: no class of object looks so."""
     height, width = canvas.shape[:2]
     layer = canvas.copy()
     for _ in range(int(rng.integers(4, 18))):
-        colour = np.clip(tint + rng.normal(0, 30, 3), 0, 255).tolist()
+        color = np.clip(tint + rng.normal(0, 30, 3), 0, 255).tolist()
         start = rng.uniform(0, [width, height])
         ends = start + rng.normal(0, 0.25 * width, (3, 2))
         points = np.rint(np.vstack([start, ends])).astype(np.int32)
         if rng.random() < 0.6:
             thickness = int(rng.integers(1, 4))
-            cv2.line(layer, points[0].tolist(), points[1].tolist(), colour, thickness, cv2.LINE_AA)
+            cv2.line(layer, points[0].tolist(), points[1].tolist(), color, thickness, cv2.LINE_AA)
         else:
-            cv2.fillConvexPoly(layer, cv2.convexHull(points), colour, cv2.LINE_AA)
+            cv2.fillConvexPoly(layer, cv2.convexHull(points), color, cv2.LINE_AA)
     weight = np.float32(rng.uniform(0.25, 0.7))
     return canvas * (1 - weight) + layer * weight
 
@@ -285,7 +285,7 @@ def _shadow(canvas: np.ndarray, item: _Object) -> None:
 def _paste(canvas: np.ndarray, item: _Object) -> None:
     outer, inner = _window(item, *canvas.shape[:2])
     alpha = item.alpha[inner][..., None]
-    canvas[outer] = canvas[outer] * (1 - alpha) + item.colour[inner] * alpha
+    canvas[outer] = canvas[outer] * (1 - alpha) + item.color[inner] * alpha
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

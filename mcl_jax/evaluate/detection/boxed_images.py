@@ -1,4 +1,4 @@
-"""Labelled scenes as arrays: what the detection probe trains and tests on.
+"""Labeled scenes as arrays: what the detection probe trains and tests on.
 
 Shapes: n images, H their side in px, N boxes of an image (padded); boxes are float [4]
 (ymin, xmin, ymax, xmax) in px.

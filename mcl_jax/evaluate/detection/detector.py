@@ -4,7 +4,7 @@ Shapes: n images, H their side in px, N boxes of an image (padded), L locations 
 boxes are float [4] (ymin, xmin, ymax, xmax) in px.
 
 Parts that stay frozen come first in the chain and run once for all images; training starts from
-what they put out. Frozen parts normalise by their running statistics, trained ones by the batch's
+what they put out. Frozen parts normalize by their running statistics, trained ones by the batch's
 (a random network has no others), and are then tested with the running ones.
 """
 
@@ -41,7 +41,7 @@ class ProbeSettings:
       prior: probability of an object that every location starts from.
       levels: pyramid levels with a head, a run of P2..P5 that ends at P5.
       level_bounds: largest distances (location to side) that go from one level to the next.
-      centre_radius: strides around a box's centre within which locations are positive.
+      center_radius: strides around a box's center within which locations are positive.
       focal_alpha, focal_gamma: of the focal loss.
       score_threshold, candidates, nms_iou, max_detections: see `fcos.detect`.
       area_bounds: sides of the squares between small, medium and large boxes.
@@ -65,7 +65,7 @@ class ProbeSettings:
     prior: float
     levels: tuple[str, ...]
     level_bounds: tuple[float, ...]
-    centre_radius: float
+    center_radius: float
     focal_alpha: float
     focal_gamma: float
     score_threshold: float
@@ -102,7 +102,7 @@ class Detector:
     part reads, a pytree with n rows: (images, extents), res2..res5 or the pyramid.
 
     Attributes:
-      mean, std: of the normalisation, per RGB channel on the [0, 1] scale.
+      mean, std: of the normalization, per RGB channel on the [0, 1] scale.
       classes: C.
       trained: the end of PARTS that is trained.
     """
@@ -178,7 +178,7 @@ class Detector:
 
     def targets(self, boxes: Array, labels: Array) -> fcos.Outputs:
         """boxes [n, N, 4] and labels [n, N] -> what each location has to predict, [n, L, ...]."""
-        radius = self.settings.centre_radius
+        radius = self.settings.center_radius
         return jax.vmap(lambda b, k: fcos.assign(b, k, self.grid, radius))(boxes, labels)
 
     def detect(self, outputs: fcos.Outputs, extent: Array) -> Detections:

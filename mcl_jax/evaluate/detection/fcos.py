@@ -5,7 +5,7 @@ Shapes:
   L locations of all pyramid levels together, level after level, row-major within a level
   box        float [4]  ymin, xmin, ymax, xmax in px
   distances  float [4]  from a location up, left, down and right to the sides of its box, px
-  point      float [2]  y, x of a location in px: the centre of its cell
+  point      float [2]  y, x of a location in px: the center of its cell
 """
 
 from collections.abc import Mapping
@@ -36,14 +36,14 @@ class Grid(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The head's: logits [B, L, C], distances [B, L, 4] in px, centreness logits [B, L]; float32.
+    """The head's: logits [B, L, C], distances [B, L, 4] in px, centerness logits [B, L]; float32.
 
-    As targets: labels int [B, L] (-1: background), distances, and centreness in [0, 1].
+    As targets: labels int [B, L] (-1: background), distances, and centerness in [0, 1].
     """
 
     classes: Array
     distances: Array
-    centreness: Array
+    centerness: Array
 
 
 def stride(level: str) -> int:
@@ -63,8 +63,8 @@ def make_grid(image_size: int, levels: tuple[str, ...], bounds: tuple[float, ...
     points, rows = [], []
     for level, low, high in zip(levels, edges[:-1], edges[1:], strict=True):
         step = stride(level)
-        centres = (np.arange(image_size // step) + 0.5) * step
-        y, x = np.meshgrid(centres, centres, indexing="ij")
+        centers = (np.arange(image_size // step) + 0.5) * step
+        y, x = np.meshgrid(centers, centers, indexing="ij")
         points.append(np.stack([y.ravel(), x.ravel()], -1))
         rows.append(np.tile([[step, low, high]], (y.size, 1)))
     columns = np.concatenate(rows).astype(np.float32).T
@@ -128,7 +128,7 @@ class Head(nn.Module):
         self.class_tower, self.box_tower = tower("class_tower"), tower("box_tower")
         self.class_out = predictor(self.classes, -float(np.log(1 / self.prior - 1)))
         self.box_out = predictor(4)
-        self.centreness_out = predictor(1)
+        self.centerness_out = predictor(1)
         self.scales = self.param("scales", nn.initializers.ones, (len(self.levels),))
 
     def __call__(self, pyramid: Mapping[str, Array]) -> Outputs:
@@ -142,12 +142,12 @@ class Head(nn.Module):
                 boxes = layer(boxes)
             raw = self.box_out(boxes).astype(jnp.float32) * self.scales[i]
             maps = (self.class_out(classes), jnp.exp(raw) * stride(level))
-            maps = (*maps, self.centreness_out(boxes))
+            maps = (*maps, self.centerness_out(boxes))
             per_level.append([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps])
-        classes, boxes, centreness = (
+        classes, boxes, centerness = (
             jnp.concatenate(m, 1).astype(jnp.float32) for m in zip(*per_level, strict=True)
         )
-        return Outputs(classes, boxes, centreness[..., 0])
+        return Outputs(classes, boxes, centerness[..., 0])
 
 
 def encode(boxes: Array, points: Array) -> Array:
@@ -163,8 +163,8 @@ def decode(distances: Array, points: Array) -> Array:
 def assign(boxes: Array, labels: Array, grid: Grid, radius: float) -> Outputs:
     """What every location of one image has to predict (Tian et al., section 3.1 and 3.2).
 
-    A location takes a box whose inside it lies in, within `radius` strides of the box's centre on
-    both axes (the authors' later 'centre sampling'), if the largest distance falls in the range of
+    A location takes a box whose inside it lies in, within `radius` strides of the box's center on
+    both axes (the authors' later 'center sampling'), if the largest distance falls in the range of
     its level; of several boxes the smallest.
 
     Args:
@@ -173,15 +173,15 @@ def assign(boxes: Array, labels: Array, grid: Grid, radius: float) -> Outputs:
       radius: in strides.
 
     Returns:
-      Targets: labels [L], distances [L, 4] (of any box where background), centreness [L].
+      Targets: labels [L], distances [L, 4] (of any box where background), centerness [L].
     """
     points = grid.points[:, None]  # [L, 1, 2] against [N, 4]
     distances = encode(jnp.broadcast_to(boxes, (len(grid.points), *boxes.shape)), points)
     largest = distances.max(-1)
-    off_centre = jnp.abs(points - (boxes[:, :2] + boxes[:, 2:]) / 2).max(-1)
+    off_center = jnp.abs(points - (boxes[:, :2] + boxes[:, 2:]) / 2).max(-1)
     fits = (
         (distances.min(-1) > 0)
-        & (off_centre < radius * grid.strides[:, None])
+        & (off_center < radius * grid.strides[:, None])
         & (largest > grid.low[:, None])
         & (largest <= grid.high[:, None])
         & (labels >= 0)
@@ -190,11 +190,11 @@ def assign(boxes: Array, labels: Array, grid: Grid, radius: float) -> Outputs:
     best = jnp.where(fits, area, jnp.inf).argmin(1)
     own = jnp.take_along_axis(distances, best[:, None, None], 1)[:, 0]
     label = jnp.where(fits.any(1), labels[best], -1)
-    return Outputs(label, own, jnp.where(label >= 0, centreness(own), 0.0))
+    return Outputs(label, own, jnp.where(label >= 0, centerness(own), 0.0))
 
 
-def centreness(distances: Array) -> Array:
-    """sqrt(min/max of left, right x min/max of top, bottom): 1 at the centre, 0 at a side
+def centerness(distances: Array) -> Array:
+    """sqrt(min/max of left, right x min/max of top, bottom): 1 at the center, 0 at a side
     (equation 3); distances [..., 4] -> [...]."""
     first, second = distances[..., :2], distances[..., 2:]
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
@@ -203,7 +203,7 @@ def centreness(distances: Array) -> Array:
 
 
 def giou(predicted: Array, target: Array) -> Array:
-    """Generalised IoU (Rezatofighi et al., 2019) of boxes that share a point inside both.
+    """Generalized IoU (Rezatofighi et al., 2019) of boxes that share a point inside both.
 
     Args:
       predicted, target: positive distances [..., 4] from that point.
@@ -230,7 +230,7 @@ def losses(outputs: Outputs, targets: Outputs, alpha: float, gamma: float) -> di
 
     Returns:
       'classes': focal loss over all locations, per object location; 'boxes': 1 - GIoU of the object
-      locations, averaged with their centreness as weights; 'centreness': their cross-entropy.
+      locations, averaged with their centerness as weights; 'centerness': their cross-entropy.
     """
     positive = targets.classes >= 0
     count = jnp.maximum(positive.sum(), 1)
@@ -238,13 +238,13 @@ def losses(outputs: Outputs, targets: Outputs, alpha: float, gamma: float) -> di
     focal = optax.sigmoid_focal_loss(outputs.classes, wanted, alpha=alpha, gamma=gamma)
     # Background has distances of no meaning; ones keep their gradient finite, and weigh nothing.
     safe = jnp.where(positive[..., None], targets.distances, 1.0)
-    weight = targets.centreness
+    weight = targets.centerness
     overlap = giou(outputs.distances, safe)
-    entropy = optax.sigmoid_binary_cross_entropy(outputs.centreness, targets.centreness)
+    entropy = optax.sigmoid_binary_cross_entropy(outputs.centerness, targets.centerness)
     return {
         "classes": focal.sum() / count,
         "boxes": ((1 - overlap) * weight).sum() / jnp.maximum(weight.sum(), 1e-6),
-        "centreness": jnp.where(positive, entropy, 0.0).sum() / count,
+        "centerness": jnp.where(positive, entropy, 0.0).sum() / count,
     }
 
 
@@ -263,13 +263,13 @@ def detect(
     Args:
       outputs: [L, ...]; points: [L, 2].
       extent: [2] valid (height, width) in px, to which boxes are clipped.
-      score_threshold: of the class probability, before its product with the centreness.
+      score_threshold: of the class probability, before its product with the centerness.
       candidates: (location, class) pairs that enter non-maximum suppression, the best ones.
       nms_iou: IoU above which the lower score of two boxes of a class goes.
       max_detections: D.
     """
     probability = jax.nn.sigmoid(outputs.classes)
-    score = probability * jax.nn.sigmoid(outputs.centreness)[:, None]
+    score = probability * jax.nn.sigmoid(outputs.centerness)[:, None]
     score = jnp.where(probability > score_threshold, score, 0.0).ravel()
     scores, index = jax.lax.top_k(score, min(candidates, score.size))
     location, labels = jnp.divmod(index, outputs.classes.shape[-1])

@@ -1,4 +1,4 @@
-"""Detection probe: how much a pre-trained network helps a small detector with few labelled scenes.
+"""Detection probe: how much a pre-trained network helps a small detector with few labeled scenes.
 
 Shapes: n images, H their side in px, N boxes of an image (padded), D detections of an image;
 boxes are float [4] (ymin, xmin, ymax, xmax) in px.
@@ -76,7 +76,7 @@ def probe(
     given = tuple(part for part in PARTS if part in variables["params"])
     detector = Detector(
         settings=settings,
-        # What is regularised in pre-training by leaving branches out is plainly computed here.
+        # What is regularized in pre-training by leaving branches out is plainly computed here.
         architecture=dataclasses.replace(architecture, drop_path=0.0),
         numerics=dataclasses.replace(numerics, axis_name=None),
         mean=tuple(config["augment"]["mean"]),
@@ -96,7 +96,7 @@ def probe(
 
 
 def _statistics(variables: Mapping[str, Any], part: str) -> Any:
-    """Running statistics of a part; a network without batch normalisation has none."""
+    """Running statistics of a part; a network without batch normalization has none."""
     return variables.get("batch_stats", {}).get(part, {})
 
 
@@ -107,7 +107,7 @@ def fit(
 
     Args:
       variables: of the pre-trained parts, {part: {'params', 'batch_stats'}}; not changed.
-      data: labelled images.
+      data: labeled images.
       seed: see `probe`.
 
     Returns:
@@ -193,7 +193,7 @@ class Functions:
       initial: (key, parts) -> random variables of these parts.
       embed: (frozen variables, images, rows) -> inputs of these rows.
       targets: (boxes [n, N, 4], labels [n, N]) -> `fcos.Outputs` [n, L, ...].
-      step: (trained variables, optimiser state, inputs, targets, rows, lr) -> the first two after
+      step: (trained variables, optimizer state, inputs, targets, rows, lr) -> the first two after
         one step, and the loss; takes over the memory of the first two.
       predict: (trained variables, inputs, extents, rows) -> `Detections` of these rows.
     """

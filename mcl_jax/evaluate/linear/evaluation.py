@@ -30,7 +30,7 @@ from mcl_jax.models.heads import pool
 from mcl_jax.models.layers import Context, Numerics
 from mcl_jax.objectives.build import compute_dtype
 from mcl_jax.objectives.build import settings as fill
-from mcl_jax.views import augment, colour, resample
+from mcl_jax.views import augment, color, resample
 
 Array = jax.Array
 
@@ -139,7 +139,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
         lr=lr,
         settings=settings,
     )
-    test_body = partial(_test_body, features=features, view=partial(knn.centre_view, **shown))
+    test_body = partial(_test_body, features=features, view=partial(knn.center_view, **shown))
     return Evaluation(
         config=config,
         settings=settings,
@@ -184,12 +184,12 @@ def _classes(dataset: str, train: Source, test: Source) -> int:
 def training_view(
     key: Array, canvas: Array, extent: Array, settings: Settings, image_size: int, mean, std
 ) -> Array:
-    """Random resized crop and flip of one uint8 [C, C, 3] canvas: float32 [H, H, 3] normalised."""
+    """Random resized crop and flip of one uint8 [C, C, 3] canvas: float32 [H, H, 3] normalized."""
     box_key, flip_key = jax.random.split(key)
     box = augment.draw_box(box_key, extent, area=settings.area, aspect=settings.aspect)
     flip = jax.random.bernoulli(flip_key, settings.flip_prob)
     planes = resample.crop(canvas, box, flip, image_size=image_size)
-    return colour.normalize(planes, mean, std).transpose(0, 2, 1)
+    return color.normalize(planes, mean, std).transpose(0, 2, 1)
 
 
 def _train_body(state, batch, *, features, view, lr, settings):

@@ -1,6 +1,6 @@
-"""What a checkpoint sees: feature maps in colour, retrieval across scales, montages of own images.
+"""What a checkpoint sees: feature maps in color, retrieval across scales, montages of own images.
 
-Shapes: n images, H image side in px, C canvas side in px; views float32 [n, H, H, 3], normalised;
+Shapes: n images, H image side in px, C canvas side in px; views float32 [n, H, H, 3], normalized;
 maps float32 [n, h, w, F].
 """
 
@@ -87,7 +87,7 @@ def _of_path(path: Path) -> Iterable:
 class Seen(NamedTuple):
     """What the online network makes of images."""
 
-    views: np.ndarray  # [n, H, H, 3], normalised
+    views: np.ndarray  # [n, H, H, 3], normalized
     maps: dict[str, np.ndarray]  # of the levels that were pre-trained: P2..P5, or res2..res5
     cosines: dict[int, np.ndarray]  # shrink factor -> cosines [n shrunk, n at full size]
     readings: dict[int, str]  # shrink factor -> what the shrunk image was read at
@@ -181,7 +181,7 @@ def feature_maps(encoder, variables: Any, views: Array, pyramid: bool) -> dict[s
     return {name: np.asarray(maps[name], np.float32) for name in names}
 
 
-def principal_colours(maps: np.ndarray) -> np.ndarray:
+def principal_colors(maps: np.ndarray) -> np.ndarray:
     """The first three principal components of all pixels' features as red, green and blue.
 
     Args:
@@ -189,7 +189,7 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
 
     Returns:
       float32 [n, h, w, 3] in [0, 1]; what lies outside the 1st..99th percentile is clipped.
-      Networks of fewer than three channels leave colours at a half.
+      Networks of fewer than three channels leave colors at a half.
     """
     pixels = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     pixels = pixels - pixels.mean(0)
@@ -200,15 +200,15 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
     components = pixels @ (vectors * signs)
     low, high = np.percentile(components, (1, 99), axis=0)
     scaled = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    colours = np.full((len(pixels), 3), 0.5)
-    colours[:, : scaled.shape[1]] = scaled
-    return colours.reshape(*maps.shape[:3], 3).astype(np.float32)
+    colors = np.full((len(pixels), 3), 0.5)
+    colors[:, : scaled.shape[1]] = scaled
+    return colors.reshape(*maps.shape[:3], 3).astype(np.float32)
 
 
 class Assembled(NamedTuple):
     """What training would make of images."""
 
-    rows: dict[str, np.ndarray]  # title -> [m, H, H, 3], normalised
+    rows: dict[str, np.ndarray]  # title -> [m, H, H, 3], normalized
     levels: tuple[int, ...]  # per row its montage level; () where the method assembles none
     used: int  # images
 

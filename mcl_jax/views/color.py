@@ -1,4 +1,4 @@
-"""Colour operations of the augmentation, on one view, in torchvision's float formulas.
+"""Color operations of the augmentation, on one view, in torchvision's float formulas.
 
 Shapes:
   planes  float32 [H, 3, W]  rows, (red, green, blue), columns; values in [0, 1]
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 class Op(enum.IntEnum):
-    """The four colour jitter operations, numbered as `torchvision.transforms.ColorJitter` does."""
+    """The four color jitter operations, numbered as `torchvision.transforms.ColorJitter` does."""
 
     BRIGHTNESS = 0
     CONTRAST = 1
@@ -23,13 +23,13 @@ class Op(enum.IntEnum):
 
 
 def draw_jitter(key, widths, hue):
-    """Draws one colour jitter by the rule of `torchvision.transforms.ColorJitter`.
+    """Draws one color jitter by the rule of `torchvision.transforms.ColorJitter`.
 
     Args:
       key: a PRNG key.
       widths: (brightness, contrast, saturation), half widths of the factors, which are uniform in
         [max(0, 1 - width), 1 + width].
-      hue: half width of the hue shift, uniform in [-hue, hue], in turns of the colour circle.
+      hue: half width of the hue shift, uniform in [-hue, hue], in turns of the color circle.
 
     Returns:
       (amounts float32 [4], order int32 [4]): the amount of each `Op`, by number, and the `Op`s in
@@ -48,7 +48,7 @@ def jitter(planes, amounts, order):
 
     Two formulations, equal to rounding: `jitter_in_two_passes` reads memory least; XLA's CPU
     emitter, though, evaluates a shared value anew for each of its uses, exponentially often over
-    such a chain unless LLVM's optimiser undoes it, so CPUs go slot by slot.
+    such a chain unless LLVM's optimizer undoes it, so CPUs go slot by slot.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].

@@ -1,4 +1,4 @@
-"""scripts/visualise.py: sheets of any method's checkpoint, and what they show.
+"""scripts/visualize.py: sheets of any method's checkpoint, and what they show.
 
 Shapes: maps [n, h, w, F].
 """
@@ -15,7 +15,7 @@ from PIL import Image
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import visualise
+from mcl_jax.evaluate import visualize
 from mcl_jax.runtime import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -68,10 +68,10 @@ def run(monkeypatch, capsys):
     """Runs the script in this process; returns (exit code, stdout, stderr)."""
 
     def script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["visualise.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
         code = 0
         try:
-            runpy.run_path(str(ROOT / "scripts" / "visualise.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "scripts" / "visualize.py"), run_name="__main__")
         except SystemExit as stop:
             code = stop.code
         return code, *capsys.readouterr()
@@ -105,41 +105,41 @@ def test_mistakes_are_one_line(run, runs, photos, arguments, message):
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
-def test_colours_are_principal_components():
+def test_colors_are_principal_components():
     """Two groups of pixels along one direction: the first component tells them apart."""
     rng = np.random.default_rng(1)
     side = rng.integers(0, 2, (3, 6, 6))
     direction = rng.normal(size=16)
     maps = 5 * side[..., None] * direction + 0.01 * rng.normal(size=(3, 6, 6, 16))
-    colours = visualise.principal_colours(maps.astype(np.float32))
-    assert colours.shape == (3, 6, 6, 3) and colours.min() >= 0 and colours.max() <= 1
-    red = colours[..., 0] > 0.5
+    colors = visualize.principal_colors(maps.astype(np.float32))
+    assert colors.shape == (3, 6, 6, 3) and colors.min() >= 0 and colors.max() <= 1
+    red = colors[..., 0] > 0.5
     assert (red == (side == 1)).all() or (red == (side == 0)).all()
     # the order of channels does not matter, nor does an offset
-    again = visualise.principal_colours((maps[..., ::-1] + 3).astype(np.float32))
-    np.testing.assert_allclose(again, colours, atol=1e-4)
+    again = visualize.principal_colors((maps[..., ::-1] + 3).astype(np.float32))
+    np.testing.assert_allclose(again, colors, atol=1e-4)
 
 
 def test_every_level_is_shown_and_scales_are_compared_as_the_loss_does(runs):
     state, meta = checkpoint.read(runs["mcl"])
-    images = visualise.load([], meta["config"], 8)
-    seen = visualise.look(state, meta["config"], images)
+    images = visualize.load([], meta["config"], 8)
+    seen = visualize.look(state, meta["config"], images)
     assert {name: x.shape[:3] for name, x in seen.maps.items()} == {
         f"P{level}": (8, 64 // 2**level, 64 // 2**level) for level in (2, 3, 4, 5)
     }
     assert seen.readings == {2: "P4", 4: "P3", 8: "P2"}
     for cosines in seen.cosines.values():
         assert cosines.shape == (8, 8) and np.abs(cosines).max() <= 1 + 1e-5
-    encoder = visualise.encoder_of(meta["config"])
-    alike = visualise.between_levels(encoder, state, seen.views, 2)
+    encoder = visualize.encoder_of(meta["config"])
+    alike = visualize.between_levels(encoder, state, seen.views, 2)
     assert len(alike) == 2 and alike[0].shape == (8, 8)
 
 
 def test_montages_take_as_many_images_as_fill_canvases(runs):
     _, meta = checkpoint.read(runs["mcl"])
-    images = visualise.load([], meta["config"], 21)
-    made = visualise.assemble(meta["config"], images)
+    images = visualize.load([], meta["config"], 21)
+    made = visualize.assemble(meta["config"], images)
     assert made.used == 16 and made.levels == (0, 1, 2, 3)
     assert [len(x) for x in made.rows.values()] == [16, 4, 1, 1]
     with pytest.raises(UserError, match="no image can be read"):
-        visualise.load([Path(__file__)], meta["config"], 3)
+        visualize.load([Path(__file__)], meta["config"], 3)

@@ -1,9 +1,9 @@
 """Shows what a checkpoint sees, as PNG sheets:
 
-    python scripts/visualise.py runs/demo
-    python scripts/visualise.py runs/r50 photos/ cat.jpg --out pictures
+    python scripts/visualize.py runs/demo
+    python scripts/visualize.py runs/r50 photos/ cat.jpg --out pictures
 
-features.png: every pyramid level's features in colour. retrieval.png: shrunk images look for
+features.png: every pyramid level's features in color. retrieval.png: shrunk images look for
 themselves among full-size ones (a 28 px query, answers of 224 px). montage.png: what training makes
 of the images, every tile with the level that it feeds. Without images, those of the run's own data.
 """
@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> None:
 
     from mcl_jax import program
     from mcl_jax.errors import UserError
-    from mcl_jax.evaluate import visualise
+    from mcl_jax.evaluate import visualize
     from mcl_jax.report import sheets
     from mcl_jax.runtime import checkpoint
 
@@ -43,20 +43,20 @@ def main(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     state, meta = checkpoint.read(options.checkpoint)
     config = cli.complete(meta["config"], program.plain_config(base.get_config()), {})
-    images = visualise.load(options.images, config, options.count)
+    images = visualize.load(options.images, config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
     out = options.out or options.checkpoint / "pictures"
     out.mkdir(parents=True, exist_ok=True)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
-    seen = visualise.look(state, config, images)
-    made = visualise.assemble(config, images)
+    seen = visualize.look(state, config, images)
+    made = visualize.assemble(config, images)
 
     mean, std = config["augment"]["mean"], config["augment"]["std"]
     pixels = seen.views * std + mean
-    colours = {name: visualise.principal_colours(x) for name, x in seen.maps.items()}
+    colors = {name: visualize.principal_colors(x) for name, x in seen.maps.items()}
     rows = options.rows
-    shown = {name: x[:rows] for name, x in colours.items()}
+    shown = {name: x[:rows] for name, x in colors.items()}
     sheets.features(out / "features.png", pixels[:rows], shown)
     sheets.retrieval(out / "retrieval.png", pixels, seen.cosines, seen.readings, rows, answers=6)
     canvases = {title: x * std + mean for title, x in made.rows.items()}

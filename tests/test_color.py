@@ -1,4 +1,4 @@
-"""Colour operations against torchvision's formulas, and the draws of the jitter."""
+"""Color operations against torchvision's formulas, and the draws of the jitter."""
 
 import functools
 import itertools
@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torchvision_reference import LUMA, colours, image_of, planes_of, torchvision_jitter
+from torchvision_reference import LUMA, colors, image_of, planes_of, torchvision_jitter
 
-from mcl_jax.views import colour
+from mcl_jax.views import color
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AMOUNTS = [(0.6, 1.4, 0.8, 0.1), (1.4, 0.6, 1.2, -0.1), (1.0, 1.0, 1.0, 0.37), (1.0, 1.3, 1.0, 0.0)]
 
 
 @pytest.mark.parametrize(
-    "jitter", [colour.jitter, colour.jitter_slot_by_slot, colour.jitter_in_two_passes]
+    "jitter", [color.jitter, color.jitter_slot_by_slot, color.jitter_in_two_passes]
 )
 def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
-    image = colours()
+    image = colors()
     orders = list(itertools.permutations(range(4)))
     jitter = jax.jit(jax.vmap(jax.vmap(jitter, (None, None, 0)), (None, 0, None)))
     got = jitter(planes_of(image), jnp.array(AMOUNTS), jnp.array(orders))
@@ -33,7 +33,7 @@ def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
 
 def test_jitter_draws_every_order_alike_and_amounts_in_their_ranges():
     keys = jax.random.split(jax.random.key(4), 24_000)
-    draw = jax.jit(jax.vmap(functools.partial(colour.draw_jitter, widths=(0.4, 1.5, 0.2), hue=0.1)))
+    draw = jax.jit(jax.vmap(functools.partial(color.draw_jitter, widths=(0.4, 1.5, 0.2), hue=0.1)))
     amounts, orders = map(np.asarray, draw(keys))
     counts = np.unique(orders @ 4 ** np.arange(4), return_counts=True)[1]
     assert len(counts) == 24
@@ -46,14 +46,14 @@ def test_jitter_draws_every_order_alike_and_amounts_in_their_ranges():
 
 
 def test_grayscale_solarize_and_normalize():
-    image, threshold = colours(), 128 / 255
+    image, threshold = colors(), 128 / 255
     planes = planes_of(image)
     gray = np.repeat((image @ LUMA)[..., None], 3, -1)
-    np.testing.assert_allclose(image_of(colour.grayscale(planes)), gray, atol=3e-7)
+    np.testing.assert_allclose(image_of(color.grayscale(planes)), gray, atol=3e-7)
     image[2, :2] = np.float32(threshold)
     solarized = np.where(image >= np.float32(threshold), 1 - image, image)
-    got = colour.solarize(planes_of(image), threshold)
+    got = color.solarize(planes_of(image), threshold)
     np.testing.assert_allclose(image_of(got), solarized, atol=1e-7)
     normal = (image - MEAN) / STD
-    got = colour.normalize(planes_of(image), MEAN, STD)
+    got = color.normalize(planes_of(image), MEAN, STD)
     np.testing.assert_allclose(image_of(got), normal, atol=1e-6)
