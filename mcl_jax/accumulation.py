@@ -13,93 +13,93 @@ Shapes: n micro-batches of b images on this device; shards are numbered along th
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcl_jax import sharding
-from mcl_jax.objectives.base import Objective, Outcome
+from mcl_jax.objectives.base import NegativesOfStep, Objective, Outcome
+from mcl_jax.sharding import DATA_AXIS
 from mcl_jax.state import TrainState
+
+if TYPE_CHECKING:
+    from mcl_jax.program import Program
 
 Array = jax.Array
 
 
+class MicroBatches(NamedTuple):
+    """A device's batch in parts.
+
+    Attributes:
+      rows: (shards int32 [n], fields [n, b, ...]), what `jax.lax.scan` goes through.
+      inputs: one row -> the objective's inputs.
+    """
+
+    rows: tuple[Array, dict[str, Array]]
+    inputs: Callable[[tuple[Array, dict[str, Array]]], Any]
+
+
 def value_and_grad(
-    params: Any,
-    state: TrainState,
-    batch: dict[str, Array],
-    seed: Array,
-    objective: Objective,
-    axis_name: sharding.AxisName,
-    micro_batches: int,
+    params: Any, state: TrainState, batch: dict[str, Array], seed: Array, run: "Program"
 ) -> tuple[tuple[Array, Outcome], Any]:
     """((loss, outcome), gradients) of this device, as jax.value_and_grad(objective.loss) gives.
 
     Args:
       params: marked as this device's own.
       batch: fields [n * b, ...] of this device.
-      others: as in `train_step`.
+      state, seed, run: as in `train_step`.
     """
-    first = jax.lax.axis_index(axis_name) * micro_batches
-    shards = first + jnp.arange(micro_batches)
-    rows = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    objective, n = run.objective, run.micro_batches
+    shards = jax.lax.axis_index(DATA_AXIS) * n + jnp.arange(n)
+    fields = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
 
-    def inputs_of(part: tuple[Array, dict[str, Array]]) -> Any:
-        shard, images = part
+    def inputs(row: tuple[Array, dict[str, Array]]) -> Any:
+        shard, images = row
         return objective.inputs(seed, state.step, images, shard)
 
-    run = _with_all_negatives if objective.negatives_of_step else _one_by_one
-    return run(params, state, (shards, rows), inputs_of, objective, axis_name)
+    compute = _with_all_negatives if objective.negatives_of_step else _one_by_one
+    return compute(params, state, MicroBatches((shards, fields), inputs), objective)
 
 
 def _one_by_one(
-    params: Any,
-    state: TrainState,
-    parts: Any,
-    inputs_of: Callable[[Any], Any],
-    objective: Objective,
-    axis_name: sharding.AxisName,
+    params: Any, state: TrainState, parts: MicroBatches, objective: Objective
 ) -> tuple[tuple[Array, Outcome], Any]:
     loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
 
-    def micro_step(carry: tuple[TrainState, Any], part: Any) -> Any:
+    def micro_step(carry: tuple[TrainState, Any], row: Any) -> Any:
         state, total = carry
-        (loss, outcome), grads = loss_fn(params, state, inputs_of(part), axis_name)
+        (loss, outcome), grads = loss_fn(params, state, parts.inputs(row), DATA_AXIS)
         outcome = merged(outcome)
         return (_after(state, outcome), jax.tree.map(jnp.add, total, grads)), (
             loss,
             outcome.metrics,
         )
 
-    start = (state, _zeros(state.params, axis_name))
-    (state, total), (losses, metrics) = jax.lax.scan(micro_step, start, parts)
+    start = (state, _zeros(state.params))
+    (state, total), (losses, metrics) = jax.lax.scan(micro_step, start, parts.rows)
     n = losses.shape[0]
     metrics = jax.tree.map(lambda x: x.mean(0), metrics)
     return (losses.mean(), _outcome(state, metrics)), jax.tree.map(lambda g: g / n, total)
 
 
 def _with_all_negatives(
-    params: Any,
-    state: TrainState,
-    parts: Any,
-    inputs_of: Callable[[Any], Any],
-    objective: Objective,
-    axis_name: sharding.AxisName,
+    params: Any, state: TrainState, parts: MicroBatches, objective: NegativesOfStep
 ) -> tuple[tuple[Array, Outcome], Any]:
-    """Two passes; `objective` offers `predict`, `targets`, `labels` and `contrast` (see MCL)."""
+    """Two passes, see above."""
 
-    def forward(state: TrainState, part: Any) -> Any:
-        inputs = inputs_of(part)
-        targets, target_stats = objective.targets(state, inputs, axis_name)
+    def forward(state: TrainState, row: Any) -> Any:
+        inputs = parts.inputs(row)
+        targets, target_stats = objective.targets(state, inputs, DATA_AXIS)
         predictions, stats = objective.predict(params, state, inputs)
         after = _after(state, merged(Outcome(stats, target_stats, state.memory, {})))
-        return after, (predictions, targets, objective.labels(inputs, axis_name))
+        return after, (predictions, targets, objective.labels(inputs, DATA_AXIS))
 
-    after, (predictions, targets, labels) = jax.lax.scan(forward, state, parts)
+    after, (predictions, targets, labels) = jax.lax.scan(forward, state, parts.rows)
     # image numbers of the whole step: micro-batch by micro-batch
-    images = objective.images_per_device * jax.lax.axis_size(axis_name)
-    numbers = jnp.arange(parts[0].shape[0])[:, None, None] * images
+    images = objective.images_per_device * jax.lax.axis_size(DATA_AXIS)
+    numbers = jnp.arange(len(parts.rows[0]))[:, None, None] * images
     targets, labels = jax.tree.map(_joined, (targets, [x + numbers for x in labels]))
 
     def loss_of(predictions: Any) -> tuple[Array, dict[str, Array]]:
@@ -107,14 +107,13 @@ def _with_all_negatives(
 
     (loss, metrics), cotangents = jax.value_and_grad(loss_of, has_aux=True)(predictions)
 
-    def backward(total: Any, part_and_cotangent: Any) -> Any:
-        part, cotangent = part_and_cotangent
-        inputs = inputs_of(part)
+    def backward(total: Any, row_and_cotangent: Any) -> Any:
+        row, cotangent = row_and_cotangent
+        inputs = parts.inputs(row)
         _, pull = jax.vjp(lambda params: objective.predict(params, state, inputs)[0], params)
         return jax.tree.map(jnp.add, total, *pull(cotangent)), None
 
-    start = _zeros(state.params, axis_name)
-    grads, _ = jax.lax.scan(backward, start, (parts, cotangents))
+    grads, _ = jax.lax.scan(backward, _zeros(state.params), (parts.rows, cotangents))
     return (loss, _outcome(after, metrics)), grads
 
 
@@ -124,8 +123,8 @@ def _joined(rows: Array) -> Array:
     return rows.reshape(rows.shape[0], -1, *rows.shape[3:])
 
 
-def _zeros(params: Any, axis_name: str) -> Any:
-    return sharding.device_local(jax.tree.map(jnp.zeros_like, params), axis_name)
+def _zeros(params: Any) -> Any:
+    return sharding.device_local(jax.tree.map(jnp.zeros_like, params), DATA_AXIS)
 
 
 def merged(outcome: Outcome) -> Outcome:

@@ -35,6 +35,11 @@ class Program:
     steps_per_epoch: int
     total_steps: int
 
+    @property
+    def micro_batches(self) -> int:
+        """Parts of a device's batch that are computed one after the other."""
+        return self.config["optimizer"]["micro_batches"]
+
 
 def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     """Puts a run together.
@@ -137,15 +142,7 @@ def random_batch(program: Program) -> dict[str, np.ndarray]:
 
 def lower_step(program: Program) -> jax.stages.Lowered:
     """The whole train step, traced and donated; `.compile()` gives what the loop runs."""
-    body = partial(
-        train_step,
-        objective=program.objective,
-        optimizer=program.optimizer,
-        lr=program.lr,
-        ema=program.ema,
-        axis_name=sharding.DATA_AXIS,
-        micro_batches=program.config["optimizer"]["micro_batches"],
-    )
+    body = partial(train_step, run=program)
     step = jax.jit(sharding.per_device(body, program.mesh), donate_argnums=0)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(program.mesh))
     return step.lower(abstract_state(program), abstract_batch(program), seed)

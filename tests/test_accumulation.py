@@ -115,9 +115,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
 
         def body(state, batch, seed):
             params = sharding.device_local(state.params, sharding.DATA_AXIS)
-            (loss, outcome), grads = accumulation.value_and_grad(
-                params, state, batch, seed, run.objective, sharding.DATA_AXIS, MICRO
-            )
+            (loss, outcome), grads = accumulation.value_and_grad(params, state, batch, seed, run)
             expected = jax.value_and_grad(
                 lambda p: in_one_piece(run, p, state, batch, seed, negatives == "micro_batch")
             )(params)

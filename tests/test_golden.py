@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-
 from conftest import tiny_config
+
 from mcl_jax import program, sharding
 from mcl_jax.train_step import train_step
 
@@ -30,16 +30,7 @@ def losses() -> list[float]:
     config.optimizer.epochs = float(STEPS)
     mesh = sharding.mesh_for(config, jax.devices()[:1])
     run = program.build(config, mesh, images=config.data.batch_size)
-    body = partial(
-        train_step,
-        objective=run.objective,
-        optimizer=run.optimizer,
-        lr=run.lr,
-        ema=run.ema,
-        axis_name=sharding.DATA_AXIS,
-        micro_batches=1,
-    )
-    step = jax.jit(sharding.per_device(body, mesh))
+    step = jax.jit(sharding.per_device(partial(train_step, run=run), mesh))
     batch = sharding.put_batch(program.random_batch(run), mesh)
     wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
     state, found = jax.tree.map(wide, jax.device_get(program.new_state(run))), []

@@ -77,7 +77,7 @@ def update_step(run):
     key = str((shapes, run.config["optimizer"], run.config["ema"], run.total_steps))
     if key not in update_steps:
         update_steps[key] = jax.jit(
-            lambda *arguments: apply_gradients(*arguments[:3], run.optimizer, run.lr, run.ema, {})
+            lambda state, grads, outcome: apply_gradients(state, grads, outcome, run)
         )
     return update_steps[key]
 

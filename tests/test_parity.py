@@ -108,10 +108,8 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
             grad = jax.value_and_grad(objective.loss, has_aux=True)
             inputs = Inputs(canvases.reshape(-1, *canvases.shape[2:]), labels)
             (loss, outcome), grads = grad(state.params, state, inputs, None)
-            new, metrics = apply_gradients(
-                state, grads, outcome, run.optimizer, run.lr, run.ema, {"loss": loss}
-            )
-            return new, metrics, grads
+            new, metrics = apply_gradients(state, grads, outcome, run)
+            return new, metrics | {"loss": loss}, grads
 
         buffers = {}
         for k in range(STEPS):

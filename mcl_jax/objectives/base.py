@@ -43,7 +43,8 @@ class Objective(Protocol):
       has_target: whether the state keeps a target network, the EMA of params['encoder'].
       batch_fields: what `inputs` reads of a batch: 'image', 'extent', 'label'.
       encoder: the flax module of params['encoder']; its `stage5(images)` gives pooled res5.
-      negatives_of_step: whether micro-batches share their negatives (see accumulation.py).
+      negatives_of_step: whether micro-batches share their negatives (see accumulation.py); such
+        an objective is a `NegativesOfStep`.
       trained_levels: montage levels s whose pyramid map P_{5-s} is trained, with the RoI head on it
         (encoder.region); empty for methods without pyramid.
     """
@@ -72,6 +73,28 @@ class Objective(Protocol):
         self, params: Any, state: TrainState, inputs: Any, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Mean loss over this device's share. Only `params` receives gradients."""
+
+
+class NegativesOfStep(Objective, Protocol):
+    """What `negatives_of_step` demands: the loss in pieces, so that micro-batches can be joined.
+
+    u are online predictions, v targets, each per level [V, rows, D]; `loss` is `contrast` of what
+    the other three give.
+    """
+
+    def predict(self, params: Any, state: TrainState, inputs: Any) -> tuple[Any, Any]:
+        """(u, running statistics). Only `params` receives gradients."""
+
+    def targets(
+        self, state: TrainState, inputs: Any, axis_name: AxisName | None
+    ) -> tuple[Any, Any]:
+        """(v of all devices in image order, running statistics)."""
+
+    def labels(self, inputs: Any, axis_name: AxisName | None) -> Any:
+        """Per level int32 [V, rows]: the row of v that belongs to each row of u."""
+
+    def contrast(self, predictions: Any, targets: Any, labels: Any) -> tuple[Array, dict]:
+        """(loss, metrics) of any number of rows."""
 
 
 @dataclass(frozen=True)
