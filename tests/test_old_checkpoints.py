@@ -1,0 +1,56 @@
+"""Checkpoints of version 0.1.0, under keys that were renamed since, still load.
+
+tests/data/run_0.1.0 was written at commit 492e3e0 by scripts/pretrain.py: a ResNet-18 of width 4,
+two levels, four steps on the built-in scenes.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from mcl_jax.convert.__main__ import main
+from ml_collections import ConfigDict
+
+from mcl_jax import program, sharding
+from mcl_jax.runtime import checkpoint
+from mcl_jax.runtime.renamed_keys import RENAMED, modern
+
+OLD = Path(__file__).parent / "data" / "run_0.1.0"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A copy: opening a run may tidy its folder."""
+    return Path(shutil.copytree(OLD, tmp_path / "run"))
+
+
+def test_keys_are_todays(workdir):
+    config = checkpoint.read(workdir)[1]["config"]
+    for section, names in RENAMED.items():
+        for old, new in names.items():
+            assert old not in config[section] and new in config[section]
+    assert config["knn"]["neighbors"] == 20
+
+
+def test_the_run_goes_on_from_what_is_read(workdir):
+    state, meta = checkpoint.read(workdir)
+    config = ConfigDict(meta["config"])
+    run = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
+    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+        restored, _ = checkpointer.restore(program.abstract_state(run))
+    assert int(restored.step) == 4 and run.total_steps == 4
+    for own, read in zip(
+        jax.tree.leaves(restored.params), jax.tree.leaves(state["params"]), strict=True
+    ):
+        np.testing.assert_array_equal(own, read)
+
+
+def test_it_can_be_exported(workdir, tmp_path):
+    main([str(workdir), "--to", "detectron2", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "report.txt").is_file()
+
+
+def test_a_config_without_renamed_sections_stays_as_it_is():
+    assert modern({"seed": 0, "knn": {"neighbors": 5}}) == {"seed": 0, "knn": {"neighbors": 5}}
