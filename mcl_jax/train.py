@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,11 @@ from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.program import Program
 from mcl_jax.report import card, plots
 from mcl_jax.report import metrics as metric_files
+from mcl_jax.report.step_log import StepLog
 from mcl_jax.report.throughput import Throughput
 from mcl_jax.runtime import hosts, provenance
 from mcl_jax.runtime.checkpoint import Checkpointer
+from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
 from mcl_jax.runtime.preemption import Preemption
 from mcl_jax.state import TrainState
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    config: Mapping[str, Any], workdir: str | Path, stop_after: int | None = None
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    stop_after: int | None = None,
+    owner: bool = False,
 ) -> TrainState:
     """Pre-trains until the configured number of epochs, or until asked to stop.
 
@@ -48,9 +52,12 @@ def pretrain(
       workdir: created; receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
         montage.png and curves.png, and XLA's compile cache.
       stop_after: steps of this call after which to save and stop; None: run to the end.
+      owner: whether the process belongs to this run, as a script's does: then SIGTERM stops it too,
+        and before the first new step both signals end the process. Handlers and JAX's compile cache
+        are put back in any case.
 
     Returns:
-      The last state. SIGTERM or SIGINT returns early, after saving.
+      The last state. Ctrl-C returns early, after saving.
 
     Raises:
       UserError: for anything wrong with config, data or checkpoint.
@@ -59,7 +66,7 @@ def pretrain(
     started = time.monotonic()
     workdir = Path(workdir)
     first_process = jax.process_index() == 0
-    with Preemption() as preemption:
+    with Preemption(owner) as preemption, compile_cache(workdir / "xla_cache"):
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
         _check_labels(config, source)
@@ -69,8 +76,6 @@ def pretrain(
         health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run, source)
         workdir.mkdir(parents=True, exist_ok=True)
-        if not jax.config.jax_compilation_cache_dir:  # unless $JAX_COMPILATION_CACHE_DIR says where
-            jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
         with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
             state = _restore_or_start(run, checkpointer)
             start = int(state.step)
@@ -85,7 +90,6 @@ def pretrain(
             meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
             meta["commit"] = provenance.commit()
             seed = program.seed_argument(run)
-            pending: tuple[int, Any] | None = None  # (step, its metrics, still on the device)
             meter, values = Throughput(data["batch_size"], start), {}
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
             with (
@@ -93,6 +97,7 @@ def pretrain(
                 open_batches(run, source, start) as batches,
                 bar,
             ):
+                steps = StepLog(writer, health, meter, bar)
                 if start == 0:
                     writer.write(0, monitor.evaluate(state))
                     meter.restart(0)
@@ -107,17 +112,12 @@ def pretrain(
                     done = step + 1
                     asked = preemption.requested_after(done) or done - start == stop_after
                     last = done == run.total_steps or asked
-
-                    # an earlier step's metrics, fetched while this one runs
-                    if pending is not None:
-                        _record(*pending, meter, writer, health, bar)
-                        pending = None
+                    steps.write()  # an earlier step's metrics, fetched while this one runs
                     save = done % save_every == 0 or last
                     if done % log_every == 0 or save:
-                        pending = (done, values)
+                        steps.keep(done, values)
                     if save:  # only what passed the health check
-                        _record(*pending, meter, writer, health, bar)
-                        pending = None
+                        steps.write()
                         checkpointer.save(state, meta)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
@@ -233,25 +233,6 @@ def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path)
         run.config["augment"]["std"],
         columns=run.config["log"]["montages"],
     )
-
-
-def _record(
-    step: int,
-    values: Any,
-    meter: Throughput,
-    writer: metric_files.MetricWriter,
-    health: HealthCheck,
-    bar: tqdm,
-) -> None:
-    """Writes one step's metrics, shows them, and stops an unhealthy run."""
-    values = {name: float(value) for name, value in jax.device_get(values).items()}
-    values |= meter.read(step)  # now that the step is known to have finished
-    finite = {name: value for name, value in values.items() if math.isfinite(value)}
-    writer.write(step, finite)
-    bar.set_postfix_str(
-        f"loss {values['loss']:.4f}, {values['images_per_s']:.0f} images/s", refresh=False
-    )
-    health.check(step, values)
 
 
 def check_workdir(workdir: str | None) -> Path:

@@ -55,7 +55,7 @@ def main(_: Sequence[str]) -> None:
         except ValueError:
             raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
-    result = loop.run(evaluation, OUTPUT.value)
+    result = loop.run(evaluation, OUTPUT.value, owner=True)
     if jax.process_index() == 0:
         print(loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes")
 

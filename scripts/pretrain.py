@@ -41,7 +41,7 @@ def main(_: Sequence[str]) -> int:
         lost_after = config.log.lost_host_s
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, lost_after)
     try:
-        train.pretrain(config, workdir, stop_after=STOP_AFTER.value)
+        train.pretrain(config, workdir, stop_after=STOP_AFTER.value, owner=True)
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return UNHEALTHY

@@ -1,12 +1,13 @@
 """Batches as the training loop takes them: unreadable images counted, dead workers replaced."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from mcl_jax.data.decode import DecodeError, decode_to_canvas
+from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
 from mcl_jax.data.record import Record, Source
 from mcl_jax.errors import UserError
 
@@ -36,6 +37,8 @@ class BatchIterator:
     ):
         if not 0 <= max_share <= 1:
             raise UserError(f"max_unreadable_share is {max_share}; it must be in 0..1")
+        self._opencv = contextlib.ExitStack()
+        self._opencv.enter_context(quiet_opencv())
         self._open_at = open_at  # after so many batches
         self._batches = open_at(0)
         self._given = 0
@@ -103,6 +106,7 @@ class BatchIterator:
     def close(self) -> None:
         """Stop threads and workers; safe to call twice."""
         self._batches.close()
+        self._opencv.close()
 
     def __enter__(self) -> "BatchIterator":
         return self

@@ -14,19 +14,16 @@ then OpenCV, then Pillow for what neither reads as wanted. What is decided here,
   stray bytes between markers, harmless and common in photographs, are accepted.
 """
 
+import contextlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
-
-# One decoded image is too small to share out: the pipeline's own threads and workers hold the
-# cores.
-cv2.setNumThreads(1)
-# OpenCV would print every broken file on stderr; DecodeError carries the reason instead.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # RGB at this size takes 400 MB; no photograph is larger, decompression bombs are.
 SAFE_PIXELS = 2**27
@@ -35,8 +32,38 @@ _OPENCV_MODES = frozenset({"RGB", "L", "1", "I;16", "I;16B", "I;16L", "I"})
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
+_OPENCV_LOCK = threading.Lock()
+_opencv_users = 0
+_opencv_before = (0, 0)
+
+
 class DecodeError(ValueError):
     """The bytes are no image that can be used; the message is the reason."""
+
+
+@contextlib.contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """OpenCV without threads and messages of its own, until the last such context ends.
+
+    One decoded image is too small to share out: the pipeline's own threads and workers hold the
+    cores. And OpenCV would print every broken file on stderr; DecodeError carries the reason.
+    """
+    global _opencv_users, _opencv_before
+    log = cv2.utils.logging
+    with _OPENCV_LOCK:
+        if _opencv_users == 0:
+            _opencv_before = (cv2.getNumThreads(), log.getLogLevel())
+            cv2.setNumThreads(1)
+            log.setLogLevel(log.LOG_LEVEL_SILENT)
+        _opencv_users += 1
+    try:
+        yield
+    finally:
+        with _OPENCV_LOCK:
+            _opencv_users -= 1
+            if _opencv_users == 0:
+                cv2.setNumThreads(_opencv_before[0])
+                log.setLogLevel(_opencv_before[1])
 
 
 def decode_to_canvas(

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from mcl_jax.data.batch_iterator import Batch, BatchIterator
-from mcl_jax.data.decode import DecodeError, decode_to_canvas
+from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
 from mcl_jax.data.record import Source
 from mcl_jax.errors import UserError
 
@@ -178,13 +178,17 @@ def _iterate(blocks: grain.MapDataset, workers: int, threads: int) -> Iterator[B
             # parses.
             flags.FLAGS.mark_as_parsed()
         workers_options = grain.MultiprocessingOptions(num_workers=workers)
-        dataset = dataset.mp_prefetch(workers_options, worker_init_fn=_die_with_parent)
+        dataset = dataset.mp_prefetch(workers_options, worker_init_fn=_start_worker)
     return iter(dataset)
 
 
-def _die_with_parent(worker_index: int, worker_count: int) -> None:
-    """Run in each worker: a parent killed without warning would leave it waiting for ever."""
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    """Run in each worker: it decodes alone, and ends with its parent.
+
+    A parent killed without warning would leave it waiting for ever.
+    """
     del worker_index, worker_count
+    quiet_opencv().__enter__()  # for as long as the worker lives
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen first)
-import numpy as np  # noqa: E402
+
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of `size` inches and its axes [rows, columns]."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def sheet(
@@ -29,13 +32,7 @@ def sheet(
       mean, std: of the normalization to undo.
       columns: images shown per row at most.
     """
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(2.4 * columns, 2.6 * len(rows)),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = panels(len(rows), columns, size=(2.4 * columns, 2.6 * len(rows)))
     for row, (title, images) in zip(axes, rows.items(), strict=True):
         pixels = np.clip(np.asarray(images[:columns], np.float32) * std + mean, 0, 1)
         row[0].set_title(title, fontsize=9, loc="left")
@@ -44,12 +41,11 @@ def sheet(
             if column < len(pixels):
                 axis.imshow(pixels[column], interpolation="nearest")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Loss, retrieval, cosines, feature spread, learning rate and kNN over steps, as one PNG."""
-    panels = (
+    shown = (
         ("loss", ("loss",)),
         ("loss per level", _per_level("loss", lines)),
         ("retrieval top-1", _per_level("top1", lines)),
@@ -60,8 +56,8 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         ("gradient norm", ("grad_norm",)),
         ("learning rate", ("lr",)),
     )
-    figure, axes = plt.subplots(3, 3, figsize=(12, 9), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, panels, strict=True):
+    figure, axes = panels(3, 3, size=(12, 9))
+    for axis, (title, names) in zip(axes.flat, shown, strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
@@ -74,7 +70,6 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         if len(names) > 1:
             axis.legend(fontsize=7)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str) -> None:
@@ -89,7 +84,8 @@ def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str
     low = np.floor(np.log2(min(x.min() for x in sizes.values())))
     high = np.ceil(np.log2(max(x.max() for x in sizes.values())) + 0.01)
     edges = 2 ** np.arange(low, high + 0.25, 0.25)
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = panels(1, 1, size=(8, 4.5))
+    axis = axes.item()
     for name, x in sizes.items():
         label = f"{name}\nmean {x.mean():.1f}, std {x.std():.1f} px"
         share = np.full(len(x), 100 / len(x))
@@ -102,7 +98,6 @@ def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _per_level(prefix: str, lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcl_jax.report.plots import plt
+from mcl_jax.report import plots
 
 RIGHT, WRONG = "#2a9d4a", "#c94040"
 
@@ -106,9 +106,7 @@ def _name_tiles(axis, side: int, grid: int, name: str) -> None:
 
 
 def _grid(rows: int, columns: int):
-    return plt.subplots(
-        rows, columns, figsize=(1.9 * columns, 1.95 * rows), squeeze=False, layout="constrained"
-    )
+    return plots.panels(rows, columns, size=(1.9 * columns, 1.95 * rows))
 
 
 def _show(axis, image: np.ndarray, title: str) -> None:
@@ -134,4 +132,3 @@ def _save(figure, path: Path, title: str) -> None:
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

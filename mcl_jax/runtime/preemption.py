@@ -1,25 +1,35 @@
-"""SIGTERM and SIGINT: save and leave with exit code 0, whatever the program is doing."""
+"""SIGTERM and Ctrl-C: save what is there and end."""
 
 import os
 import signal
 import socket
 import sys
 import threading
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Notices a signal at once, also while the main thread is inside a long compilation.
+    """Notices a request to stop; a context manager that puts all handlers back at its end.
 
-    Python runs signal handlers between bytecodes of the main thread, so a handler alone would wait
-    for a compile of minutes. The C-level wake-up socket is written immediately; a thread reads it.
-    While nothing new would be lost (`guard_work` not yet called) it ends the process there and
-    then; afterwards it sets a flag that the loop polls between steps.
+    In a process of its own, a run notices a signal at once, also while the main thread is inside a
+    long compilation. Python runs signal handlers between bytecodes of the main thread, so a handler
+    alone would wait for a compile of minutes. The C-level wake-up socket is written immediately; a
+    thread reads it. While nothing new would be lost (`guard_work` not yet called) it ends the
+    process there and then, with exit code 0; afterwards it sets a flag that the loop polls between
+    steps.
+
+    In anybody else's process (a notebook, a larger program) nothing ends the process: the first
+    Ctrl-C sets the flag, the next one is what it was before.
+
+    Args:
+      owner: whether the process belongs to this run, as a script's does.
     """
 
-    def __init__(self):
+    def __init__(self, owner: bool):
+        self._owner = owner
         self._of_a_job = jax.process_count() > 1
         self._requested = threading.Event()
         self._has_work = False
@@ -27,7 +37,9 @@ class Preemption:
         self._reader, self._writer = socket.socketpair()
 
     def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python lets no other thread set handlers
+        if self._owner:
             self._writer.setblocking(False)
             signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             # in a job of several processes SIGTERM belongs to JAX's preemption service
@@ -35,14 +47,24 @@ class Preemption:
             for number in numbers:
                 self._previous[number] = signal.signal(number, lambda *_: None)
             threading.Thread(target=self._watch, daemon=True).start()
+        else:
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._previous:
+        if self._owner and self._previous:
             signal.set_wakeup_fd(-1)
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+        self._put_back()
         self._writer.close()
+
+    def _put_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._requested.set()
+        self._put_back()
 
     def _watch(self) -> None:
         while received := self._reader.recv(1):

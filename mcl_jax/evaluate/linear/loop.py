@@ -34,7 +34,7 @@ STATE_FILE = "classifiers.npz"
 RESULT_FILE = "result.json"
 
 
-def run(evaluation: Evaluation, output: str | Path) -> dict[str, Any] | None:
+def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict[str, Any] | None:
     """Trains the classifiers and tests them; the same folder resumes or repeats its result.
 
     Several processes need a folder that all of them see.
@@ -42,6 +42,7 @@ def run(evaluation: Evaluation, output: str | Path) -> dict[str, Any] | None:
     Args:
       evaluation: of `linear.build`.
       output: folder, created.
+      owner: of the process, see `Preemption`.
 
     Returns:
       What result.json holds: 'dataset', 'train_split', 'test_split', 'train_images',
@@ -65,7 +66,8 @@ def run(evaluation: Evaluation, output: str | Path) -> dict[str, Any] | None:
     first_process = jax.process_index() == 0
     writer = MetricWriter(output, start, enabled=first_process)
     try:
-        state = _train(evaluation, state, output, told, writer)
+        with Preemption(owner) as preemption:
+            state = _train(evaluation, state, output, told, writer, preemption)
         if int(state.step) < evaluation.total_steps:
             return None
         result = _result(evaluation, _test(evaluation, state))
@@ -85,6 +87,7 @@ def _train(
     output: Path,
     told: Mapping[str, Any],
     writer: MetricWriter,
+    preemption: Preemption,
 ) -> Classifiers:
     """Runs the remaining steps, or up to a signal; the last state is on disk on return."""
     settings, config = evaluation.settings, evaluation.config
@@ -104,7 +107,6 @@ def _train(
         )
     bar = tqdm(total=total, initial=start, unit="step", disable=not first_process)
     with (
-        Preemption() as preemption,
         pipeline.batches(
             evaluation.train,
             **_reading(evaluation),
