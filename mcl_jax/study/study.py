@@ -69,7 +69,7 @@ NEUTRAL = {
         "train_split": "train",
         "test_split": "validation",
         **dict.fromkeys(("train_json", "train_folder", "test_json", "test_folder"), ""),
-        "scale_jitter": (1.0, 1.0),
+        "scale_jitter": [1.0, 1.0],
         "min_visible": 0.25,
     },
     "data": {"group_size": 0},

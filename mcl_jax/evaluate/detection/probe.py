@@ -175,8 +175,8 @@ def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:
     """{part: {'params', 'batch_stats'}} of what a mode takes over from pre-training."""
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-    offered = ("backbone",) if mode == "backbone" else PARTS
-    given = [part for part in PARTS if part in offered and part in variables["params"]]
+    offered = ("backbone",) if mode == "backbone" else ("backbone", "fpn")
+    given = [part for part in offered if part in variables["params"]]
     if missing := [part for part in MODES[mode] if part not in given]:
         raise UserError(
             f"mode {mode!r} freezes {' and '.join(missing)}, which this method does not pre-train"
