@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
 
     probe = config.probe = (
         ConfigDict()
-    )  # detection probe: an FCOS head (Tian et al., 2019) on labelled images
+    )  # detection probe: an FCOS head (Tian et al., 2019) on labeled images
     # scenes | tfds:coco/2017, tfds:voc/2007, ... | coco_json: the four paths below
     probe.dataset = "scenes"
     probe.train_split = "train"  # of scenes and TFDS data sets

@@ -1,4 +1,4 @@
-"""Detection probe of a checkpoint: AP of a small FCOS detector on your own labelled images.
+"""Detection probe of a checkpoint: AP of a small FCOS detector on your own labeled images.
 
     python scripts/probe_detection.py --workdir runs/demo --output runs/demo/probe \\
         --train_json=train.json --train_images=photos --test_json=test.json --test_images=photos \\

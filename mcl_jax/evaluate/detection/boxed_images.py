@@ -1,4 +1,4 @@
-"""Labelled images as arrays, decoded as they are needed: what the probe trains and tests on.
+"""Labeled images as arrays, decoded as they are needed: what the probe trains and tests on.
 
 Shapes: B images of a batch, H their side in px, N boxes of an image (padded); boxes are float [4]
 (ymin, xmin, ymax, xmax) in px.
@@ -94,7 +94,7 @@ class BoxedSet:
         if count is None:
             return self
         if not 0 < count <= len(self):
-            raise UserError(f"a budget of {count} labelled images: the set has {len(self)}")
+            raise UserError(f"a budget of {count} labeled images: the set has {len(self)}")
         rows = np.asarray(self.rows)
         if seed:
             order = jax.random.permutation(key_for(seed, 0, 0, Purpose.LABEL_BUDGET), len(rows))

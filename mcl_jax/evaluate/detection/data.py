@@ -14,7 +14,7 @@ _SIDES = ("train", "test")
 
 
 class Data(NamedTuple):
-    """Labelled images to train on and to test on, of the same classes."""
+    """Labeled images to train on and to test on, of the same classes."""
 
     train: BoxedSet
     test: BoxedSet

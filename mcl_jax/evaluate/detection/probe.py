@@ -1,4 +1,4 @@
-"""Detection probe: how much a pre-trained network helps a small detector with few labelled images.
+"""Detection probe: how much a pre-trained network helps a small detector with few labeled images.
 
 Shapes: n images of a set, N boxes of an image (padded), D detections of an image; boxes are
 float [4] (ymin, xmin, ymax, xmax) in px.
@@ -74,7 +74,7 @@ def probe(
         one learning rate.
       seed: of the new parts' parameters, of the order of images, and of the label budget.
       data: of `data.load`.
-      labels: labelled images to train on, see `BoxedSet.first`; None: all.
+      labels: labeled images to train on, see `BoxedSet.first`; None: all.
       mesh: devices to run on; None: the default device.
       conduct: where the state is kept, bars, threads.
 
@@ -105,7 +105,7 @@ class Prepared:
     Attributes:
       detector: what is trained and tested.
       by_part: what is taken over from pre-training, {part: {'params', 'batch_stats'}}.
-      train, test: labelled images.
+      train, test: labeled images.
       seed: see `probe`.
       identity: what decides the result, for a folder to go on only with the same.
     """

@@ -223,7 +223,7 @@ def _draw(path: Path, prepared: probe.Prepared, probed: probe.Probed) -> None:
             ]
         )
     title = (
-        f"{prepared.identity['mode']}, {len(prepared.train)} labelled images: "
+        f"{prepared.identity['mode']}, {len(prepared.train)} labeled images: "
         f"AP {100 * probed.scores['ap']:.1f}; true boxes green, the best {_BEST} found red, dashed"
     )
     sheets.boxes(path, images, truth, found, title)

@@ -72,7 +72,7 @@ def fit(
 
     Args:
       variables: of the pre-trained parts, {part: {'params', 'batch_stats'}}; not changed.
-      data: labelled images.
+      data: labeled images.
       seed: of the new parts' parameters, of the order of images and of their augmentation.
       mesh: devices to run on; None: the default device.
       identity: what decides the result, JSON; a saved state goes on only with the same.
