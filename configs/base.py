@@ -145,13 +145,27 @@ def get_config() -> ConfigDict:
 
     probe = config.probe = (
         ConfigDict()
-    )  # detection probe: an FCOS head (Tian et al., 2019) on scenes
+    )  # detection probe: an FCOS head (Tian et al., 2019) on labeled images
+    # scenes | tfds:coco/2017, tfds:voc/2007, ... | coco_json: the four paths below
+    probe.dataset = "scenes"
+    probe.train_split = "train"  # of scenes and TFDS data sets
+    probe.test_split = "validation"
+    probe.train_json = ""  # annotation files in COCO's form; their file names are relative to ...
+    probe.train_folder = ""
+    probe.test_json = ""
+    probe.test_folder = ""
     probe.image_size = 128  # px; the scenes' own size
-    probe.train_images = 256  # labeled scenes, the first of the training split
-    probe.eval_images = 512  # the first of the validation split
+    probe.train_images = 256  # the first so many of the training set; 0: all
+    probe.eval_images = 512  # the first so many of the test set; 0: all
     probe.steps = 300
-    probe.batch_size = 16
-    probe.eval_batch_size = 64
+    probe.batch_size = 16  # images of all devices together
+    # lowest and highest factor of a training image's size; (1, 1): mirrored and nothing else, so that
+    # what frozen parts put out is computed once
+    probe.scale_jitter = (1.0, 1.0)
+    probe.min_visible = 0.25  # share of a box's area that must stay on the canvas
+    probe.cache_gb = 2.0  # 10^9 bytes for decoded images, and as much for outputs of frozen parts
+    probe.checkpoint_steps = 200  # steps between two saved states
+    probe.eval_batch_size = 64  # images of all devices together
     probe.base_lr = 2e-3  # AdamW's, of everything that is trained
     probe.warmup_steps = 20
     probe.weight_decay = 1e-4

@@ -22,6 +22,8 @@ class Purpose(enum.IntEnum):
     JIGSAW = 4  # DetCo's local patches
     DROP_PATH = 5  # residual branches left out (Swin)
     PROBE = 6  # detection probe and linear classifiers
+    LABEL_BUDGET = 7  # which labelled images the detection probe may see
+    PROBE_AUGMENT = 8  # size and place of the detection probe's training images
 
 
 def key_for(seed: int, step: Array | int, group: Array | int, purpose: Purpose) -> Array:

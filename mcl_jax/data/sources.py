@@ -6,6 +6,7 @@ then never imports TensorFlow; the code that once built them is not needed.
 
 import os
 import re
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -47,13 +48,18 @@ def open_source(dataset: str, split: str, data_dir: str | None) -> Source:
     if kind == "folder" and rest:
         return open_folder(rest, split)
     if kind == "tfds" and rest:
-        if data_dir is None:
-            data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-        return TfdsSource(find_dataset_dir(rest, os.path.expanduser(data_dir)), split)
+        return TfdsSource(tfds_directory(rest, data_dir), split)
     raise UserError(
         f"unknown data set {dataset!r}; use 'scenes', 'folder:/path/to/images' or "
         "'tfds:NAME[/CONFIG][:VERSION]'"
     )
+
+
+def tfds_directory(name: str, data_dir: str | None) -> str:
+    """`find_dataset_dir` below `data_dir`; None: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return find_dataset_dir(name, os.path.expanduser(data_dir))
 
 
 def find_dataset_dir(name: str, data_dir: str) -> str:
@@ -131,7 +137,7 @@ class TfdsSource:
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self._directory)
         self._check_format(builder)
-        features = builder.info.features
+        features = self.features = builder.info.features
         self._image_key = _only_feature(features, tfds.features.Image, "image")
         if self._image_key is None:
             raise UserError(f"{self._directory} has no image feature: {sorted(features)}")
@@ -165,7 +171,14 @@ class TfdsSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        example = self._data[index]
+        return self.record(self.example(index), index)
+
+    def example(self, index: int) -> dict[str, Any]:
+        """All features of an example, the image encoded."""
+        return self._data[index]
+
+    def record(self, example: dict[str, Any], index: int) -> Record:
+        """What `[index]` gives, of an example that is already read."""
         label = -1 if self._label_key is None else int(example[self._label_key])
         if self._name_key is None:
             name = f"{self._split}[{index}]"

@@ -92,6 +92,50 @@ def montages(
     _save(figure, path, "What training makes of these images")
 
 
+def boxes(
+    path: Path,
+    images: Sequence[np.ndarray],
+    truth: Sequence[Sequence[tuple[str, np.ndarray]]],
+    found: Sequence[Sequence[tuple[str, np.ndarray]]],
+    title: str,
+) -> None:
+    """Images with true boxes (green, solid) and found ones (red, dashed), four images a row.
+
+    Args:
+      path: PNG to write.
+      images: [h, w, 3] each.
+      truth, found: per image (caption, (ymin, xmin, ymax, xmax) in px).
+    """
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 2.9 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, image, real, guesses in zip(axes.flat, images, truth, found, strict=False):
+        _show(axis, image, "")
+        for named, color, style, at_top in (
+            (real, RIGHT, "-", True),
+            (guesses, WRONG, "--", False),
+        ):
+            for caption, box in named:
+                _draw_box(axis, caption, box, color, style, at_top)
+    _save(figure, path, title)
+
+
+def _draw_box(axis, caption: str, box: np.ndarray, color: str, style: str, at_top: bool) -> None:
+    top, left, bottom, right = (float(side) - 0.5 for side in box)
+    outline = plt.Rectangle(
+        (left, top), right - left, bottom - top, fill=False, edgecolor=color, linestyle=style,
+        linewidth=1.4,
+    )  # fmt: skip
+    axis.add_patch(outline)
+    back = {"facecolor": color, "alpha": 0.75, "pad": 0.6, "edgecolor": "none"}
+    place = (top, "top") if at_top else (bottom, "bottom")
+    axis.text(
+        left, place[0], caption, fontsize=6, color="white", va=place[1], bbox=back, clip_on=True
+    )
+
+
 def _name_tiles(axis, side: int, grid: int, name: str) -> None:
     tile = side / grid
     for line in range(1, grid):

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from mcl_jax import program, sharding, train
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate.detection import detector, probe
+from mcl_jax.evaluate.detection import probe
+from mcl_jax.evaluate.detection.data import load
 from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.pyramid import COARSEST
@@ -31,8 +32,7 @@ from mcl_jax.objectives.build import settings
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.state import TrainState
 
-# What the probe freezes: see `_probe`.
-MODES = ("backbone", "frozen", "finetuned")
+MODES = tuple(probe.MODES)
 SIZES = (("S", "ap_small"), ("M", "ap_medium"), ("L", "ap_large"))
 # Tables: title -> columns (heading, name among a run's scores).
 TABLES = {
@@ -57,12 +57,21 @@ TABLES = {
 # Keys that no number depends on, and keys that are younger than finished rows, with the value at
 # which a run is what it was before there was such a key.
 IGNORED = {
+    "probe": ("cache_gb", "checkpoint_steps"),
     "data": ("data_dir", "workers", "threads"),
     "numerics": ("remat",),
     "loss": (),
     "optimizer": (),
 }
 NEUTRAL = {
+    "probe": {
+        "dataset": "scenes",
+        "train_split": "train",
+        "test_split": "validation",
+        **dict.fromkeys(("train_json", "train_folder", "test_json", "test_folder"), ""),
+        "scale_jitter": [1.0, 1.0],
+        "min_visible": 0.25,
+    },
     "data": {"group_size": 0},
     "numerics": {"bn_devices": 0},
     "loss": {"negatives": "micro_batch"},
@@ -218,15 +227,12 @@ def _probe(
 ) -> dict[str, float]:
     """Detection with what this method pre-trained; {} where the mode does not apply.
 
-    Modes: 'backbone' freezes the backbone and trains a new FPN with the head: the same for every
-    method. 'frozen' freezes backbone and FPN, of methods that trained every level of it that the
-    probe reads. 'finetuned' starts from all there is and trains everything.
+    'backbone+fpn' applies to methods that trained every level of the FPN that the probe reads.
     """
-    probe_settings = settings(detector.ProbeSettings, plain["probe"])
     levels = {f"P{COARSEST - s}" for s in run.objective.trained_levels if trained}
-    if mode == "frozen" and not levels.issuperset(probe_settings.levels):
+    if mode == "backbone+fpn" and not levels.issuperset(plain["probe"]["levels"]):
         return {}
-    offered = ("backbone",) if mode == "backbone" or not trained else ("backbone", "fpn")
+    offered = ("backbone", "fpn") if trained else ("backbone",)
     variables = {
         name: {part: tree[part] for part in offered if part in tree}
         for name, tree in (
@@ -239,9 +245,9 @@ def _probe(
         settings(Architecture, plain["model"]),
         run.objective.encoder.numerics,
         variables,
-        frozen=mode != "finetuned",
+        mode=mode,
         seed=plain["seed"],
-        data=probe.load(plain["data"]["data_dir"], probe_settings),
+        data=load(plain),
     )
 
 

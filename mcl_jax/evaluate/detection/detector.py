@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate.detection import fcos
+from mcl_jax.evaluate.detection import augmentation, fcos
+from mcl_jax.evaluate.detection.augmentation import Placement
 from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.layers import Context, Numerics
@@ -33,8 +34,13 @@ class ProbeSettings:
 
     Attributes:
       image_size: H, a multiple of 32; images are fitted to it at the top left and never enlarged.
-      train_images, eval_images: the first so many of the training and of the validation split.
+      train_images, eval_images: the first so many of the training and of the test set; 0: all.
       steps, batch_size: of training; eval_batch_size: of everything without gradient.
+      scale_jitter: lowest and highest factor of a training image's size; (1, 1): images are mirrored
+        and nothing else.
+      min_visible: share of a box's area that has to stay on the canvas for the box to stay.
+      cache_gb: 10^9 bytes of memory for decoded images, and as much for what frozen parts put out.
+      checkpoint_steps: steps between two saved states of a training.
       base_lr: AdamW's peak learning rate, after `warmup_steps` of linear warm-up; cosine to 0.
       weight_decay: of kernels; norms, biases and scales have none.
       head_channels, head_convs, head_groups: of each of the head's two towers.
@@ -56,6 +62,10 @@ class ProbeSettings:
     steps: int
     batch_size: int
     eval_batch_size: int
+    scale_jitter: tuple[float, float]
+    min_visible: float
+    cache_gb: float
+    checkpoint_steps: int
     base_lr: float
     warmup_steps: int
     weight_decay: float
@@ -89,17 +99,32 @@ class ProbeSettings:
                 f"probe.head_channels {self.head_channels} is not a multiple of head_groups "
                 f"{self.head_groups}"
             )
-        for name in ("train_images", "eval_images", "steps", "batch_size", "eval_batch_size"):
+        for name in ("steps", "batch_size", "eval_batch_size", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"probe.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("train_images", "eval_images", "cache_gb"):
+            if getattr(self, name) < 0:
+                raise UserError(f"probe.{name} must be at least 0, got {getattr(self, name)}")
+        low, high = self.scale_jitter
+        if not 0 < low <= high:
+            raise UserError(
+                f"probe.scale_jitter must be 0 < low <= high, got {tuple(self.scale_jitter)}"
+            )
+        if not 0 <= self.min_visible <= 1:
+            raise UserError(f"probe.min_visible must be in 0..1, got {self.min_visible}")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether training images change their size."""
+        return self.scale_jitter != (1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
     """The three parts and what can be done with them; equal detectors share compiled functions.
 
-    Variables are {part: {'params': ..., 'batch_stats': ...}}. Inputs are what the first trained
-    part reads, a pytree with n rows: (images, extents), res2..res5 or the pyramid.
+    Variables are {part: {'params': ..., 'batch_stats': ...}}. Inputs of a part are a pytree with n
+    rows: normalized images, res2..res5 or the pyramid.
 
     Attributes:
       mean, std: of the normalization, per RGB channel on the [0, 1] scale.
@@ -141,7 +166,7 @@ class Detector:
         """What a part is called with after its input `x`."""
         rows = jax.tree.leaves(x)[0].shape[0]
         if part == "backbone":
-            return self.normalize(*x), Context((rows,), train)
+            return x, Context((rows,), train)
         if part == "fpn":
             spans = full_spans(rows)[: COARSEST + 1 - int(self.settings.levels[0][1:])]
             return x, spans, 1, train
@@ -149,10 +174,28 @@ class Detector:
 
     def normalize(self, images: Array, extents: Array) -> Array:
         """uint8 -> float32, zero (the mean) where no image is."""
-        x = (images / jnp.float32(255) - jnp.array(self.mean)) / jnp.array(self.std)
         side = jnp.arange(images.shape[1])
         rows, columns = side < extents[:, :1], side < extents[:, 1:]
-        return x * (rows[:, :, None] & columns[:, None, :])[..., None]
+        return self._normalized(images, rows[:, :, None] & columns[:, None, :])
+
+    def _normalized(self, images: Array, inside: Array) -> Array:
+        x = (images / jnp.float32(255) - jnp.array(self.mean)) / jnp.array(self.std)
+        return x * inside[..., None]
+
+    def view(
+        self, images: Array, extents: Array, mirrored: Array, placement: Placement | None
+    ) -> Array:
+        """What the backbone reads of images uint8 [n, H, H, 3]: float32 of the same shape.
+
+        Args:
+          extents: int32 [n, 2].
+          mirrored: bool [n].
+          placement: of `augmentation.draw_placement`; None: images stay as they are.
+        """
+        images = augmentation.mirror(images, extents, mirrored)
+        if placement is None:
+            return self.normalize(images, extents)
+        return self._normalized(*augmentation.place(images, extents, placement))
 
     def run(self, parts: tuple[str, ...], variables: Any, x: Any, train: bool) -> tuple[Any, Any]:
         """Chains `parts`; returns their output and {part: new batch_stats}."""
@@ -166,7 +209,7 @@ class Detector:
     def initial(self, key: Array, parts: tuple[str, ...]) -> dict[str, Any]:
         """Random variables of `parts`."""
         side = self.settings.image_size
-        x = (jnp.zeros((1, side, side, 3), jnp.uint8), jnp.full((1, 2), side))
+        x = jnp.zeros((1, side, side, 3), jnp.float32)
         variables = {}
         for i, part in enumerate(PARTS):
             module, arguments = self.module(part), self.arguments(part, x, False)

@@ -1,43 +1,51 @@
-"""Detection probe: how much a pre-trained network helps a small detector with few labeled scenes.
+"""Detection probe: how much a pre-trained network helps a small detector with few labeled images.
 
-Shapes: n images, H their side in px, N boxes of an image (padded), D detections of an image;
-boxes are float [4] (ymin, xmin, ymax, xmax) in px.
+Shapes: n images of a set, N boxes of an image (padded), D detections of an image; boxes are
+float [4] (ymin, xmin, ymax, xmax) in px.
 """
 
 import dataclasses
-import functools
+import time
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 
-from mcl_jax.evaluate.detection import fcos
+from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection.average_precision import average_precision, check_installed
-from mcl_jax.evaluate.detection.boxed_images import BoxedImages, load_scenes, with_mirrored
+from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
+from mcl_jax.evaluate.detection.data import Data
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.nms import Detections
-from mcl_jax.keys import Purpose, key_for
+from mcl_jax.evaluate.detection.training import Conduct, detect, fit, one_device
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 from mcl_jax.objectives.build import settings as settings_from
 
-Array = jax.Array
-Data = tuple[BoxedImages, BoxedImages]
+# Mode -> what of the pre-trained parts stays as it is; the others are trained. 'backbone' trains a
+# new FPN: the same for every method, whether it pre-trains one or not.
+MODES = {"backbone": ("backbone",), "backbone+fpn": ("backbone", "fpn"), "tuned": ()}
 
 
-def load(data_dir: str | None, settings: ProbeSettings) -> Data:
-    """What `probe` takes as `data`: scenes to train on and scenes to test on.
+class Probed(NamedTuple):
+    """A finished probe.
 
-    Args:
-      data_dir: where the scenes lie or go; None or empty: $MCL_JAX_DATA or ~/.cache/mcl_jax.
+    Attributes:
+      scores: of `average_precision`.
+      truth, detections: of all test images.
+      steps: of this call's training; less than all of them if it went on with a saved state.
+      train_s, test_s: seconds of this call's training and test, compilation included.
     """
-    return (
-        load_scenes(data_dir or None, "train", settings.train_images, settings.image_size),
-        load_scenes(data_dir or None, "validation", settings.eval_images, settings.image_size),
-    )
+
+    scores: dict[str, float]
+    truth: Truth
+    detections: Detections
+    steps: int
+    train_s: float
+    test_s: float
 
 
 def probe(
@@ -46,202 +54,147 @@ def probe(
     numerics: Numerics,
     variables: Mapping[str, Any],
     *,
-    frozen: bool,
+    mode: str,
     seed: int,
     data: Data,
+    labels: int | None = None,
+    mesh: Mesh | None = None,
+    conduct: Conduct | None = None,
 ) -> dict[str, float]:
     """Trains a detector on top of a pre-trained network and tests it.
 
-    Runs on the default device. Networks of the same sizes share one compilation.
+    Networks of the same sizes share one compilation.
 
     Args:
       config: `probe` and `augment.mean`, `augment.std` are read.
       architecture, numerics: of the pre-trained network.
       variables: {'params': {'backbone': ..., 'fpn': ...}, 'batch_stats': the same}. Without
         'fpn' (a method that trains the backbone alone, or a C4 network) a random FPN is trained.
-      frozen: leave what was pre-trained as it is, running statistics included; False trains
-        everything at one learning rate.
-      seed: of the new parts' parameters and of the order of images.
-      data: from `load`.
+      mode: of `MODES`. What stays frozen keeps its running statistics too; all that is trained has
+        one learning rate.
+      seed: of the new parts' parameters, of the order of images, and of the label budget.
+      data: of `data.load`.
+      labels: labeled images to train on, see `BoxedSet.first`; None: all.
+      mesh: devices to run on; None: the default device.
+      conduct: where the state is kept, bars, threads.
 
     Returns:
-      As `average_precision` says: 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large'.
+      As `average_precision` says: 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large' and more.
 
     Raises:
-      UserError: settings that do not fit together; no pycocotools (before any training).
+      UserError: settings that do not fit together; a mode that this network cannot have; more
+        labels than there are; no pycocotools (before any training).
+      training.Stopped: if `conduct` asks for it.
+
+    Example:
+      scores = probe(
+          config, architecture, numerics, variables, mode="backbone", seed=0, data=load(config),
+          labels=110,
+      )
     """
+    prepared = prepare(
+        config, architecture, numerics, variables, mode=mode, seed=seed, data=data, labels=labels
+    )
+    return measure(prepared, mesh, conduct).scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A probe that is ready to run.
+
+    Attributes:
+      detector: what is trained and tested.
+      by_part: what is taken over from pre-training, {part: {'params', 'batch_stats'}}.
+      train, test: labeled images.
+      seed: see `probe`.
+      identity: what decides the result, for a folder to go on only with the same.
+    """
+
+    detector: Detector
+    by_part: Mapping[str, Any]
+    train: BoxedSet
+    test: BoxedSet
+    seed: int
+    identity: Mapping[str, Any]
+
+
+def prepare(
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    numerics: Numerics,
+    variables: Mapping[str, Any],
+    *,
+    mode: str,
+    seed: int,
+    data: Data,
+    labels: int | None = None,
+) -> Prepared:
+    """Checks everything that `probe` is given, before anything is computed."""
     check_installed()
-    train, test = data
-    settings = settings_from(ProbeSettings, config["probe"])
-    given = tuple(part for part in PARTS if part in variables["params"])
+    by_part = _parts(variables, mode)
+    train = data.train.first(labels, seed)
     detector = Detector(
-        settings=settings,
+        settings=settings_from(ProbeSettings, config["probe"]),
         # What is regularized in pre-training by leaving branches out is plainly computed here.
         architecture=dataclasses.replace(architecture, drop_path=0.0),
         numerics=dataclasses.replace(numerics, axis_name=None),
         mean=tuple(config["augment"]["mean"]),
         std=tuple(config["augment"]["std"]),
         classes=len(train.class_names),
-        trained=tuple(part for part in PARTS if not frozen or part not in given),
+        trained=tuple(part for part in PARTS if part not in MODES[mode] or part not in by_part),
     )
-    by_part = {
-        part: {"params": variables["params"][part], "batch_stats": _statistics(variables, part)}
+    told = _identity(detector, by_part) | {
+        "mode": mode,
+        "seed": seed,
+        "labels": len(train),
+        "rows": zlib.crc32(np.asarray(train.rows, np.int64)),
+        "test_images": len(data.test),
+        "classes": list(train.class_names),
+    }
+    return Prepared(detector, by_part, train, data.test, seed, told)
+
+
+def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | None = None) -> Probed:
+    """Trains and tests, see `probe`."""
+    mesh, conduct = mesh or one_device(), conduct or Conduct()
+    detector, train = prepared.detector, prepared.train
+    started = time.monotonic()
+    fitted, steps = fit(
+        detector, prepared.by_part, train, prepared.seed,
+        mesh=mesh, conduct=conduct, identity=prepared.identity,
+    )  # fmt: skip
+    jax.block_until_ready(fitted)
+    trained = time.monotonic()
+    truth, found = detect(detector, fitted, prepared.test, mesh=mesh, conduct=conduct)
+    test_s = time.monotonic() - trained
+    scores = average_precision(truth, found, train.class_names, detector.settings.area_bounds)
+    return Probed(scores, truth, found, steps, trained - started, test_s)
+
+
+def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """{part: {'params', 'batch_stats'}} of what a mode takes over from pre-training."""
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    offered = ("backbone",) if mode == "backbone" else ("backbone", "fpn")
+    given = [part for part in offered if part in variables["params"]]
+    if missing := [part for part in MODES[mode] if part not in given]:
+        raise UserError(
+            f"mode {mode!r} freezes {' and '.join(missing)}, which this method does not pre-train"
+        )
+    # A network without batch normalization has no running statistics.
+    statistics = variables.get("batch_stats", {})
+    return {
+        part: {"params": variables["params"][part], "batch_stats": statistics.get(part, {})}
         for part in given
     }
-    fitted = fit(detector, by_part, train, seed)
-    found = evaluate(detector, fitted, test)
-    return average_precision(
-        test.boxes, test.labels, found, len(test.class_names), settings.area_bounds
-    )
 
 
-def _statistics(variables: Mapping[str, Any], part: str) -> Any:
-    """Running statistics of a part; a network without batch normalization has none."""
-    return variables.get("batch_stats", {}).get(part, {})
-
-
-def fit(
-    detector: Detector, variables: Mapping[str, Any], data: BoxedImages, seed: int
-) -> dict[str, Any]:
-    """Trains the trained parts on images and mirror images.
-
-    Args:
-      variables: of the pre-trained parts, {part: {'params', 'batch_stats'}}; not changed.
-      data: labeled images.
-      seed: see `probe`.
-
-    Returns:
-      Variables of all parts, of frozen ones those given.
-    """
-    s, functions = detector.settings, compiled(detector)
-    data = with_mirrored(data)
-    # Copies: the training step takes over the memory of what it is given.
-    variables = jax.tree.map(lambda x: jnp.array(np.asarray(x)), dict(variables))
-    missing = tuple(part for part in PARTS if part not in variables)
-    variables |= functions.initial(key_for(seed, 0, 0, Purpose.PROBE), missing)
-    frozen = {part: v for part, v in variables.items() if part not in detector.trained}
-    inputs = _inputs(functions, frozen, data, s.eval_batch_size)
-    targets = functions.targets(data.boxes, data.labels)
-    trained = {part: variables[part] for part in detector.trained}
-    memory = functions.optimizer.init({part: v["params"] for part, v in trained.items()})
-    rng = np.random.default_rng((seed, Purpose.PROBE))
-    for step, rows in enumerate(_batches(rng, len(data.images) // 2, s.batch_size, s.steps)):
-        trained, memory, _ = functions.step(
-            trained, memory, inputs, targets, rows, np.float32(learning_rate(s, step))
-        )
-    return frozen | trained
-
-
-def evaluate(detector: Detector, variables: Mapping[str, Any], data: BoxedImages) -> Detections:
-    """Detections [n, D] of all images, as numpy, with running statistics."""
-    functions, chunk = compiled(detector), detector.settings.eval_batch_size
-    frozen = {part: v for part, v in variables.items() if part not in detector.trained}
-    trained = {part: variables[part] for part in detector.trained}
-    inputs = _inputs(functions, frozen, data, chunk)
-    found = [
-        functions.predict(trained, inputs, data.extents, rows)
-        for rows in _chunks(len(data.images), chunk)
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(data.images)], *found)
-
-
-def learning_rate(settings: ProbeSettings, step: int) -> float:
-    """Linear warm-up to `base_lr`, then half a cosine to 0 at `steps`."""
-    s = settings
-    if step < s.warmup_steps:
-        return s.base_lr * (step + 1) / (s.warmup_steps + 1)
-    done = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
-    return s.base_lr * 0.5 * (1 + float(np.cos(np.pi * done)))
-
-
-def _batches(rng: np.random.Generator, images: int, batch_size: int, steps: int):
-    """Rows int32 [batch_size] of each step: whole passes in random order, half of them mirrored."""
-    passes = -(-steps * batch_size // images)
-    order = np.concatenate([rng.permutation(images) for _ in range(passes)])
-    mirrored = rng.integers(0, 2, order.size)  # the mirror image of i is row i + images
-    rows = (order + images * mirrored).astype(np.int32)
-    return rows[: steps * batch_size].reshape(steps, batch_size)
-
-
-def _chunks(images: int, size: int) -> np.ndarray:
-    """Rows int32 [chunks, size] that visit every image once; the last image fills the end."""
-    rows = np.arange(-(-images // size) * size, dtype=np.int32)
-    return np.minimum(rows, images - 1).reshape(-1, size)
-
-
-def _inputs(functions: "Functions", frozen: Mapping, data: BoxedImages, chunk: int) -> Any:
-    """What the first trained part reads of all images, on the device."""
-    images = (jnp.asarray(data.images), jnp.asarray(data.extents))
-    if not frozen:
-        return images
-    rows = _chunks(len(data.images), chunk)
-    outputs = [functions.embed(frozen, images, r) for r in rows]
-    return jax.tree.map(lambda *x: jnp.concatenate(x)[: len(data.images)], *outputs)
-
-
-@functools.lru_cache(maxsize=8)
-def compiled(detector: Detector) -> "Functions":
-    """The jitted functions of a detector; equal detectors share them."""
-    return Functions(detector)
-
-
-class Functions:
-    """What is compiled once per detector and shape; parameters and learning rate are arguments.
-
-    Attributes:
-      optimizer: AdamW before its learning rate.
-      initial: (key, parts) -> random variables of these parts.
-      embed: (frozen variables, images, rows) -> inputs of these rows.
-      targets: (boxes [n, N, 4], labels [n, N]) -> `fcos.Outputs` [n, L, ...].
-      step: (trained variables, optimizer state, inputs, targets, rows, lr) -> the first two after
-        one step, and the loss; takes over the memory of the first two.
-      predict: (trained variables, inputs, extents, rows) -> `Detections` of these rows.
-    """
-
-    def __init__(self, detector: Detector):
-        self._detector = detector
-        self.optimizer = optax.chain(
-            optax.scale_by_adam(),
-            optax.add_decayed_weights(
-                detector.settings.weight_decay,
-                mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-            ),
-        )
-        self.initial = jax.jit(detector.initial, static_argnames="parts")
-        self.embed = jax.jit(self._embed)
-        self.targets = jax.jit(detector.targets)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1))
-        self.predict = jax.jit(self._predict)
-
-    def _embed(self, frozen: Any, images: Any, rows: Array) -> Any:
-        parts = tuple(part for part in PARTS if part in frozen)
-        return self._detector.run(parts, frozen, _take(images, rows), train=False)[0]
-
-    def _step(self, trained, memory, inputs, targets, rows, lr):
-        detector, s = self._detector, self._detector.settings
-        x, wanted = _take(inputs, rows), _take(targets, rows)
-
-        def loss_of(params):
-            variables = {part: v | {"params": params[part]} for part, v in trained.items()}
-            outputs, stats = detector.run(detector.trained, variables, x, train=True)
-            terms = fcos.losses(outputs, wanted, s.focal_alpha, s.focal_gamma)
-            return sum(terms.values()), stats
-
-        params = {part: v["params"] for part, v in trained.items()}
-        (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates, memory = self.optimizer.update(grads, memory, params)
-        params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
-        trained = {
-            part: {"params": params[part], "batch_stats": v["batch_stats"] | stats[part]}
-            for part, v in trained.items()
-        }
-        return trained, memory, loss
-
-    def _predict(self, trained: Any, inputs: Any, extents: Array, rows: Array) -> Detections:
-        detector = self._detector
-        outputs, _ = detector.run(detector.trained, trained, _take(inputs, rows), train=False)
-        return jax.vmap(detector.detect)(outputs, _take(extents, rows))
-
-
-def _take(tree: Any, rows: Array) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
+def _identity(detector: Detector, by_part: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the detector and of the pre-trained weights."""
+    weights = 0
+    for leaf in jax.tree.leaves(by_part):
+        weights = zlib.crc32(np.ascontiguousarray(leaf), weights)
+    told = {f"probe.{k}": v for k, v in dataclasses.asdict(detector.settings).items()}
+    for name in ("cache_gb", "checkpoint_steps", "train_images", "eval_images"):
+        del told[f"probe.{name}"]  # no number depends on them, or the images are told themselves
+    return told | {"weights": weights, "dtype": np.dtype(detector.numerics.dtype).name}

@@ -8,13 +8,12 @@ the uninterrupted one bit by bit on the same devices.
 
 import json
 import math
-import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from mcl_jax.evaluate.linear import classifier
 from mcl_jax.evaluate.linear.classifier import Classifiers
 from mcl_jax.evaluate.linear.evaluation import Evaluation
 from mcl_jax.report.metrics import MetricWriter
+from mcl_jax.runtime import atomic
 from mcl_jax.runtime.preemption import Preemption
 
 INPUTS = ("image", "extent", "label")
@@ -73,7 +73,7 @@ def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict
         result = _result(evaluation, _test(evaluation, state))
         if first_process:
             text = json.dumps(result, indent=2) + "\n"
-            _replace(result_path, lambda file: file.write(text.encode()))
+            atomic.replace(result_path, lambda file: file.write(text.encode()))
         rows = {f"{k}/lr{row['lr']:g}": row[k] for row in result["rows"] for k in row if k != "lr"}
         writer.write(evaluation.total_steps, rows)
         return result
@@ -228,7 +228,7 @@ def _save(path: Path, state: Classifiers, told: Mapping[str, Any]) -> None:
     arrays = {"step": state.step, "identity": np.asarray(json.dumps(told))}
     for name in state.params:
         arrays |= {name: state.params[name], f"velocity_{name}": state.velocity[name]}
-    _replace(path, lambda file: np.savez(file, **arrays))
+    atomic.replace(path, lambda file: np.savez(file, **arrays))
 
 
 def _load(path: Path, told: Mapping[str, Any]) -> Classifiers | None:
@@ -247,13 +247,3 @@ def _load(path: Path, told: Mapping[str, Any]) -> Classifiers | None:
         params = {name: arrays[name] for name in names}
         velocity = {name: arrays[f"velocity_{name}"] for name in names}
         return Classifiers(arrays["step"], params, velocity)
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file that is there wholly or not at all, whenever the process is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
