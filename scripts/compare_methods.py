@@ -1,7 +1,13 @@
-"""Compares methods: python scripts/compare_methods.py --config configs/study_scenes.py
+"""Compares methods: python scripts/compare_methods.py --config configs/study_photos.py:cpu
 
 Pre-trains and scores every row of the study; finished rows are kept in --results and the same
-command goes on where it stopped. The table goes to --document after every row.
+command goes on where it stopped. The tables go to --document after every row, and so does the
+picture of AP against labels, beside it.
+
+    python scripts/compare_methods.py --config configs/study_photos.py:cpu --figure iou --control random
+
+draws AP gained over a control by IoU threshold from what is finished, and computes nothing;
+--figure labels draws the other picture and the tables again.
 """
 
 import logging
@@ -16,34 +22,44 @@ from mcl_jax import cli
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", "runs/study", "checkpoints of the rows")
-RESULTS = flags.DEFINE_string("results", "docs/study", "one JSON file per finished row and seed")
-DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "where the table is written")
+RESULTS = flags.DEFINE_string("results", "", "folder of one JSON per finished row and seed")
+DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "where the tables are written")
 ROWS = flags.DEFINE_list("rows", [], "only these rows; default: all")
+SEED = flags.DEFINE_integer("seed", None, "only this seed; default: all", lower_bound=0)
+FIGURE = flags.DEFINE_enum("figure", None, ["labels", "iou"], "only draw, from finished rows")
+CONTROL = flags.DEFINE_string("control", "random", "the row that --figure iou compares with")
 
 
 def main(_: Sequence[str]) -> None:
     config = cli.config_of(CONFIG)
     if "study" not in config:
-        cli.fail("--config has no section 'study'; use configs/study_scenes.py")
+        cli.fail("--config has no section 'study'; use configs/study_photos.py")
 
-    import jax
-
-    from mcl_jax.study import study
+    from mcl_jax.runtime.compile_cache import compile_cache
+    from mcl_jax.study import figures, rows, runs, table
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    workdir, results = Path(WORKDIR.value), Path(RESULTS.value)
+    results = Path(RESULTS.value or config.study.results)
+    document, workdir = Path(DOCUMENT.value), Path(WORKDIR.value)
+    if FIGURE.value == "iou":
+        path = document.with_name(f"{document.stem}_iou.png")
+        names = list(config.study.rows)
+        figures.gains_by_iou(path, table.read(results), names, config.study.shown, CONTROL.value)
+        print(path)
+        return
     results.mkdir(parents=True, exist_ok=True)
-    if not jax.config.jax_compilation_cache_dir:  # rows that differ in their seed share programs
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "xla_cache"))
-    order = list(config.study.rows)
-    for row, seed in study.runs(config, ROWS.value):
-        try:
-            study.complete(config, row, seed, workdir, results)
-        except study.Stopped:
-            print("stopped on request; the same command goes on", file=sys.stderr)
-            return
-        study.write_table(Path(DOCUMENT.value), study.table(study.read(results), order))
-    print(study.table(study.read(results), order), end="")
+    if not FIGURE.value:
+        with compile_cache(workdir / "xla_cache"):  # rows that differ in their seed share programs
+            for row, seed in rows.runs(config, ROWS.value):
+                if SEED.value not in (None, seed):
+                    continue
+                try:
+                    runs.complete(config, row, seed, workdir, results, owner=True)
+                except runs.Stopped:
+                    print("stopped on request; the same command goes on", file=sys.stderr)
+                    return
+                table.show(config, results, document)
+    print(table.show(config, results, document), end="")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ import fcntl
 import json
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
-from mcl_jax.configs import study_scenes
+from conftest import shrink_networks
+from mcl_jax.configs import study_photos, study_scenes
 
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.runtime.health import TrainingStopped
-from mcl_jax.study import study
+from mcl_jax.study import figures, rows, runs, table
 
 
 @pytest.fixture
@@ -20,8 +23,8 @@ def config():
 
 def test_every_row_is_a_configuration_that_builds(config):
     seen = {}
-    for row, seed in study.runs(config, []):
-        plain = study.config_of_run(config, row, seed)
+    for row, seed in rows.runs(config, []):
+        plain = rows.config_of_run(config, row, seed)
         assert plain["seed"] == seed and "study" not in plain
         if seed == 0:
             seen[row] = make_objective(plain, plain["data"]["batch_size"], None)
@@ -34,98 +37,190 @@ def test_every_row_is_a_configuration_that_builds(config):
 
 def test_rows_share_everything_that_is_not_their_method(config):
     allowed = {"method", "montage", "loss", "supervised", "ema", "seed"}
-    base = study.config_of_run(config, "mcl", 0)
+    base = rows.config_of_run(config, "mcl", 0)
     for row in config.study.rows:
-        own = study.config_of_run(config, row, 0)
+        own = rows.config_of_run(config, row, 0)
         assert {key for key in base if base[key] != own[key]} <= allowed, row
 
 
 def test_all_rows_come_once_before_the_second_seed(config):
-    order = list(study.runs(config, ["mcl", "byol"]))
+    order = list(rows.runs(config, ["mcl", "byol"]))
     assert order[:3] == [("byol", 0), ("mcl", 0), ("byol", 1)] and len(order) == 2 * 3
-    assert list(study.runs(config, ["mcl_b"])) == [("mcl_b", 0)]  # not a main row: one seed
+    assert list(rows.runs(config, ["mcl_b"])) == [("mcl_b", 0)]  # not a main row: one seed
     with pytest.raises(UserError, match="row 'simclr' is not in the study: random, supervised"):
-        list(study.runs(config, ["simclr"]))
+        list(rows.runs(config, ["simclr"]))
 
 
 def test_a_misspelt_key_of_a_row_is_an_error(config):
     config.study.differs.mcl = {"montage": {"level": 3}}
     with pytest.raises(UserError, match="study.differs.mcl.montage.level is no key"):
-        study.config_of_run(config, "mcl", 0)
+        rows.config_of_run(config, "mcl", 0)
 
 
 def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch):
     done = []
 
-    def measure(config, row, seed, folder):
+    def measure(config, row, seed, folder, owner):
         done.append((row, seed))
-        return {"row": row, "config": study.fingerprint(study.config_of_run(config, row, seed))}
+        return {"row": row, "config": rows.fingerprint(rows.config_of_run(config, row, seed))}
 
-    monkeypatch.setattr(study, "measure", measure)
+    monkeypatch.setattr(runs, "measure", measure)
     results, workdir = tmp_path / "results", tmp_path / "work"
     results.mkdir()
-    assert study.complete(config, "mcl", 1, workdir, results)
+    assert runs.complete(config, "mcl", 1, workdir, results)
     assert json.loads((results / "mcl-seed1.json").read_text())["row"] == "mcl"
-    assert not study.complete(config, "mcl", 1, workdir, results)  # finished
+    assert not runs.complete(config, "mcl", 1, workdir, results)  # finished
     claim = workdir / "byol-seed0" / "running"
     claim.parent.mkdir()
     with claim.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # as another process would hold it
-        assert not study.complete(config, "byol", 0, workdir, results)
-    assert study.complete(config, "byol", 0, workdir, results)  # its owner is gone
+        assert not runs.complete(config, "byol", 0, workdir, results)
+    assert runs.complete(config, "byol", 0, workdir, results)  # its owner is gone
     assert done == [("mcl", 1), ("byol", 0)]
     config.data.threads, config.numerics.remat = 7, True  # change no number
-    assert not study.complete(config, "mcl", 1, workdir, results)
+    assert not runs.complete(config, "mcl", 1, workdir, results)
     config.optimizer.epochs = 1.0
     with pytest.raises(UserError, match="mcl-seed1.json was made with another configuration"):
-        study.complete(config, "mcl", 1, workdir, results)
+        runs.complete(config, "mcl", 1, workdir, results)
 
 
 def test_a_run_that_was_stopped_leaves_no_result_and_ends_the_study(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(study.train, "pretrain", lambda *_: SimpleNamespace(step=3))
-    with pytest.raises(study.Stopped):
-        study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+    monkeypatch.setattr(runs.train, "pretrain", lambda *_, **__: SimpleNamespace(step=3))
+    with pytest.raises(runs.Stopped):
+        runs.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
     assert not list(tmp_path.glob("*.json*"))
 
 
 def test_a_run_that_fails_is_recorded_with_its_reason(config, tmp_path, monkeypatch):
-    def pretrain(*_):
+    def pretrain(*_, **__):
         raise TrainingStopped("loss is nan at step 7")
 
-    monkeypatch.setattr(study.train, "pretrain", pretrain)
-    assert study.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
-    (result,) = study.read(tmp_path)
+    monkeypatch.setattr(runs.train, "pretrain", pretrain)
+    assert runs.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+    (result,) = table.read(tmp_path)
     assert result["failed"] == "loss is nan at step 7" and result["scores"] == {}
-    assert "| mcl | 1 | - |" in study.table([result], ["mcl"])
+    assert "| mcl | 1 | - |" in table.table([result], config)
 
 
-def test_the_table_gives_mean_and_deviation_in_the_studys_order():
+def test_the_table_gives_mean_and_deviation_in_the_studys_order(config):
     finished = [
-        {"row": "mcl", "scores": {"knn": 0.5, "backbone/ap": 0.1}},
-        {"row": "mcl", "scores": {"knn": 0.6, "backbone/ap": 0.2}},
+        {"row": "mcl", "scores": {"knn": 0.5, "backbone@all/ap": 0.1}},
+        {"row": "mcl", "scores": {"knn": 0.6, "backbone@all/ap": 0.2}},
         {"row": "byol", "scores": {"knn": 0.4}},
     ]
-    text = study.table(finished, ["byol", "mcl", "moco"])
+    config.study.modes = ("backbone",)
+    text = table.table(finished, config)
     neighbors, detection = (
         [line for line in part.splitlines() if line.startswith("|")]
         for part in text.split("### Detection")
     )
     assert len(neighbors) == len(detection) == 4
     assert neighbors[0].count("|") == neighbors[3].count("|")
-    assert neighbors[2].startswith("| byol | 1 | 40.0 | - |")
-    assert neighbors[3].startswith("| mcl | 2 | 55.0 ± 7.1 | - |")  # 7.07 = 10 / sqrt(2)
-    assert detection[3].startswith("| mcl | 2 | 15.0 ± 7.1 | - |")
+    assert neighbors[2].startswith("| byol | 1 | 40.0 |")
+    assert neighbors[3].startswith("| mcl | 2 | 55.0 ± 7.1 |")  # 7.07 = 10 / sqrt(2)
+    assert detection[3].startswith("| mcl | 2 | 15.0 ± 7.1 |")
     assert detection[2].startswith("| byol | 1 | - |")
 
 
 def test_the_words_around_the_table_stay(tmp_path):
     document = tmp_path / "study.md"
-    document.write_text(f"before\n{study.MARKS[0]}\nold\n{study.MARKS[1]}\nafter\n")
-    study.write_table(document, "| new |\n")
+    document.write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
+    table.write_table(document, "| new |\n")
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     assert "| new |" in text and "old" not in text
     document.write_text("no marks")
     with pytest.raises(UserError, match="lacks the marks"):
-        study.write_table(document, "")
+        table.write_table(document, "")
     assert document.read_text() == "no marks"
+
+
+@pytest.mark.parametrize("size", study_photos.SIZES)
+def test_the_comparison_on_photographs_builds_and_differs_in_methods_alone(size):
+    config = study_photos.get_config(f"{size},/data/photos")
+    allowed = {"method", "montage", "loss", "supervised"}
+    base = rows.config_of_run(config, "mcl", 0)
+    assert base["data"]["dataset"] == "folder:/data/photos/pretrain"
+    for row in config.study.rows:
+        own = rows.config_of_run(config, row, 0)
+        make_objective(own, own["data"]["batch_size"], None)
+        assert {key for key in base if base[key] != own[key]} <= allowed, row
+    with pytest.raises(UserError, match="study_photos.py:tpu is not one of cpu, gpu"):
+        study_photos.get_config("tpu")
+
+
+def test_where_the_photographs_lie_is_no_part_of_a_fingerprint():
+    here, there = (
+        rows.fingerprint(rows.config_of_run(study_photos.get_config(f"cpu,{place}"), "mcl", 0))
+        for place in ("photos", "/somewhere/else")
+    )
+    assert here == there
+    config = study_photos.get_config()
+    config.data.dataset = "folder:other"
+    assert rows.fingerprint(rows.config_of_run(config, "mcl", 0)) != here
+
+
+def test_pictures_hold_what_is_finished(tmp_path):
+    def result(row, seed, ap):
+        scores = {f"{mode}@{n}/ap": ap for mode in ("backbone", "tuned") for n in ("110", "all")}
+        scores |= {f"tuned@all/ap/iou{iou}": ap * (1 - iou / 100) for iou in figures.IOUS}
+        return {"row": row, "seed": seed, "scores": scores}
+
+    finished = [result("random", 0, 0.02), result("mcl", 0, 0.04), result("mcl", 1, 0.05)]
+    names, counts = ["random", "byol", "mcl"], {"110": 110, "all": 1106}
+    modes = ("backbone", "tuned")
+    figures.against_labels(tmp_path / "labels.png", finished, names, modes, counts)
+    figures.gains_by_iou(tmp_path / "iou.png", finished, names, "tuned@all", "random")
+    for name in ("labels.png", "iou.png"):
+        assert cv2.imread(str(tmp_path / name)).std() > 5  # not one color
+    with pytest.raises(UserError, match="no finished run of the control 'byol'"):
+        figures.gains_by_iou(tmp_path / "iou.png", finished, names, "tuned@all", "byol")
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """Ten photographs in two classes, and as many with boxes, in the comparison's form."""
+    rng, root = np.random.default_rng(0), tmp_path / "photos"
+    for side in ("train", "test"):
+        (root / "detection" / side).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(10):
+            pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            cv2.imwrite(str(root / "detection" / side / f"{i}.png"), pixels)
+            images.append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 48})
+            box = [4 + i, 5, 20, 16]
+            annotations.append({"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": box})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "bus"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "detection" / f"instances_{side}.json").write_text(json.dumps(content))
+    for name in ("cats", "dogs"):
+        (root / "pretrain" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            cv2.imwrite(str(root / "pretrain" / name / f"{i}.png"), pixels)
+    return root
+
+
+def test_the_study_runs_on_a_tiny_pack(pack, tmp_path):
+    config = study_photos.get_config(f"cpu,{pack}")
+    split = config.data.split
+    shrink_networks(config)
+    config.data.dataset, config.data.split = f"folder:{pack / 'pretrain'}", split
+    config.data.batch_size, config.data.image_size, config.data.canvas_size = 16, 32, 48
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 1.0, 0.0
+    config.knn.every_epochs, config.knn.batch_size, config.knn.shrinks = 1.0, 8, (2,)
+    config.probe.image_size, config.probe.steps = 64, 2
+    config.probe.batch_size, config.probe.eval_batch_size = 2, 2
+    config.probe.head_channels, config.probe.head_convs = 4, 1
+    config.study.labels, config.study.train_images, config.study.modes = (4, 0), 10, ("backbone",)
+    results, document = tmp_path / "results", tmp_path / "study.md"
+    results.mkdir()
+    for row in ("random", "mcl_s1"):
+        assert runs.complete(config, row, 0, tmp_path / "work", results)
+        assert not runs.complete(config, row, 0, tmp_path / "work", results)
+    text = table.show(config, results, document)
+    assert "| mcl_s1 | 1 |" in text and "4 labels: AP" in document.read_text()
+    assert (tmp_path / "study.png").is_file()
+    of_run = json.loads((results / "mcl_s1-seed0.json").read_text())
+    assert of_run["images_seen"] == 32 and {"commit", "devices", "pretrain_s"} <= set(of_run)
+    assert {"backbone@4/ap50", "backbone@all/ap/iou95", "knn"} <= set(of_run["scores"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from mcl_jax.report import plots
 
@@ -108,9 +109,7 @@ def boxes(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.9 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = plots.panels(rows, columns, size=(3.2 * columns, 2.9 * rows))
     for axis, image, real, guesses in zip(axes.flat, images, truth, found, strict=False):
         _show(axis, image, "")
         for named, color, style, at_top in (
@@ -124,7 +123,7 @@ def boxes(
 
 def _draw_box(axis, caption: str, box: np.ndarray, color: str, style: str, at_top: bool) -> None:
     top, left, bottom, right = (float(side) - 0.5 for side in box)
-    outline = plt.Rectangle(
+    outline = Rectangle(
         (left, top), right - left, bottom - top, fill=False, edgecolor=color, linestyle=style,
         linewidth=1.4,
     )  # fmt: skip

@@ -1,0 +1,132 @@
+"""The comparison of docs/study.md: every method at one small budget on photographs.
+
+    python scripts/compare_methods.py --config configs/study_photos.py:cpu
+    python scripts/compare_methods.py --config configs/study_photos.py:gpu,/data/photos
+
+Data: a folder with `pretrain/CLASS/*.jpg` and `detection/{train,test}` beside
+`detection/instances_{train,test}.json` (docs/study.md says which photographs we used); `photos` in the
+current folder unless the argument names another.
+
+Sizes: `cpu` is a ResNet-18 of width 16 at 64 px, three levels, 20 epochs, 22 minutes a row on one core
+(measured); `gpu` a ResNet-18 of width 64 at 128 px, four levels, 40 epochs, made for one H100 (not
+measured yet).
+
+All rows share photographs seen, network, optimizer, learning rate, augmentation and the target
+network's speed (momentum .99 to 1, MCL's and BYOL's published schedule); a row changes what its
+method is made of. No row is searched values for.
+"""
+
+from pathlib import PurePath
+
+from mcl_jax.configs import demo
+from ml_collections import ConfigDict
+
+from mcl_jax.errors import UserError
+
+SIZES = ("cpu", "gpu")
+CLASSES, TRAIN_IMAGES = 104, 1106  # of the photographs that we used
+
+
+def get_config(argument: str = "cpu") -> ConfigDict:
+    """`argument`: SIZE[,FOLDER]."""
+    size, _, folder = argument.partition(",")
+    if size not in SIZES:
+        raise UserError(f"study_photos.py:{size} is not one of {', '.join(SIZES)}")
+    photos = PurePath(folder or "photos")
+    config = demo.get_config()
+    config.data.dataset = f"folder:{photos / 'pretrain'}"
+    config.data.split = config.knn.bank_split = "train[:90%]"
+    config.knn.query_split = "train[90%:]"
+    config.knn.every_epochs = 10.0
+    config.data.canvas_size = 128
+    config.montage.levels = 3  # a fourth would be views of 8 px
+    config.supervised.classes = CLASSES
+    config.moco.queue_size = 4096
+    config.moco.temperature = config.loss.temperature
+    config.moco.norm = "shuffle"  # one device: without it, keys share their queries' statistics
+    config.moco.norm_group = 16
+    config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
+    config.detco.patch_size = 16
+    config.optimizer.epochs = 20.0
+    config.ema.base, config.ema.final = 0.99, 1.0
+    config.log.checkpoint_steps = 300
+    config.log.keep_checkpoints = 1
+    config.log.montages = 0
+    config.log.collapse_patience = 1_000_000  # a collapsed row is scored like any other
+    if size == "gpu":
+        _enlarge(config)
+    _probe(config, photos / "detection", size)
+    _study(config, size)
+    return config
+
+
+def _enlarge(config: ConfigDict) -> None:
+    """One H100 for a minute a row."""
+    config.data.image_size = 128
+    config.data.canvas_size = 192
+    config.data.batch_size = 256
+    config.data.threads = 16
+    config.montage.levels = 4
+    config.model.width = 64
+    config.model.fpn_channels = 128
+    config.model.head_convs = 2
+    config.model.projector_hidden = config.model.predictor_hidden = 512
+    config.model.projector_out = 128
+    config.moco.norm_group = 32
+    config.detco.crop_size, config.detco.patch_size = 144, 32
+    config.optimizer.epochs = 40.0
+    config.knn.every_epochs = 40.0
+
+
+def _probe(config: ConfigDict, folder: PurePath, size: str) -> None:
+    """An FCOS head at 160 px; bounds in px of these photographs."""
+    probe = config.probe
+    probe.dataset = "coco_json"
+    for side in ("train", "test"):
+        probe[f"{side}_json"] = str(folder / f"instances_{side}.json")
+        probe[f"{side}_folder"] = str(folder / side)
+    probe.train_images = probe.eval_images = 0
+    probe.image_size = 160
+    probe.steps = 600 if size == "cpu" else 1500
+    probe.head_channels = 64 if size == "cpu" else 128
+    probe.level_bounds = (16.0, 32.0, 64.0)
+    probe.area_bounds = (32.0, 80.0)
+
+
+def _study(config: ConfigDict, size: str) -> None:
+    study = config.study = ConfigDict()
+    study.results = f"docs/study/{size}"  # folder of finished rows
+    study.modes = ("backbone", "tuned")  # of the detection probe
+    study.labels = (110, 0)  # budgets of labeled images; 0: all
+    study.train_images = TRAIN_IMAGES  # how many that is
+    study.shown = "tuned@all"  # of the picture by IoU threshold
+    study.caption = (
+        "Box AP of a small FCOS probe on 800 test photographs against labeled images, by what the "
+        "network was pre-trained with; bars reach from the lowest to the highest seed."
+    )
+    study.seeds = 3  # of the main rows; seed 0 of all rows comes first
+    study.untrained = "random"  # the row that is scored as initialized
+    study.main_rows = ("random", "supervised", "byol", "moco", "mcl_s1", "mcl")
+    study.rows = (
+        "random",
+        "supervised",
+        "byol",
+        "moco",
+        "detco",
+        "mosaic",
+        "mcl_s1",
+        "mcl_b",
+        "mcl",
+    )
+    differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys
+    differs.random = {}
+    differs.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
+    for method in ("byol", "moco", "detco"):
+        differs[method] = {"method": method}
+    differs.mosaic = {
+        "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
+        "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
+    }
+    differs.mcl_s1 = {"montage": {"levels": 1}}
+    differs.mcl_b = {"loss": {"matching": "b"}}
+    differs.mcl = {}

@@ -1,0 +1,186 @@
+"""One run of a comparison: pre-train, score frozen features, probe detection.
+
+Every finished run is one JSON file, written when all of it is done; what exists is never computed
+again, so a study goes on where it stopped and several processes may share the work.
+"""
+
+import contextlib
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mcl_jax import program, sharding, train
+from mcl_jax.data.sources import open_source
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate.detection import probe
+from mcl_jax.evaluate.detection.data import Data, load
+from mcl_jax.evaluate.detection.training import Conduct
+from mcl_jax.evaluate.monitor import KnnMonitor
+from mcl_jax.models.backbone import Architecture
+from mcl_jax.models.pyramid import COARSEST
+from mcl_jax.objectives.build import settings
+from mcl_jax.report import metrics
+from mcl_jax.runtime import atomic, provenance
+from mcl_jax.runtime.health import TrainingStopped
+from mcl_jax.state import TrainState
+from mcl_jax.study import rows
+
+
+class Stopped(Exception):
+    """The process was asked to stop; the same command goes on later."""
+
+
+def complete(
+    config: ConfigDict, row: str, seed: int, workdir: Path, results: Path, owner: bool = False
+) -> bool:
+    """Runs what is missing of (row, seed); False where it was done or is another process's.
+
+    Args:
+      config: of the study.
+      row, seed: see `rows.runs`.
+      workdir: holds the runs' checkpoints.
+      results: folder of the JSON files.
+      owner: of the process, see `train.pretrain`.
+
+    Raises:
+      UserError: if a finished run was made with another configuration.
+      Stopped: if the process was asked to stop; what was trained is saved.
+    """
+    path = results / f"{row}-seed{seed}.json"
+    if path.exists():
+        made_with = json.loads(path.read_text())["config"]
+        if made_with != rows.fingerprint(rows.config_of_run(config, row, seed)):
+            raise UserError(
+                f"{path} was made with another configuration; delete it and the run's folder "
+                f"{workdir / path.stem}, or give other --results and --workdir"
+            )
+        return False
+    folder = workdir / f"{row}-seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _claim(folder / "running") as mine:
+        if not mine:
+            print(f"{row}, seed {seed}: another process is at it", file=sys.stderr, flush=True)
+            return False
+        result = measure(config, row, seed, folder, owner)
+        text = json.dumps(result, indent=1) + "\n"
+        atomic.replace(path, lambda file: file.write(text.encode()))
+    return True
+
+
+@contextlib.contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether this process alone works on a run; a lock that dies with its owner."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def measure(
+    config: ConfigDict, row: str, seed: int, folder: Path, owner: bool = False
+) -> dict[str, Any]:
+    """Pre-trains one run (or resumes it) and scores it.
+
+    A run whose loss is no longer finite has no scores, but the reason under 'failed'.
+
+    Args:
+      config, row, seed, owner: see `complete`.
+      folder: workdir of the run.
+
+    Returns:
+      'row', 'seed', 'differs' (of the row), 'config' (fingerprint), 'images_seen', 'scores' (shares
+      in [0, 1]: kNN's names, and 'MODE@LABELS/NAME' of the probe), 'pretrain_s', 'score_s', 'devices',
+      'commit'.
+    """
+    plain = rows.config_of_run(config, row, seed)
+    about = {"row": row, "seed": seed, "config": rows.fingerprint(plain)}
+    mesh = sharding.mesh_for(plain)
+    data = plain["data"]
+    source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+    run = program.build(plain, mesh, images=len(source))
+    trained = row != config.study.untrained
+    print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
+    try:
+        state = train.pretrain(plain, folder, owner=owner) if trained else program.new_state(run)
+    except TrainingStopped as error:
+        return about | {"scores": {}, "failed": str(error)}
+    if trained and int(state.step) < run.total_steps:
+        raise Stopped
+    started = time.monotonic()
+    scores = KnnMonitor(run, source).evaluate(state)
+    for mode in applicable(config, run, trained):
+        for labels in config.study.labels:
+            probed = _probe(plain, run, state, mode, labels, trained)
+            name = f"{mode}@{labels or 'all'}"
+            scores |= {f"{name}/{key}": value for key, value in probed.items()}
+    return about | {
+        "differs": program.plain_config(config.study.differs[row]),
+        "images_seen": int(state.step) * data["batch_size"],
+        "scores": {name: value for name, value in scores.items() if np.isfinite(value)},
+        "pretrain_s": round(_training_seconds(metrics.read(folder), data["batch_size"]), 1),
+        "score_s": round(time.monotonic() - started, 1),
+        "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
+        "commit": provenance.commit(),
+    }
+
+
+def _training_seconds(lines: list[Mapping[str, float]], batch_size: int) -> float:
+    """Of all calls that trained a run, from its metrics: evaluations and compilations left out."""
+    seconds, step = 0.0, 0
+    for line in lines:
+        if line.get("images_per_s"):
+            seconds += (line["step"] - step) * batch_size / line["images_per_s"]
+            step = line["step"]
+    return seconds
+
+
+def applicable(config: ConfigDict, run: program.Program, trained: bool) -> list[str]:
+    """The study's modes of the probe that a row can have.
+
+    'backbone+fpn' is for methods that trained every level of the FPN that the probe reads.
+    """
+    levels = {f"P{COARSEST - s}" for s in run.objective.trained_levels if trained}
+    whole = levels.issuperset(run.config["probe"]["levels"])
+    return [mode for mode in config.study.modes if whole or mode != "backbone+fpn"]
+
+
+def _probe(
+    plain: Mapping[str, Any],
+    run: program.Program,
+    state: TrainState,
+    mode: str,
+    labels: int,
+    trained: bool,
+) -> dict[str, float]:
+    """Detection with what this method pre-trained; `labels` 0: all."""
+    offered = ("backbone", "fpn") if trained else ("backbone",)
+    variables = {
+        name: {part: tree[part] for part in offered if part in tree}
+        for name, tree in (
+            ("params", jax.device_get(state.params["encoder"])),
+            ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
+        )
+    }
+    data: Data = load(plain)
+    return probe.probe(
+        plain,
+        settings(Architecture, plain["model"]),
+        run.objective.encoder.numerics,
+        variables,
+        mode=mode,
+        seed=plain["seed"],
+        data=data,
+        labels=labels or None,
+        conduct=Conduct(threads=plain["data"]["threads"]),
+    )
