@@ -4,7 +4,9 @@ import jax
 import pytest
 from conftest import tiny_config
 
-from mcl_jax import sharding
+from mcl_jax import program, sharding
+from mcl_jax.convert.names import architectures
+from mcl_jax.convert.targets import authors
 from mcl_jax.errors import UserError
 
 versus = pytest.importorskip("mcl_jax.bench.versus")
@@ -16,13 +18,19 @@ def one_device(monkeypatch):
     monkeypatch.setattr(versus.sharding, "mesh_for", lambda _: mesh)
 
 
+def authors_names(config):
+    architecture = architectures.from_config(program.plain_config(config))
+    named = authors.view(architecture, config.montage.levels).named
+    return {name: entry.source for name, entry in named.items()}
+
+
 def test_both_sides_start_from_the_same_weights_and_montages(one_device):
     config = tiny_config()
     config.data.batch_size, config.model.head_convs = 32, 1
     config.loss.pyramid = "full"  # torch's
     config.data.image_size = config.data.canvas_size = 32
     config.numerics.compute_dtype = "float32"
-    result = versus.compare(config, steps=1)
+    result = versus.compare(config, authors_names(config), steps=1)
     assert result["first_loss"] == pytest.approx(result["torch_first_loss"], rel=1e-5)
     assert result["ratio"] == pytest.approx(result["torch_seconds"] / result["seconds"])
 
@@ -31,4 +39,4 @@ def test_what_the_authors_do_not_compute_is_refused(one_device):
     config = tiny_config()
     config.data.batch_size, config.model.neck = 32, "c4"
     with pytest.raises(UserError, match="model.neck has to be fpn, is c4"):
-        versus.compare(config, steps=1)
+        versus.compare(config, {}, steps=1)
