@@ -3,10 +3,10 @@
 import jax
 import pytest
 from conftest import tiny_config
-
-from mcl_jax import program, sharding
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors
+
+from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
 
 versus = pytest.importorskip("mcl_jax.bench.versus")

@@ -134,7 +134,9 @@ def largest(config: Any, steps: int, room_bytes: float) -> dict[str, Any]:
         kind = jax.devices()[0].device_kind
         raise UserError(f"{kind} does not say how much memory it has; give --room_gib")
     run = _built(config)
-    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract_state(run)))
+    state_bytes = sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract_state(run))
+    )
     peak_bytes = compiled.figures(program.lower_step(run).compile())["peak_bytes"]
     per_image = (peak_bytes - state_bytes) / run.objective.images_per_device
     batch = int((FILL * room - state_bytes) / per_image) * run.mesh.size
@@ -150,7 +152,9 @@ def largest(config: Any, steps: int, room_bytes: float) -> dict[str, Any]:
                 raise
             print(f"{batch} images do not fit after all", file=sys.stderr, flush=True)
         batch = batch * 7 // 8
-    raise UserError(f"{room / topology.GIB:.2f} GiB is too little for {GRANULE * run.mesh.size} images")
+    raise UserError(
+        f"{room / topology.GIB:.2f} GiB is too little for {GRANULE * run.mesh.size} images"
+    )
 
 
 def stepper(run: program.Program, step: Any, state: Any, batch: Any) -> Callable[[], Any]:

@@ -60,7 +60,9 @@ def join(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(side: str, folder: Path) -> dict[str, Any]:
     environment = dict(os.environ)
-    environment.pop("XLA_PYTHON_CLIENT_PREALLOCATE", None)  # the parent's; a side has the card alone
+    environment.pop(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", None
+    )  # the parent's; a side has the card alone
     command = [sys.executable, "-m", "mcl_jax.bench.turns", side, str(folder)]
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
