@@ -139,11 +139,11 @@ def largest(config: Any, steps: int, room_bytes: float) -> dict[str, Any]:
     )
     peak_bytes = compiled.figures(program.lower_step(run).compile())["peak_bytes"]
     per_image = (peak_bytes - state_bytes) / run.objective.images_per_device
-    batch = int((FILL * room - state_bytes) / per_image) * run.mesh.size
+    images = batch_that_fits(room, state_bytes, per_image)
     for _ in range(TRIES):
-        batch -= batch % (GRANULE * run.mesh.size)
-        if batch <= 0:
+        if images <= 0:
             break
+        batch = images * run.mesh.size
         try:
             result = measure(_changed(config, ("data", "batch_size", batch)), steps)
             return result | {"room_bytes": room, "bytes_per_image": per_image}
@@ -151,10 +151,14 @@ def largest(config: Any, steps: int, room_bytes: float) -> dict[str, Any]:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             print(f"{batch} images do not fit after all", file=sys.stderr, flush=True)
-        batch = batch * 7 // 8
-    raise UserError(
-        f"{room / topology.GIB:.2f} GiB is too little for {GRANULE * run.mesh.size} images"
-    )
+        images -= max(images // 8 // GRANULE, 1) * GRANULE
+    raise UserError(f"{room / topology.GIB:.2f} GiB is too little for {GRANULE} images a device")
+
+
+def batch_that_fits(room: float, state_bytes: float, bytes_per_image: float) -> int:
+    """The largest multiple of GRANULE images beside the state in FILL of the room; 0 for none."""
+    images = (FILL * room - state_bytes) / bytes_per_image
+    return max(int(images), 0) // GRANULE * GRANULE
 
 
 def stepper(run: program.Program, step: Any, state: Any, batch: Any) -> Callable[[], Any]:
