@@ -26,7 +26,7 @@ MINUTES = flags.DEFINE_float("minutes", 9.0, "for all parts together", lower_bou
 PARTS = flags.DEFINE_list("parts", [], "only these; default: all, change only with --change")
 STEPS = flags.DEFINE_integer("steps", 20, "timed steps", lower_bound=1)
 RESTART = flags.DEFINE_integer("restart_steps", 60, "of the run that is killed", lower_bound=6)
-LOADER = flags.DEFINE_float("loader_s", 4.0, "per stage of the loader", lower_bound=0.1)
+LOADER = flags.DEFINE_float("loader_s", 2.0, "per stage of the loader", lower_bound=0.1)
 STUDY = flags.DEFINE_string(
     "study", "--config=configs/study_photos.py:gpu", "arguments of compare_methods.py"
 )

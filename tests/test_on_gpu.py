@@ -81,7 +81,7 @@ def test_parts_come_in_order_of_value_and_change_only_where_asked(tmp_path):
     assert names == [name for name in accelerator.LEAST_S if name != "change"]
     changed = accelerator.Request({}, [], tmp_path, changes=["--config.numerics.remat=True"])
     assert [part.name for part in accelerator.parts(changed)][-1] == "change"
-    assert [p.name for p in accelerator.parts(request, ["torch", "speed"])] == ["speed", "torch"]
+    assert [p.name for p in accelerator.parts(request, ["torch", "speed"])] == ["torch", "speed"]
 
 
 def test_the_script_without_time_skips_every_part_and_says_so(tmp_path):

@@ -38,6 +38,10 @@ RESTARTED = (
     "--config.log.montages=0",
     "--config.knn.every_epochs=0",
 )
+PREPARE = (
+    "import json, sys; from mcl_jax.data.sources import open_source; "
+    "open_source(*json.loads(sys.argv[1]))"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Request:
     scratch: Path
     steps: int = 20
     restart_steps: int = 60
-    loader_s: float = 4.0
+    loader_s: float = 2.0
     study: str = ""
     changes: Sequence[str] = ()
     room_gib: float = 0.0
@@ -71,10 +75,10 @@ class Request:
 
 
 def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
-    """The parts in order of value.
+    """The parts, by default in order of value.
 
     Args:
-      names: only these; empty: all, `change` only where there are changes.
+      names: only these, in this order; empty: all, `change` only where there are changes.
 
     Raises:
       KeyError: for a name that is not in LEAST_S.
@@ -97,7 +101,7 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
         return Part(name, least[name], lambda budget, done: measure(request, budget, done))
 
     wanted = names or [n for n in measures if n != "change" or request.changes]
-    return [part(name) for name in measures if name in wanted]
+    return [part(name) for name in wanted]
 
 
 def found(seconds: float = 120.0) -> dict[str, Any]:
@@ -122,7 +126,11 @@ def _environment(request: Request) -> dict[str, str]:
 def _pretrain(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
     """scripts/pretrain.py on its data: start, kill, resume."""
     del done
-    steps = request.restart_steps
+    data, steps = request.config["data"], request.restart_steps
+    arguments = json.dumps([data["dataset"], data["split"], data["data_dir"] or None])
+    # data that are rendered at their first use must not count as part of the start
+    command = [sys.executable, "-c", PREPARE, arguments]
+    commands.demand(commands.run(command, budget.left(), {"JAX_PLATFORMS": "cpu"}))
     command = [sys.executable, str(SCRIPTS / "pretrain.py"), *request.config_arguments, *RESTARTED]
     command += [f"--config.log.checkpoint_steps={max(1, steps // 3)}"]
     return restart.measure(
