@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
+from jax.profiler import ProfileData
 
 from mcl_jax import cli, program, sharding
 from mcl_jax.bench import accelerator, commands, parity, profile, restart, step
@@ -161,7 +162,7 @@ def test_needed_flops_are_the_assigned_networks_whatever_is_run():
         config = tiny_config()
         config.data.image_size = config.data.canvas_size = 32
         config.data.batch_size, config.model.head_convs = 32, 1
-        config.loss.pyramid = pyramid
+        config.montage.levels, config.loss.pyramid = 2, pyramid
         own = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
         lowered = program.lower_step(own)
         counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(own, lowered)
@@ -185,6 +186,25 @@ def test_the_profile_names_what_takes_longest():
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-9
     assert math.isclose(first["ms_per_step"] / result["busy_ms_per_step"], first["share"])
     assert first["name"] in profile.table(result)
+
+
+def test_a_devices_trace_is_read_from_its_streams_or_else_its_operations(tmp_path):
+    def plane(name, *lines):
+        metadata = 'event_metadata { key: 1 value { id: 1 name: "kernel" } }'
+        text = "".join(
+            f'lines {{ name: "{line}" events {{ metadata_id: 1 duration_ps: {ps} }} }}'
+            for line, ps in lines
+        )
+        return f'planes {{ name: "{name}" {metadata} {text} }}'
+
+    host = plane("/host:CPU", ("python", 9_000))
+    for device, nanoseconds in (
+        (plane("/device:GPU:0", ("Stream #1(Compute)", 2_000), ("XLA Ops", 5_000)), 2.0),
+        (plane("/device:TPU:0", ("Steps", 7_000), ("XLA Ops", 5_000)), 5.0),
+    ):
+        space = ProfileData.text_proto_to_serialized_xspace(host + device)
+        (tmp_path / "host.xplane.pb").write_bytes(space)
+        assert list(profile.read(tmp_path)) == [profile.Event("kernel", "", nanoseconds)]
 
 
 def test_kernels_of_a_device_are_told_from_its_operations():

@@ -7,7 +7,7 @@ operations of all its threads. Nothing but JAX is needed to read it.
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ from jax.profiler import ProfileData
 
 LONGEST = 10
 _DEVICE = re.compile(r"/device:(GPU|TPU)")
-# Lines of a device's plane that hold what ran; the others sum the same time up in other ways.
-_BUSY_LINE = re.compile(r"Stream|XLA Ops")
+# Lines of a device's plane that hold what ran, on a GPU and on a TPU; others, and on a GPU all but
+# the first kind, sum the same time up in other ways.
+_BUSY_LINES = ("Stream", "XLA Ops")
 # '%fusion.3 = ... metadata={op_name="jit(step)/..." ...}' in a program's text
 _INSTRUCTION = re.compile(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"")
 
@@ -66,13 +67,18 @@ def read(folder: Path) -> Iterator[Event]:
         planes = list(ProfileData.from_file(str(path)).planes)
         devices = [plane for plane in planes if _DEVICE.match(plane.name)]
         for plane in devices or planes:
-            for line in plane.lines:
-                if devices and not _BUSY_LINE.search(line.name):
-                    continue
+            for line in _busy(plane.lines) if devices else plane.lines:
                 for event in line.events:
                     operation = next((str(v) for k, v in event.stats if k == "hlo_op"), "")
                     if operation or devices:
                         yield Event(event.name, operation, event.duration_ns)
+
+
+def _busy(lines: Iterable[Any]) -> list[Any]:
+    """The lines of a device's plane that hold what ran."""
+    lines = list(lines)
+    kinds = ([line for line in lines if line.name.startswith(kind)] for kind in _BUSY_LINES)
+    return next((kind for kind in kinds if kind), [])
 
 
 def sources(program_text: str) -> dict[str, str]:

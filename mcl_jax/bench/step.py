@@ -107,14 +107,15 @@ def needed_flops(run: program.Program, lowered: jax.stages.Lowered | None = None
         return None
     assigned = _changed(config, ("loss", "pyramid", "assigned"), ("numerics", "remat", False))
     if lowered is None or program.plain_config(config) != program.plain_config(assigned):
-        lowered = program.lower_step(_built(assigned))
+        images = config["data"]["batch_size"]
+        lowered = program.lower_step(program.build(assigned, run.mesh, images))
     b = run.objective.images_per_device
-    images = {
+    batch = {
         name: jax.ShapeDtypeStruct((b, *field.shape[1:]), field.dtype)
         for name, field in program.abstract_batch(run).items()
     }
     seed = jax.ShapeDtypeStruct((), np.uint32)
-    inputs = jax.jit(run.objective.inputs).lower(seed, 0, images, 0)
+    inputs = jax.jit(run.objective.inputs).lower(seed, 0, batch, 0)
     return lowered.cost_analysis()["flops"] - inputs.cost_analysis()["flops"]
 
 
