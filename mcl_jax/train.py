@@ -85,8 +85,9 @@ def pretrain(
             if start >= run.total_steps:
                 return state
             with rare_collections():
-                # beside the compiler; not its collectives, which several devices would wait for
-                early = start == 0 and mesh.size == 1
+                # Beside the compiler where that disturbs nobody: several devices would wait for each
+                # other's collectives, and a GPU's compiler times kernels on the device.
+                early = start == 0 and mesh.size == 1 and jax.default_backend() == "cpu"
                 evaluation = _in_background(monitor.evaluate, state) if early else None
                 compiled = program.lower_step(run).compile()
             hosts.meet("compiled")

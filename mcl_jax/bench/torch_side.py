@@ -119,20 +119,26 @@ def step_function(task: Task, device: str) -> Callable[[], float]:
     return step
 
 
-def time_on_gpu(task: Task, *, warm_up: int, steps: int) -> dict[str, Any]:
-    """Times steps on the GPU; halves the batch until the card has room for it.
+def time_alone(task: Task, device: str, *, warm_up: int, steps: int) -> dict[str, Any]:
+    """Times steps in a process that has the device alone; halves a batch that overfills it.
+
+    Args:
+      device: see `step_function`.
+      warm_up: steps that are not timed.
+      steps: that are.
 
     Returns:
       {'seconds': median, 'first_loss': None where the batch was halved, 'batch_size', 'images_per_s',
-      'peak_bytes': of tensors, 'reserved_bytes': of torch's allocator, 'device', 'torch'}.
+      'peak_bytes': of tensors, 'reserved_bytes': of torch's allocator, both None on a CPU, 'device',
+      'torch'}.
 
     Raises:
       torch.OutOfMemoryError: if no half fits either.
     """
-    whole = task.options["batch_size"]
+    whole, on_gpu = task.options["batch_size"], device == "cuda"
     while True:
         try:
-            losses, seconds = _timed(task, warm_up + steps)
+            losses, seconds = _timed(task, device, warm_up + steps)
             break
         except torch.OutOfMemoryError:
             if any(count % 2 for count in task.counts):
@@ -147,20 +153,22 @@ def time_on_gpu(task: Task, *, warm_up: int, steps: int) -> dict[str, Any]:
         "finite": bool(np.isfinite(losses).all()),
         "batch_size": batch,
         "images_per_s": batch / median,
-        "peak_bytes": torch.cuda.max_memory_allocated(),
-        "reserved_bytes": torch.cuda.max_memory_reserved(),
-        "device": torch.cuda.get_device_name(),
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
     }
 
 
-def _timed(task: Task, steps: int) -> tuple[list[float], list[float]]:
-    torch.cuda.reset_peak_memory_stats()
-    step, losses, seconds = step_function(task, "cuda"), [], []
+def _timed(task: Task, device: str, steps: int) -> tuple[list[float], list[float]]:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step, losses, seconds = step_function(task, device), [], []
     for _ in range(steps):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         losses.append(step())
-        torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     return losses, seconds

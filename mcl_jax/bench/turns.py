@@ -20,15 +20,26 @@ SIDES = ("ours", "torch")
 
 
 def compare(
-    config: Mapping[str, Any], names: Mapping[str, str], warm_up: int, steps: int
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    warm_up: int,
+    steps: int,
+    torch_device: str = "cuda",
 ) -> dict[str, Any]:
-    """Runs both sides; see `versus.compare` for arguments and result.
+    """Runs both sides; see `versus.compare` for config, names and result.
+
+    Args:
+      warm_up: torch's steps that are not timed.
+      steps: timed steps of each.
+      torch_device: see `torch_side.step_function`.
 
     Raises:
       UserError: if a side fails, with the end of what it said.
     """
     with tempfile.TemporaryDirectory() as folder:
-        task = {"config": config, "names": dict(names), "warm_up": warm_up, "steps": steps}
+        task = {"config": dict(config), "names": dict(names), "warm_up": warm_up, "steps": steps}
+        task["torch_device"] = torch_device
         (Path(folder) / "task.json").write_text(json.dumps(task))
         ours, theirs = (_run(side, Path(folder)) for side in SIDES)
     return join(ours, theirs)
@@ -84,10 +95,13 @@ def ours(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def theirs(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Measures torch's step from what ours left in the folder."""
     from mcl_jax.bench import torch_side
 
     given = torch_side.Task.load(folder / "torch.npz")
-    return torch_side.time_on_gpu(given, warm_up=task["warm_up"], steps=task["steps"])
+    return torch_side.time_alone(
+        given, task["torch_device"], warm_up=task["warm_up"], steps=task["steps"]
+    )
 
 
 def main(side: str, folder: Path) -> None:

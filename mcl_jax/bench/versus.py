@@ -75,7 +75,8 @@ def compare(config: Mapping[str, Any], names: Mapping[str, str], steps: int) -> 
     }
     if jax.default_backend() == "cpu":
         return _alternately(run, names, steps) | about
-    return turns.compare(program.plain_config(config), names, WARM_UP, steps) | about
+    plain = program.plain_config(config)
+    return turns.compare(plain, names, warm_up=WARM_UP, steps=steps) | about
 
 
 def _check(run: program.Program) -> None:
