@@ -17,6 +17,7 @@ from jax.profiler import ProfileData
 from mcl_jax import cli, program, sharding
 from mcl_jax.bench import accelerator, commands, parity, profile, restart, step
 from mcl_jax.bench.parts import Budget, Part, run
+from mcl_jax.report import metrics
 
 REPO = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -119,8 +120,11 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
     }
     command = [PYTHON, str(REPO / "tests/tiny_pretrain.py"), f"--config={REPO}/configs/demo.py"]
     command += [f"--config.{name}={value}" for name, value in config.items()]
+    # with an evaluation before step 1, which one CPU device does beside the compiler
+    evaluated = ["--config.knn.every_epochs=100", "--config.knn.max_images=16"]
+    evaluated += ["--config.knn.batch_size=16", "--config.knn.shrinks=(2,)"]
     result = restart.measure(
-        [*command, *accelerator.RESTARTED],
+        [*command, *accelerator.RESTARTED, *evaluated],
         tmp_path / "run",
         environment={
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
@@ -130,6 +134,8 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
         kill_after=5,
         seconds=300.0,
     )
+    first = metrics.read(tmp_path / "run")[0]
+    assert first["step"] == 0 and 0 <= first["knn"] <= 1
     assert result["complete"] and len(result["losses"]) == 40
     assert 2 <= result["resumed_from"] <= result["killed_at"] < 40
     assert result["largest_loss_difference"] == 0

@@ -83,7 +83,10 @@ def test_the_ratio_of_two_sides_is_of_images_as_their_batches_may_differ():
     ours |= {"memory_in_use_bytes": 5, "first_loss": 4.0, "device": "a card"}
     theirs = {"images_per_s": 300.0, "seconds": 0.3, "batch_size": 90, "first_loss": None}
     theirs |= {"peak_bytes": 7, "reserved_bytes": 8, "device": "a card", "torch": "2"}
+    theirs["finite"] = True
     result = turns.join(ours, theirs)
     assert result["ratio"] == 3.0 and result["torch_mfu"] == pytest.approx(0.04)
     assert (result["batch_size"], result["torch_batch_size"]) == (180, 90)
     assert turns.join(ours | {"mfu": None}, theirs)["torch_mfu"] is None
+    with pytest.raises(UserError, match="not finite"):
+        turns.join(ours, theirs | {"finite": False})

@@ -46,7 +46,13 @@ def compare(
 
 
 def join(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sides' results as one; the ratio is of images/s, as torch's batch may be smaller."""
+    """Both sides' results as one; the ratio is of images/s, as torch's batch may be smaller.
+
+    Raises:
+      UserError: if a loss of torch's was not finite.
+    """
+    if not theirs["finite"]:
+        raise UserError("a loss of the side 'torch' is not finite")
     return {
         "ratio": ours["images_per_s"] / theirs["images_per_s"],
         "seconds": ours["seconds_per_step"],
