@@ -1,6 +1,5 @@
 """Measures the train step of any config: images/s, FLOP/s, MFU; or, without running, its figures.
 
-    python scripts/bench_step.py --config configs/demo.py
     python scripts/bench_step.py --config configs/demo.py --profile=5
     python scripts/bench_step.py --config configs/mcl.py --compile-only \\
         --config.data.batch_size=32
@@ -50,8 +49,7 @@ def main(_: Sequence[str]) -> None:
             result = step.measure(config, STEPS.value, PROFILE.value)
         if "profile" in result:
             print(profile.table(result["profile"]), file=sys.stderr)
-    text = json.dumps(result, indent=2)
-    print(text)
+    print(text := json.dumps(result, indent=2))
     if JSON.value:
         Path(JSON.value).write_text(text + "\n")
 

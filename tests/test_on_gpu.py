@@ -142,7 +142,7 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
     assert result["first_step_s"] > 0 and result["resumed_first_step_s"] > 0
     assert result["cold"]["programs"] > 0
     assert result["resumed"]["from_cache"] > 0 and result["images_per_s"] > 0
-    assert "jit(train_step)" not in result["resumed"]["compiled_after_first_step"]
+    assert result["resumed"]["compiled_after_first_step"] == []
 
 
 def test_parity_compares_the_losses_of_real_batches():
