@@ -19,6 +19,7 @@ from mcl_jax.bench import commands
 from mcl_jax.report import metrics
 
 POLL_S = 0.02
+LEAST_RESUMED = 5  # steps of the second process
 # What JAX logs of every program under JAX_LOG_COMPILES (also of those that come from the cache).
 _COMPILED = re.compile(r"Finished XLA compilation of (\S+) in ([\d.]+) sec")
 _CACHE_HIT = re.compile(r"Persistent compilation cache hit for '([^']+)'")
@@ -70,7 +71,7 @@ def measure(
         kill_after; without --workdir and --stop_after.
       workdir: a new folder.
       environment: variables beside this process's.
-      steps: of the whole.
+      steps: of the whole; more only if the first process was beyond them when it could be killed.
       kill_after: the first process gets SIGKILL once this step is logged and a checkpoint finished.
       seconds: both together may take.
 
@@ -89,6 +90,7 @@ def measure(
     first = watch(command, first_step=1, kill_after=kill_after)
     before = _losses(workdir)
     resumed_from = max(_checkpoints(workdir))
+    steps = max(steps, resumed_from + LEAST_RESUMED)  # where saving took longer than the steps
     resume = [*command, f"--stop_after={steps - resumed_from}"]
     second = watch(resume, first_step=resumed_from + 1, kill_after=None)
     lines = [line for line in metrics.read(workdir) if "loss" in line]
