@@ -34,6 +34,21 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
         fail(f"--config cannot be loaded: {reason}")
 
 
+def config_arguments(arguments: Sequence[str]) -> list[str]:
+    """Of a command line, the arguments that make the config: for a command that this one starts.
+
+    Example:
+      >>> config_arguments(["--config", "demo.py", "--config.seed=1", "--workdir", "w"])
+      ['--config', 'demo.py', '--config.seed=1']
+    """
+    found = []
+    for position, argument in enumerate(arguments):
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and (name == "config" or name.startswith("config.")):
+            found += [argument] if equals else arguments[position : position + 2]
+    return found
+
+
 def complete(
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],

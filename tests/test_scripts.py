@@ -58,11 +58,16 @@ def test_bench_step_prints_the_figures_of_both_pyramids(tmp_path, cache):
 
 def test_bench_step_times_a_config(cache):
     config = f"--config={REPO / 'configs/demo.py'}"
-    done = script("bench_step.py", config, *SMALL, "--steps=2", environment=cache)
+    flags = ["--steps=2", "--profile=1"]
+    done = script("bench_step.py", config, *SMALL, *flags, environment=cache)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["images_per_s"] == pytest.approx(16 / result["seconds_per_step"])
     assert result["mfu"] is None and result["flops_per_s_per_device"] > 0
+    assert result["needed_flops"] > 0 and result["device"] == "cpu"
+    longest = result["profile"]["operations"]
+    assert len(longest) == 10 and longest[0]["name"] in done.stderr
+    assert any("train_step" in row["source"] for row in longest)
 
 
 def test_bench_data_measures_a_configs_own_data(tmp_path):

@@ -139,8 +139,9 @@ def lars_step(weights, gradients, buffers, *, lr, eta, momentum, decay, clip, ex
         if not excluded(name):
             rate = eta * w.norm() / (g.norm() + decay * w.norm())
             g = rate * (g + decay * w)
-        buffers[name] = momentum * buffers.get(name, torch.zeros_like(w)) + lr * g
-        w -= buffers[name]
+        if name not in buffers:
+            buffers[name] = torch.zeros_like(w)
+        w -= buffers[name].mul_(momentum).add_(lr * g)
 
 
 def ema_step(weights, m):
@@ -151,11 +152,11 @@ def ema_step(weights, m):
             value.data.mul_(m).add_((1 - m) * online)
 
 
-def from_names(names, memory_format=torch.contiguous_format):
+def from_names(names, memory_format=torch.contiguous_format, device="cpu"):
     """Arrays under the authors' names -> `weights`; the online network's parameters want gradients."""
     weights = {}
     for name, value in names.items():
-        tensor = torch.tensor(value)
+        tensor = torch.tensor(value, device=device)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=memory_format)
         trained = "running" not in name and not name.startswith("encoder_k.")

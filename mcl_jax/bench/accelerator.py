@@ -1,0 +1,247 @@
+"""Everything that is to be known of one accelerator, as parts in order of value.
+
+Every part is a command of its own, so that one that fails, or takes the device down with it, leaves
+the others their turn, and so that each has the device's memory alone.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcl_jax.bench import commands, parity, restart
+from mcl_jax.bench.parts import Budget, Part, Results
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+# Last seconds of the budget in which a study saves what it is at and ends.
+SAVE_S = 20.0
+PARITY_STEPS = 5
+# What a part takes at least on one of today's GPUs, in seconds: by compile times of minutes.
+LEAST_S = {
+    "pretrain": 100.0,
+    "parity": 60.0,
+    "speed": 45.0,
+    "largest": 75.0,
+    "torch": 60.0,
+    "loader": 15.0,
+    "profile": 40.0,
+    "study": 60.0,
+    "change": 45.0,
+}
+# Overrides of the run that is killed: a line and a checkpoint often enough, and nothing else.
+RESTARTED = (
+    "--config.log.every_steps=1",
+    "--config.log.montages=0",
+    "--config.knn.every_epochs=0",
+)
+PREPARE = (
+    "import json, sys; from mcl_jax.data.sources import open_source; "
+    "open_source(*json.loads(sys.argv[1]))"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+      config: as configs/base.py, plain.
+      config_arguments: the command line's arguments that make it.
+      scratch: folder for run folders and the compile cache; a new one for a cold start.
+      steps: timed steps.
+      restart_steps: of the run that is killed and resumed.
+      loader_s: seconds per stage of the loader.
+      study: arguments of scripts/compare_methods.py; '' for no study.
+      changes: what to change for the part `change`, each as arguments of scripts/bench_step.py and
+        NAME=VALUE environment variables.
+      room_gib: memory for the largest batch; 0: all of the device.
+      least_s: part -> see `parts.Part`.
+    """
+
+    config: Mapping[str, Any]
+    config_arguments: Sequence[str]
+    scratch: Path
+    steps: int = 20
+    restart_steps: int = 60
+    loader_s: float = 2.0
+    study: str = ""
+    changes: Sequence[str] = ()
+    room_gib: float = 0.0
+    least_s: Mapping[str, float] | None = None
+
+
+def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
+    """The parts, by default in order of value.
+
+    Args:
+      names: only these, in this order; empty: all, `change` only where there are changes.
+
+    Raises:
+      KeyError: for a name that is not in LEAST_S.
+    """
+    measures: dict[str, Callable[[Request, Budget, Results], Mapping[str, Any]]] = {
+        "pretrain": _pretrain,
+        "parity": _parity,
+        "speed": _speed,
+        "largest": _largest,
+        "torch": _torch,
+        "loader": _loader,
+        "profile": _profile,
+        "study": _study,
+        "change": _change,
+    }
+    least = {**LEAST_S, **(request.least_s or {})}
+
+    def part(name: str) -> Part:
+        measure = measures[name]
+        return Part(name, least[name], lambda budget, done: measure(request, budget, done))
+
+    wanted = names or [n for n in measures if n != "change" or request.changes]
+    return [part(name) for name in wanted]
+
+
+def found(seconds: float = 120.0) -> dict[str, Any]:
+    """{'device', 'platform', 'devices', 'jax', 'python', 'cores'} of this machine.
+
+    Asked in a process of its own: whoever asks keeps the device's memory.
+    """
+    code = (
+        "import jax, json; d = jax.devices(); print(json.dumps({'device': d[0].device_kind, "
+        "'platform': d[0].platform, 'devices': len(d), 'jax': jax.__version__}))"
+    )
+    said = commands.demand(commands.run([sys.executable, "-c", code], seconds))
+    about = json.loads(said.strip().splitlines()[-1])
+    python = ".".join(map(str, sys.version_info[:3]))
+    return about | {"python": python, "cores": len(os.sched_getaffinity(0))}
+
+
+def _environment(request: Request) -> dict[str, str]:
+    return {"JAX_COMPILATION_CACHE_DIR": str(request.scratch / "xla_cache")}
+
+
+def _pretrain(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    """scripts/pretrain.py on its data: start, kill, resume."""
+    del done
+    data, steps = request.config["data"], request.restart_steps
+    arguments = json.dumps([data["dataset"], data["split"], data["data_dir"] or None])
+    # data that are rendered at their first use must not count as part of the start
+    command = [sys.executable, "-c", PREPARE, arguments]
+    commands.demand(commands.run(command, budget.left(), {"JAX_PLATFORMS": "cpu"}))
+    command = [sys.executable, str(SCRIPTS / "pretrain.py"), *request.config_arguments, *RESTARTED]
+    command += [f"--config.log.checkpoint_steps={max(1, steps // 3)}"]
+    return restart.measure(
+        command,
+        request.scratch / "pretrain",
+        environment=_environment(request),
+        steps=steps,
+        kill_after=steps // 2,
+        seconds=budget.left(),
+    )
+
+
+def _parity(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    """Float32 losses on the accelerator and on the CPU."""
+    del done
+    config = request.scratch / "parity.json"
+    config.write_text(json.dumps(parity.small(request.config)))
+    results = []
+    for name, platform in (("accelerator", {}), ("cpu", {"JAX_PLATFORMS": "cpu"})):
+        out = request.scratch / f"parity_{name}.json"
+        command = [sys.executable, "-m", "mcl_jax.bench.parity", config, PARITY_STEPS, out]
+        ended = commands.run(command, budget.left(), _environment(request) | platform)
+        commands.demand(ended)
+        results.append(json.loads(out.read_text()))
+    return parity.compare(*results)
+
+
+def _bench_step(
+    request: Request,
+    budget: Budget,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    out = request.scratch / "bench_step.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, SCRIPTS / "bench_step.py", *request.config_arguments]
+    command += [f"--steps={request.steps}", f"--json={out}", *arguments]
+    environment = _environment(request) | dict(environment or {})
+    commands.demand(commands.run(command, budget.left(), environment))
+    return json.loads(out.read_text())
+
+
+def _speed(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    del done
+    return _bench_step(request, budget)
+
+
+def _largest(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    del done
+    room = f"--room_gib={request.room_gib}"
+    most = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
+    return _bench_step(request, budget, "--largest-batch", room, environment=most)
+
+
+def _torch(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    del done
+    return _bench_step(request, budget, "--versus-torch")
+
+
+def _profile(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    del done
+    result = _bench_step(request, budget, "--profile=3")
+    names = ("batch_size", "seconds_per_step", "profile")
+    return {name: result[name] for name in names}
+
+
+def _loader(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    """The input pipeline on all cores, against the step where its speed is known."""
+    cores = len(os.sched_getaffinity(0))
+    out = request.scratch / "loader.json"
+    command = [sys.executable, SCRIPTS / "bench_data.py", f"--seconds={request.loader_s}"]
+    pairs = {(0, 1), (0, cores), (max(1, cores // 2), 2), (cores, 1)}
+    command += [f"--pipelines={workers},{threads}" for workers, threads in sorted(pairs)]
+    command += [f"--json={out}"]
+    commands.demand(commands.run(command, budget.left(), {"JAX_PLATFORMS": "cpu"}))
+    result = json.loads(out.read_text())
+    rates = [row["images_per_s"] for row in result["rows"] if "whole pipeline" in row["stage"]]
+    best = {"images_per_s": max(rates)}
+    steps = [done[name]["images_per_s"] for name in ("speed", "largest") if name in done]
+    if steps:
+        best |= {"step_images_per_s": max(steps), "times_the_step": max(rates) / max(steps)}
+    return best | result
+
+
+def _study(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    """The comparison of methods, for the time that is left; finished rows are kept."""
+    del done
+    results = request.scratch / "study_results"
+    command = [sys.executable, SCRIPTS / "compare_methods.py", *shlex.split(request.study)]
+    command += ["--workdir", request.scratch / "study", "--results", results]
+    command += ["--document", request.scratch / "study.md"]
+    ended = commands.run(command, budget.left(), _environment(request), grace_s=SAVE_S)
+    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    if not ended.cut:
+        commands.demand(ended)
+    return {
+        "finished": len(rows),
+        "whole": not ended.cut,
+        "rows": rows,
+        "said": ended.said[-commands.TAIL :],
+    }
+
+
+def _change(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+    """bench_step.py as in `speed`, then once per change; `speed` first where it is not known."""
+    before = done.get("speed") or _bench_step(request, budget)
+    result: dict[str, Any] = {"before": before}
+    for change in request.changes:
+        words = shlex.split(change)
+        variables = dict(word.split("=", 1) for word in words if not word.startswith("-"))
+        arguments = [word for word in words if word.startswith("-")]
+        after = _bench_step(request, budget, *arguments, environment=variables)
+        result[change] = after | {"speedup": after["images_per_s"] / before["images_per_s"]}
+    return result

@@ -1,0 +1,101 @@
+"""Measurements in parts within a time budget: every part's result is a file as soon as it is known."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+Results = Mapping[str, Mapping[str, Any]]
+
+
+class Budget:
+    """Seconds that are left.
+
+    Args:
+      seconds: from now on.
+      now: the clock, in seconds.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+        self.now, self._end = now, now() + seconds
+
+    def left(self) -> float:
+        return self._end - self.now()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to measure.
+
+    Attributes:
+      name: also of the file.
+      least_s: with less time left it is not begun.
+      measure: given the budget and the results of parts that are done, returns what JSON can hold.
+    """
+
+    name: str
+    least_s: float
+    measure: Callable[[Budget, Results], Mapping[str, Any]]
+
+
+def run(
+    parts: Sequence[Part], budget: Budget, out: Path, about: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Measures part after part; one that fails is recorded with its error and the next goes on.
+
+    Args:
+      parts: in order of value.
+      budget: what all of them may take.
+      out: folder; receives NAME.json of every part, written whole or not at all.
+      about: what every record says, e.g. the device.
+
+    Returns:
+      name -> record: {'part', 'status', 'seconds', ...about} and 'result', or 'error', or 'reason'
+      of a part that was skipped.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    records: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        started = budget.now()
+        own = _outcome(part, budget, records)
+        seconds = round(budget.now() - started, 2)
+        record = {"part": part.name, "seconds": seconds, **about, **own}
+        records[part.name] = record
+        staged = out / f".{part.name}.json.tmp"
+        staged.write_text(json.dumps(record, indent=1) + "\n")
+        staged.replace(out / f"{part.name}.json")
+        print(line(record), flush=True)
+    return records
+
+
+def _outcome(part: Part, budget: Budget, records: Results) -> dict[str, Any]:
+    left = budget.left()
+    if left < part.least_s:
+        reason = f"{max(left, 0):.0f} s are left, it takes at least {part.least_s:.0f} s"
+        return {"status": SKIPPED, "reason": reason}
+    done = {name: record["result"] for name, record in records.items() if "result" in record}
+    try:
+        result = dict(part.measure(budget, done))
+        json.dumps(result)
+    except Exception as error:  # whatever it is, the other parts are still worth their time
+        return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+    return {"status": DONE, "result": result}
+
+
+def line(record: Mapping[str, Any]) -> str:
+    """One record as one line of text, with the figures that stand at the top of its result."""
+    numbers = {
+        name: value
+        for name, value in record.get("result", {}).items()
+        if isinstance(value, int | float | str)
+    }
+    said = record.get("error") or record.get("reason") or ""
+    said = " ".join(said.split())[-300:]
+    figures = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in numbers.items()
+    )
+    return f"{record['part']}: {record['status']} in {record['seconds']:.1f} s  {said or figures}"

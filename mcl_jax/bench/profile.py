@@ -1,0 +1,136 @@
+"""Where a step's time goes: the longest kernels and operations of a profiler trace, by name.
+
+A GPU's trace has the kernels of every stream, a TPU's the operations of a core, a CPU's the
+operations of all its threads. Nothing but JAX is needed to read it.
+"""
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.profiler import ProfileData
+
+LONGEST = 10
+_DEVICE = re.compile(r"/device:(GPU|TPU)")
+# Lines of a device's plane that hold what ran, on a GPU and on a TPU; others, and on a GPU all but
+# the first kind, sum the same time up in other ways.
+_BUSY_LINES = ("Stream", "XLA Ops")
+# '%fusion.3 = ... metadata={op_name="jit(step)/..." ...}' in a program's text
+_INSTRUCTION = re.compile(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"")
+
+
+class Event(NamedTuple):
+    """Something that ran.
+
+    Attributes:
+      name: of the kernel, or of the operation where there are no kernels.
+      operation: of the compiled program; '' where the trace does not say.
+      nanoseconds: for how long.
+    """
+
+    name: str
+    operation: str
+    nanoseconds: float
+
+
+def longest(
+    step: Callable[[], Any], steps: int, program_text: str = "", count: int = LONGEST
+) -> dict[str, Any]:
+    """Traces steps and sums up.
+
+    Args:
+      step: does one and waits for it.
+      steps: how many.
+      program_text: of the compiled program; tells what in the source an operation comes from.
+      count: rows of each list.
+
+    Returns:
+      {'busy_ms_per_step': time of all events (on a CPU, of all threads together), 'kernels' and
+      'operations': rows {'name', 'ms_per_step', 'share' of the busy time, 'calls_per_step'}, longest
+      first; operations also have 'source'}. Where events are operations, 'kernels' is empty.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        events = list(read(Path(folder)))
+    return summary(events, steps, sources(program_text), count)
+
+
+def read(folder: Path) -> Iterator[Event]:
+    """Events of the traces below a folder."""
+    for path in sorted(folder.rglob("*.xplane.pb")):
+        planes = list(ProfileData.from_file(str(path)).planes)
+        devices = [plane for plane in planes if _DEVICE.match(plane.name)]
+        for plane in devices or planes:
+            for line in _busy(plane.lines) if devices else plane.lines:
+                for event in line.events:
+                    operation = next((str(v) for k, v in event.stats if k == "hlo_op"), "")
+                    if operation or devices:
+                        yield Event(event.name, operation, event.duration_ns)
+
+
+def _busy(lines: Iterable[Any]) -> list[Any]:
+    """The lines of a device's plane that hold what ran."""
+    lines = list(lines)
+    kinds = ([line for line in lines if line.name.startswith(kind)] for kind in _BUSY_LINES)
+    return next((kind for kind in kinds if kind), [])
+
+
+def sources(program_text: str) -> dict[str, str]:
+    """Operation of a compiled program -> what it was traced from ('jit(step)/.../conv...')."""
+    return {match[1]: match[2] for match in _INSTRUCTION.finditer(program_text)}
+
+
+def summary(
+    events: list[Event], steps: int, source_of: dict[str, str], count: int
+) -> dict[str, Any]:
+    """See `longest`."""
+    busy = sum(event.nanoseconds for event in events)
+    kernels = [(e.name, e.nanoseconds) for e in events if e.name != e.operation]
+    operations = [(e.operation or e.name, e.nanoseconds) for e in events]
+    rows = _rows(operations, steps, busy, count)
+    return {
+        "traced_steps": steps,
+        "busy_ms_per_step": busy / steps / 1e6,
+        "kernels": _rows(kernels, steps, busy, count),
+        "operations": [row | {"source": source_of.get(row["name"], "")} for row in rows],
+    }
+
+
+def _rows(
+    named: list[tuple[str, float]], steps: int, busy: float, count: int
+) -> list[dict[str, Any]]:
+    total: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+    for name, nanoseconds in named:
+        total[name] += nanoseconds
+        calls[name] += 1
+    order = sorted(total, key=total.__getitem__, reverse=True)[:count]
+    return [
+        {
+            "name": name,
+            "ms_per_step": total[name] / steps / 1e6,
+            "share": total[name] / busy,
+            "calls_per_step": calls[name] / steps,
+        }
+        for name in order
+    ]
+
+
+def table(result: dict[str, Any]) -> str:
+    """`longest`'s result as text."""
+    lines = [f"busy {result['busy_ms_per_step']:.2f} ms a step"]
+    for kind in ("kernels", "operations"):
+        lines += [f"{kind}:"] if result[kind] else []
+        for row in result[kind]:
+            source = row.get("source", "")
+            lines.append(
+                f"{row['share']:>7.1%} {row['ms_per_step']:>9.3f} ms {row['calls_per_step']:>6.1f}x  "
+                f"{row['name'][:60]}" + (f"  <- {source[-80:]}" if source else "")
+            )
+    return "\n".join(lines)
