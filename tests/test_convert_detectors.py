@@ -10,6 +10,7 @@ import pytest
 import torch
 from convert_states import (
     DATA,
+    NARROW_R34,
     NARROW_R50,
     R18,
     R50,
@@ -32,6 +33,7 @@ from swin_networks import TINY
 from torch_detectors import Detector, ResNet, Swin
 
 from mcl_jax.errors import UserError
+from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models.backbone import stage_channels
 from mcl_jax.models.norm import BatchNorm
@@ -85,14 +87,21 @@ def loaded(target, a, model, norm=True):
         own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
         backbone = Swin(a.width, *own)
     else:
-        backbone = ResNet(a.width)
+        backbone = ResNet(a.width, *resnet.architecture(a.backbone))
     network = Detector(target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm)
     network.load_state_dict({name: torch.tensor(x) for name, x in model.items()}, strict=True)
     return network.eval()
 
 
 @pytest.mark.parametrize(
-    "target, a", [("torchvision", NARROW_R50), ("mmdet", NARROW_R50), ("mmdet", TINY)]
+    "target, a",
+    [
+        ("torchvision", R18),
+        ("torchvision", NARROW_R34),
+        ("torchvision", NARROW_R50),
+        ("mmdet", NARROW_R50),
+        ("mmdet", TINY),
+    ],
 )
 def test_written_files_compute_the_same_in_torch(tmp_path, target, a):
     state = tiny_swin() if a is TINY else random_state(a, 1)
