@@ -170,16 +170,17 @@ def _levels(shapes: Shapes) -> int:
 
 def _wrong(names: list[str], model: Shapes, file: Shapes, targets: Mapping[str, str]) -> list[str]:
     """What keeps a part from being taken: too few arrays, or arrays of another shape."""
-    missing = [name for name in names if name not in targets]
-    found = [f"{len(missing)} of {len(names)} arrays are missing, first {missing[0]}"]
+    missing, found = [name for name in names if name not in targets], []
     if missing and all(re.search(r"fpn\..*_blocks\.\d+\.1\.", name) for name in missing):
         found = ["the file's FPN has no norms (folded, or torchvision's first version)"]
+    elif missing:
+        found = [f"{len(missing)} of {len(names)} arrays are missing, first {missing[0]}"]
     shapes = [
         f"{name} is {tuple(file[targets[name]])} in the file, {tuple(model[name])} in the detector"
         for name in names
         if name in targets and tuple(file[targets[name]]) != tuple(model[name])
     ]
-    return (found if missing else []) + shapes
+    return found + shapes
 
 
 def _demand_same_backbone(model: Shapes, file: Shapes, targets: Mapping[str, str]) -> None:
