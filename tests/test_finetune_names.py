@@ -114,8 +114,15 @@ def test_what_does_not_fit_is_named(mask_rcnn, export):
 
     refused(classifier_of(keys_of("maskrcnn_resnet50_fpn_v2")), "of a resnet50, --backbone is resn")
     refused({n: s for n, s in export.items() if n != "backbone.body.bn1.bias"}, "1 of 100 arrays")
-    narrow = {n: (32, *s[1:]) if "fpn" in n and "inner" in n else s for n, s in export.items()}
-    refused(narrow, r"inner_blocks.0.0.weight is \(32, 64, 1, 1\) in the file, \(256, 64, 1, 1\)")
+    narrow = {n: (32, *s[1:]) if "fpn" in n else s for n, s in export.items()}
+    refused(narrow, "FPN has 32 channels, --fpn_channels is 256")
+    head = "roi_heads.box_head"
+    fewer = {n: s for n, s in export.items() if not n.startswith((f"{head}.2", f"{head}.3"))}
+    refused(fewer, "box head has 2 convolutions, --head_convs is 4")
+    more = export | {f"{head}.4.0.weight": (256, 256, 3, 3)}
+    refused(more, "box head has 5 convolutions, --head_convs is 4")
+    wider = export | {f"{head}.1.0.weight": (256, 256, 1, 1)}
+    refused(wider, r"box_head.1.0.weight is \(256, 256, 1, 1\) in the file")
     refused(export | {names.STEM: (16, 3, 7, 7)}, "of width 16, torchvision's has 64")
     refused({"stem.conv1.weight": (64, 3, 7, 7)}, "Detectron2's names; python -m convert RUN")
     refused({"features.0.0.weight": (96, 3, 4, 4)}, "a Swin, of which torchvision has no detector")

@@ -106,6 +106,7 @@ def match(model: Shapes, file: Shapes, choice: str | None = None) -> Match:
     wanted = _chosen(choice)
     targets = _targets(file, model)
     _demand_same_backbone(model, file, targets)
+    _demand_same_sizes(model, file, targets, wanted)
     learned = [name for name in model if not name.endswith(COUNTER)]
     parts = {part: [n for n in learned if part_of(n) == part] for part in PARTS}
     taken, problems = [], []
@@ -120,8 +121,8 @@ def match(model: Shapes, file: Shapes, choice: str | None = None) -> Match:
             problems.append(f"{part}: {'; '.join(wrong[:3])}" + ("; ..." if wrong[3:] else ""))
     if problems:
         raise UserError(
-            f"the weights do not fit the detector: {' | '.join(problems)}; --fpn_channels and "
-            "--head_convs set its size, --parts leaves parts of the file out"
+            f"the weights do not fit the detector: {' | '.join(problems)}; --parts "
+            "leaves parts of the file out"
         )
     names = {n: targets[n] for n in model if n in targets and part_of(n) in taken}
     used = set(names.values())
@@ -145,7 +146,7 @@ def _chosen(choice: str | None) -> set[str]:
 def _targets(file: Shapes, model: Shapes) -> dict[str, str]:
     """The model's name, if it has such an array, -> the file's name."""
     if "conv1.weight" in file and "layer1.0.conv1.weight" in file:  # a classifier
-        return {BODY + name: name for name in file}
+        return {BODY + name: name for name in file if re.match(r"(conv1|bn1|layer\d)\.", name)}
     if STEM not in file:
         kind = next((words for name, words in STRANGERS.items() if name in file), None)
         shown = f"it has {kind}" if kind else f"it begins with {', '.join(list(file)[:3])}"
@@ -192,6 +193,31 @@ def _demand_same_backbone(model: Shapes, file: Shapes, targets: Mapping[str, str
         raise UserError(
             f"the weights are of a {theirs} of width {width}, torchvision's has {stock}: pre-train "
             f"with --config.model.width={stock}"
+        )
+
+
+def _demand_same_sizes(
+    model: Shapes, file: Shapes, targets: Mapping[str, str], wanted: set[str]
+) -> None:
+    """UserError that names the flag for a size of FPN or box head that is not the file's."""
+    lateral = "backbone.fpn.inner_blocks.0.0.weight"
+    if "fpn" in wanted and lateral in targets:
+        theirs, ours = file[targets[lateral]][0], model[lateral][0]
+        if theirs != ours:
+            raise UserError(
+                f"the weights' FPN has {theirs} channels, --fpn_channels is {ours}: give it to all "
+                "runs that are compared"
+            )
+    part = "box head's convolutions"
+    theirs, ours = (
+        len({name.split(".")[2] for name in names if re.match(PARTS[part], name)})
+        for names in (targets, model)
+    )
+    is_rcnn = any(re.match(PARTS["rpn"], name) for name in model)
+    if part in wanted and is_rcnn and theirs and theirs != ours:
+        raise UserError(
+            f"the weights' box head has {theirs} convolutions, --head_convs is {ours}: give it to "
+            "all runs that are compared"
         )
 
 

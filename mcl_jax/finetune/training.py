@@ -153,7 +153,7 @@ def take_step(run: Run, batch: list, settings: Settings, device: torch.device) -
     loss = sum(parts.values())
     value = float(loss.detach())
     if not math.isfinite(value):
-        shown = ", ".join(f"{name} {float(x):.3g}" for name, x in parts.items())
+        shown = ", ".join(f"{name} {float(x.detach()):.3g}" for name, x in parts.items())
         raise UserError(
             f"the loss is {value} at step {run.step} ({shown}): lower --base_lr, lengthen "
             "--warmup_steps, or set --clip_norm"
