@@ -29,9 +29,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    for kind, words in (("bbox", "boxes"), ("segm", "masks")):
-        if result and kind in result:
-            print(f"{words}:\n{job.table(result[kind])}")
+    for key, words in (("scores", "boxes"), ("mask_scores", "masks")):
+        if result and key in result:
+            print(f"{words}, in percent:\n{job.table(result[key], result['data']['class_names'])}")
 
 
 if __name__ == "__main__":

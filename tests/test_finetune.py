@@ -226,23 +226,22 @@ def scores(instances, detections, images=None):
 def test_perfect_empty_and_shifted_detections(data):
     instances = data.instances
     found = scores(instances, perfect(instances))
-    assert found["ap"] == found["ap50"] == pytest.approx(1)
-    assert found["ap_by_class"] == {"dog": pytest.approx(1), "cat": pytest.approx(1)}
-    assert list(found["ap_by_iou"]) == [f"{x / 100:.2f}" for x in range(50, 100, 5)]
-    assert found["ap_small"] is None  # cats have 200 px^2, dogs 300
-    assert found["ap_medium"] == found["ap_large"] == pytest.approx(1)
+    ious = {f"ap/iou{x}" for x in range(50, 100, 5)}
+    # none is small: cats have 200 px^2, dogs 300, and small ends at 144
+    keys = {"ap", "ap50", "ap75", "ap_medium", "ap_large", "ap/dog", "ap/cat", *ious}
+    assert found == {key: pytest.approx(1) for key in keys}
     nothing = scores(instances, [])
-    assert nothing["ap"] == 0 and set(nothing["ap_by_iou"].values()) == {0.0}
+    assert nothing == dict.fromkeys(keys, 0.0)
     # 20 x 10 moved by 3 px: the overlap is 17 / 23 = 0.739
     moved = [x | {"bbox": [x["bbox"][0] + 3, *x["bbox"][1:]]} for x in perfect(instances)]
     cats = [x for x in moved if x["category_id"] == 7]
     found = scores(instances, cats)
-    assert found["ap_by_class"] == {"dog": 0.0, "cat": pytest.approx(0.5)}
-    assert found["ap_by_iou"]["0.70"] == pytest.approx(0.5)
-    assert found["ap_by_iou"]["0.75"] == 0 == found["ap75"]
+    assert (found["ap/dog"], found["ap/cat"]) == (0.0, pytest.approx(0.5))
+    assert found["ap/iou70"] == pytest.approx(0.5) and found["ap/iou75"] == 0 == found["ap75"]
     half = scores(instances, perfect(instances), instances.images[:2])
     assert half["ap"] == pytest.approx(1)  # of the tested images alone
-    assert "100.00" in job.table(scores(instances, perfect(instances)))
+    table = job.table(half, instances.class_names).splitlines()
+    assert table[1].split()[0] == "100.00" and table[2] == "dog 100.00, cat 100.00"
 
 
 def test_weights_are_a_file_or_a_folder_with_one(tmp_path):

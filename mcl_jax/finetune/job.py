@@ -6,7 +6,7 @@ AP here is in [0, 1]; tables show percent.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,14 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def table(scores: Mapping[str, Any]) -> str:
+def table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
     """AP as a table of one row, and by class, in percent."""
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    heads = ("AP", "AP50", "AP75", "small", "medium", "large")
-    lines = ["  ".join(f"{head:>6}" for head in heads)]
-    lines.append("  ".join(f"{_percent(scores[key]):>6}" for key in keys))
-    by_class = scores["ap_by_class"].items()
-    return "\n".join([*lines, "  ".join(f"{name} {_percent(ap)}" for name, ap in by_class)])
+    heads = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+    heads |= {"ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
+    lines = ["".join(f"{head:>8}" for head in heads.values())]
+    lines.append("".join(f"{_percent(scores.get(key)):>8}" for key in heads))
+    by_class = (f"{name} {_percent(scores.get(f'ap/{name}'))}" for name in class_names)
+    return "\n".join([*lines, ", ".join(by_class)])
 
 
 def _percent(share: float | None) -> str:

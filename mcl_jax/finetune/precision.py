@@ -22,7 +22,7 @@ def average_precision(
     kind: str,
     area_bounds: tuple[float, float],
     max_detections: int,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Average precision as COCO defines it.
 
     Args:
@@ -35,8 +35,9 @@ def average_precision(
       max_detections: of an image, those with the highest scores.
 
     Returns:
-      'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large' in [0, 1]; 'ap_by_class' and
-      'ap_by_iou' ('0.50' to '0.95'). None where there is no truth.
+      'ap' (mean over IoU 0.50:0.05:0.95), 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large',
+      'ap/iou50' to 'ap/iou95', and 'ap/NAME' of every class, in [0, 1]. What has no truth is left
+      out. The same keys as the detection probe's.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -57,7 +58,9 @@ def average_precision(
     return summary(run.eval["precision"][..., 0], run.params.iouThrs, list(ids.values()))
 
 
-def summary(precision: np.ndarray, ious: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+def summary(
+    precision: np.ndarray, ious: np.ndarray, class_names: Sequence[str]
+) -> dict[str, float]:
     """What `average_precision` returns.
 
     Args:
@@ -65,16 +68,13 @@ def summary(precision: np.ndarray, ious: np.ndarray, class_names: Sequence[str])
       ious: overlaps from which a detection counts.
     """
     whole = precision[..., 0]
-    by_iou = {f"{iou:.2f}": _mean(x) for iou, x in zip(ious, whole, strict=True)}
-    result = {"ap": _mean(whole), "ap50": by_iou["0.50"], "ap75": by_iou["0.75"]}
-    result |= {f"ap_{AREAS[i]}": _mean(precision[..., i]) for i in range(1, len(AREAS))}
-    by_class = {name: _mean(whole[..., i]) for i, name in enumerate(class_names)}
-    return result | {"ap_by_class": by_class, "ap_by_iou": by_iou}
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else None
+    at = {round(100 * iou): x for iou, x in zip(ious, whole, strict=True)}
+    parts = {"ap": whole, "ap50": at[50], "ap75": at[75]}
+    parts |= {f"ap_{AREAS[i]}": precision[..., i] for i in range(1, len(AREAS))}
+    parts |= {f"ap/iou{iou}": x for iou, x in at.items()}
+    parts |= {f"ap/{name}": whole[..., i] for i, name in enumerate(class_names)}
+    known = {key: x[x > -1] for key, x in parts.items()}
+    return {key: float(x.mean()) for key, x in known.items() if x.size}
 
 
 def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dict[str, Any]]:

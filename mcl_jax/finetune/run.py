@@ -142,10 +142,8 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
         say(line)
     if task.check:
         return None
-    inputs = {
-        f"{kind}_json": job.checksum(about_path)
-        for kind, about_path in (("train", task.train_json), ("test", task.test_json))
-    }
+    files = {"train_json": task.train_json, "test_json": task.test_json}
+    inputs = {key: job.checksum(path) for key, path in files.items()}
     identity = settings.as_json(task.settings) | origin | inputs
     if result := job.finished(task.folder, identity):
         say(f"{task.folder / job.RESULT} is finished already")
@@ -170,27 +168,35 @@ def _test(
     detections = testing.detect(
         detector, data.test, data.tested, data.category_ids, own, workers=workers
     )
-    kinds = ("bbox", "segm") if own.detector == "maskrcnn" else ("bbox",)
-    truth = data.test.instances
+    kinds = {"scores": "bbox"} | ({"mask_scores": "segm"} if own.detector == "maskrcnn" else {})
     scores = {
-        kind: precision.average_precision(
-            truth, data.tested, detections, kind, own.area_bounds, own.max_detections
+        key: precision.average_precision(
+            data.test.instances,
+            data.tested,
+            detections,
+            kind,
+            own.area_bounds,
+            own.max_detections,
         )
-        for kind in kinds
+        for key, kind in kinds.items()
     }
-    testing_s = time.perf_counter() - began
+    test_s = time.perf_counter() - began
     shown = data.tested[: task.pictures]
     pictures.sheet(task.folder / job.PICTURE, data.test, shown, detections, task.least_score)
     job.write_json(task.folder / job.DETECTIONS, detections)
     result = {
         "tool": "finetune_torchvision",
+        "detector": own.detector,
+        "weights": str(task.weights) if task.weights else "random",
+        "labels": len(data.chosen),
+        "test_images": len(data.tested),
+        "seed": own.seed,
         **scores,
         "settings": settings.as_json(own),
-        "weights": str(task.weights) if task.weights else "random",
         "data": about,
         "device": machine.device_name(next(detector.parameters()).device),
         "versions": machine.versions(),
-        "seconds": {"training": state.seconds, "testing": testing_s},
+        "seconds": {"train": round(state.seconds, 1), "test": round(test_s, 1)},
         "images_seen": own.steps * own.batch_size,
         "losses": state.losses,
         "identity": dict(state.identity),
