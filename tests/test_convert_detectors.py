@@ -35,7 +35,7 @@ from torch_detectors import Detector, ResNet, Swin
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
-from mcl_jax.models.backbone import stage_channels
+from mcl_jax.models.backbone import Architecture, stage_channels
 from mcl_jax.models.norm import BatchNorm
 
 # What a detector has that nothing pre-trains.
@@ -68,6 +68,29 @@ def test_whole_files_are_torchvisions_mask_rcnn_v2_but_for_its_new_layers():
     model = arrays_of("torchvision", random_state(R50, 0), meta_of(R50), "all")
     expected = keys_of("maskrcnn_resnet50_fpn_v2")
     assert shapes(model) == {k: v for k, v in expected.items() if not k.startswith(SCRATCH)}
+
+
+def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_path):
+    """torchvision has no constructor for it; the loader puts its parts together."""
+    a = Architecture("resnet18", 64, 256, 4, 16, 12, 24, "fpn", 0.0)
+    job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
+    model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
+    expected = keys_of("maskrcnn_resnet18")
+    (text,) = TARGETS["torchvision"].files(job).values()
+    loader = ast.parse(text)
+    assigned = [x for x in loader.body if isinstance(x, ast.Assign)]
+    values = {ast.unparse(x.targets[0]): x.value for x in assigned}
+    scratch = ast.literal_eval(values["SCRATCH"])
+    assert ast.literal_eval(values["CHANNELS"]) == 256
+    assert shapes(model) == {k: v for k, v in expected.items() if not k.startswith(scratch)}
+    (note,) = TARGETS["torchvision"].notes(job)
+    assert note.endswith("--backbone resnet18 --fpn_channels 256 --head_convs 4")
+    backbone = job_of("torchvision", job.state, meta_of(a), "backbone,fpn")
+    (text,) = TARGETS["torchvision"].files(backbone).values()
+    assert "SCRATCH = ('rpn.', 'roi_heads.')" in text
+    narrow = job_of("torchvision", random_state(R18, 0), meta_of(R18), "all")
+    assert not TARGETS["torchvision"].files(narrow)
+    assert "builds resnet18 with width 64 only" in TARGETS["torchvision"].notes(narrow)[0]
 
 
 def test_folded_files_are_torchvisions_mask_rcnn_without_norms_in_the_fpn():
