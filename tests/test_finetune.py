@@ -272,8 +272,8 @@ def test_devices_and_threads_are_chosen_and_refused(monkeypatch):
         machine.device("tpu")
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert machine.set_threads(None).startswith("1 threads (OMP_NUM_THREADS)")
-    assert machine.set_threads(2).startswith("2 threads (--threads)")
+    assert machine.set_threads(None).startswith("threads: 1 (OMP_NUM_THREADS)")
+    assert machine.set_threads(2).startswith("threads: 2 (--threads)")
     with pytest.raises(UserError, match="--threads 0 must be at least 1"):
         machine.set_threads(0)
     torch.set_num_threads(before)

@@ -5,6 +5,7 @@ Shapes: image float32 [3, H, W], RGB in [0, 1]; N objects of an image; boxes flo
 """
 
 import random
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _is_segmentation(value: Any) -> bool:
 
 
 def load(folder: Path, image: coco_json.Image) -> torch.Tensor:
-    """An image, turned as its EXIF says if only then its sides are those of the annotation file.
+    """An image, turned as its EXIF says where only that fits the annotation file.
 
     Raises:
       UserError: it is damaged, or its sides are not those of the annotation file.
@@ -212,8 +213,14 @@ def batches(
         sampler=range(start, len(items)),
         num_workers=workers,
         collate_fn=checked,
-        persistent_workers=False,
+        worker_init_fn=_leave_signals_to_the_loop,
     )
+
+
+def _leave_signals_to_the_loop(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; readers that it ended would end the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def checked(items: list) -> list | UserError:

@@ -48,7 +48,7 @@ def device_name(device: Any) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    return f"cpu, threads: {torch.get_num_threads()}"
 
 
 def versions() -> dict[str, str]:
@@ -88,7 +88,7 @@ def set_threads(given: int | None) -> str:
     if count < 1:
         raise UserError(f"{source} {count} must be at least 1")
     torch.set_num_threads(count)
-    words = f"{count} threads ({source})"
+    words = f"threads: {count} ({source})"
     load = os.getloadavg()[0]
     if count + load > own + 0.5:
         words += (

@@ -132,7 +132,7 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
     data = read_data(task)
     detector, origin, words = build(task, len(data.category_ids), read_weights)
     about = data.about()
-    say(f"device: {machine.device_name(device)}; {threads}; {workers} processes read images")
+    say(f"device: {device}, {threads}; processes that read images: {workers}")
     for kind in ("train", "test"):
         count, boxes = about[f"{kind}_images"], about[f"{kind}_boxes"]
         say(f"{kind}: {count} images with {boxes} boxes of {about[f'{kind}_json']}")
