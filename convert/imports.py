@@ -26,13 +26,20 @@ from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
 from mcl_jax.models.swin import ARCHITECTURES as SWINS
 from mcl_jax.state import TrainState
 
-# Vectors of a file whose length is a size of the network.
+# Vectors of a file whose length is a size of the network; several, as one may be missing.
 VECTORS = {
     "width": (
         "params/encoder/backbone/stem/norm/bias",
+        "params/encoder/backbone/stem/norm/scale",
+        "batch_stats/encoder/backbone/stem/norm/mean",
         "params/encoder/backbone/patch_norm/bias",
+        "params/encoder/backbone/patch_norm/scale",
     ),
-    "fpn_channels": ("params/encoder/fpn/lateral5/norm/bias",),
+    "fpn_channels": (
+        "params/encoder/fpn/lateral5/norm/bias",
+        "params/encoder/fpn/lateral5/norm/scale",
+        "batch_stats/encoder/fpn/lateral5/norm/mean",
+    ),
 }
 TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
 MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
@@ -183,9 +190,9 @@ def _sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dic
     found = {"backbone": backbone}
     by_source = {e.source: model.get(e.name) for e in kind.view(a, kind.parts).entries}
     for key, sources in VECTORS.items():
-        for source in sources:
-            if by_source.get(source) is not None:
-                found[key] = by_source[source].size
+        vectors = (by_source[source] for source in sources if by_source.get(source) is not None)
+        if (vector := next(vectors, None)) is not None:
+            found[key] = vector.size
     heads = [f"params/encoder/head/conv{n}/kernel" for n in range(1, MOST_HEAD_CONVS + 1)]
     if count := sum(by_source.get(source) is not None for source in heads):
         found["head_convs"] = count

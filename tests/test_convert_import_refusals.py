@@ -82,7 +82,7 @@ def test_the_pickle_reader_takes_what_detectron2_and_older_pickles_hold(tmp_path
             "detectron2",
             "a.pkl",
             pickle.dumps({"model": {"y": np.zeros(3)}, "__author__": "x"}),
-            "holds no detectron2 detector that is known here; it begins with y",
+            "holds no detectron2 detector that is known here; it begins with model.y",
         ),
         ("torchvision", "a.pth", b"no file of torch", "cannot be read with torch.load"),
         ("safetensors", "a.safetensors", b"nothing", "is not a readable .safetensors"),
