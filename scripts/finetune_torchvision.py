@@ -13,10 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # torchvision's environment lacks us
 
-from mcl_jax.convert.files import formats  # noqa: E402
+from mcl_jax.convert.files import weights  # noqa: E402
 
 from mcl_jax.errors import UserError  # noqa: E402
 from mcl_jax.finetune import flags, job, machine  # noqa: E402
+
+
+def read_weights(path: Path, network: str | None) -> tuple[dict, list[str]]:
+    """Arrays by torchvision's names, from any format and from behind any prefix."""
+    read = weights.read(path, "torchvision", network)
+    return read.arrays, read.notes
 
 
 def main() -> None:
@@ -25,7 +31,7 @@ def main() -> None:
         machine.demand_libraries()
         from mcl_jax.finetune import run
 
-        result = run.run(task, formats.read_torch, say=lambda line: print(line, flush=True))
+        result = run.run(task, read_weights, say=lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -86,8 +86,9 @@ def job_in(folder, out, **changes):
     return Job(folder=out, weights=None, **data, settings=own, device="cpu", threads=1)
 
 
-def read_weights(path):
-    return {name: x.numpy() for name, x in torch.load(path, weights_only=True).items()}
+def read_weights(path, network):
+    assert network is None
+    return {name: x.numpy() for name, x in torch.load(path, weights_only=True).items()}, []
 
 
 def do(task):
@@ -199,6 +200,10 @@ def test_runs_to_compare_start_from_the_same_new_layers(folder, tmp_path):
     task = dataclasses.replace(task, weights=tmp_path)
     loaded, origin, _ = run.build(task, 2, read_weights)
     assert origin["parts"] == ["backbone"]
+    damaged = body | {"bn1.bias": torch.full((64,), torch.nan)}
+    torch.save(damaged, tmp_path / "classifier.pth")
+    with pytest.raises(UserError, match="64 values that are not finite in bn1.bias"):
+        run.build(task, 2, read_weights)
     random, loaded = random.state_dict(), loaded.state_dict()
     for name, x in loaded.items():
         from_file = name.startswith(names.BODY)

@@ -12,6 +12,7 @@ from mcl_jax.finetune.job import Job
 
 DATA = ("train_json", "train_images", "test_json", "test_images")
 WORDS = {
+    "network": "which network of a file that holds several; without it they are listed",
     "parts": "backbone, fpn, head, several with commas: what to take of the weights (all)",
     "check": "look at data and weights only",
     "device": "auto, cpu, cuda or cuda:N",
@@ -43,7 +44,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Job:
     source.add_argument(
         "--weights",
         type=Path,
-        help="what the export wrote (folder or .pth), or torchvision's classifier or detector (.pth)",
+        help="what the export wrote (folder or .pth), or anybody's file with torchvision's names",
     )
     source.add_argument("--random", action="store_true", help="random weights, to compare with")
     for name in DATA:

@@ -27,6 +27,7 @@ class Job:
       weights: file, or folder with one .pth file; None: random weights.
       train_json, train_images, test_json, test_images: annotation files and folders of images.
       settings: what decides the result.
+      network: which of several in the file of weights; None: the only one.
       parts: which of the file's parts are taken, see `names.match`.
       device, threads, workers: see mcl_jax/finetune/machine.py.
       checkpoint_steps, log_steps: steps between two checkpoints, and two rows of the loss.
@@ -42,6 +43,7 @@ class Job:
     test_json: Path
     test_images: Path
     settings: Settings
+    network: str | None = None
     parts: str | None = None
     device: str = "auto"
     threads: int | None = None

@@ -12,6 +12,7 @@ from mcl_jax.errors import UserError
 INSTALL = "pip install torch torchvision pycocotools"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: 'quota period' in us, or 'max period'
 MOST_WORKERS = 8
+BAR = 20  # characters of the progress bar
 
 
 def demand_libraries() -> None:
@@ -108,7 +109,7 @@ def workers(given: int | None, device: Any) -> int:
 
 
 class Progress:
-    """A line on stderr that is rewritten; away from a terminal, a line now and then."""
+    """A bar on a line of stderr that is rewritten; away from a terminal, a line now and then."""
 
     EVERY_S = 30.0  # away from a terminal
 
@@ -122,7 +123,10 @@ class Progress:
         now = time.perf_counter()
         each = (now - self.began) / max(done - self.start, 1)
         left = each * (self.total - done)
-        text = f"{self.what} {done}/{self.total} {words} {each:.2f} s each, {_duration(left)} left"
+        filled = round(BAR * done / self.total)
+        bar = "#" * filled + "." * (BAR - filled)
+        timing = f"{each:.2f} s each, {_duration(left)} left"
+        text = f"{self.what} [{bar}] {done}/{self.total} {words}{timing}"
         if sys.stderr.isatty():
             if now - self.shown > 0.1 or done == self.total:
                 end = "\n" if done == self.total else ""

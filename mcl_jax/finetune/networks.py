@@ -24,6 +24,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from mcl_jax.errors import UserError
 from mcl_jax.finetune.names import Match
 from mcl_jax.finetune.settings import GROUPS, Settings
 
@@ -134,7 +135,14 @@ def shapes(detector: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def load(detector: nn.Module, arrays: Mapping[str, np.ndarray], found: Match) -> None:
-    """Puts a file's arrays into their places."""
+    """Puts a file's arrays into their places.
+
+    Raises:
+      UserError: an array is not finite.
+    """
+    for theirs in found.names.values():
+        if count := np.count_nonzero(~np.isfinite(arrays[theirs])):
+            raise UserError(f"the weights have {count} values that are not finite in {theirs}")
     tensors = {name: torch.from_numpy(arrays[theirs]) for name, theirs in found.names.items()}
     detector.load_state_dict(tensors, strict=False)
 

@@ -30,7 +30,8 @@ from mcl_jax.finetune import (
 from mcl_jax.finetune.images import Annotated
 from mcl_jax.finetune.job import Job
 
-Reader = Callable[[Path], Mapping[str, np.ndarray]]
+# (file, name of the network in it or None) -> (arrays by torchvision's names, notes for the user)
+Reader = Callable[[Path, str | None], tuple[Mapping[str, np.ndarray], list[str]]]
 Say = Callable[[str], None]
 
 
@@ -106,19 +107,19 @@ def build(task: Job, classes: int, read_weights: Reader) -> tuple[nn.Module, dic
     if task.weights is None:
         return detector, {"weights": "random"}, ["weights: random"]
     path = job.weights_file(task.weights)
-    arrays = read_weights(path)
+    arrays, notes = read_weights(path, task.network)
     file = {name: tuple(x.shape) for name, x in arrays.items()}
     found = names.match(networks.shapes(detector), file, task.parts)
     networks.load(detector, arrays, found)
-    origin = {"weights": job.checksum(path), "parts": list(found.taken)}
-    return detector, origin, [f"weights: {path}", *found.lines()]
+    origin = {"weights": job.checksum(path), "network": task.network, "parts": list(found.taken)}
+    return detector, origin, [f"weights: {path}", *notes, *found.lines()]
 
 
 def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
     """Trains, tests and writes; goes on where a run in the same folder was stopped.
 
     Args:
-      read_weights: path -> arrays; UserError for what is no file of weights.
+      read_weights: UserError for what is no file of weights.
       say: receives lines for the user.
 
     Returns:

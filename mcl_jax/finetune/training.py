@@ -132,7 +132,7 @@ def train(run: Run, stream: images.Stream, task: Job, *, workers: int) -> bool:
             if run.step % task.log_steps == 0 or run.step == settings.steps:
                 run.losses.append([run.step, run.optimizer.param_groups[0]["lr"], loss])
             run.seconds += time.perf_counter() - began
-            progress.update(run.step, f"loss {loss:.4f},")
+            progress.update(run.step, f"loss {loss:.4f}, ")
             last = run.step == settings.steps
             if run.step % task.checkpoint_steps == 0 or last or stop.made:
                 run.save(task.folder)
