@@ -18,7 +18,7 @@ from mcl_jax.runtime import checkpoint, checkpoint_folders
 
 BASE = "configs/base.py"
 OFFICIAL = "mcl-official"
-ORIGINS = (OFFICIAL, *imports.ORIGINS, "safetensors")
+ORIGINS = (OFFICIAL, *imports.KINDS, "safetensors")
 EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
@@ -31,7 +31,8 @@ EXAMPLES = """examples:
   python -m convert runs/mcl --to mcl-official --out mcl.pth
   python -m convert runs/mcl --to detectron2 --average 5 --divide-weights 2 --out exported
   python -m convert epoch_100.pth --from mcl-official --out runs/continued
-  python -m convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised"""
+  python -m convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised
+  python -m convert moco_v2.pth.tar --from torchvision --network encoder_q --out runs/moco"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +82,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         help=f"config file to go on with (--from only); without it {BASE} with the file's networks",
     )
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help="which network of a file that holds several (--from only); without it they are listed",
+    )
     return parser.parse_args(arguments)
 
 
@@ -90,6 +96,8 @@ def convert(options: argparse.Namespace) -> list[str]:
         return read(options)
     if options.config:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
+    if options.network is not None:
+        raise UserError("--network belongs to --from; a checkpoint is one run")
     state, meta, changes = prepared(options)
     if options.to == OFFICIAL:
         source = str(options.source)
@@ -113,12 +121,16 @@ def read(options: argparse.Namespace) -> list[str]:
     if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
         raise UserError(f"{flags}: for --to alone")
+    if options.network is not None and options.origin not in imports.KINDS:
+        raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
     config = load_config(options.config) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:
         state, meta, notes = authors.load(options.source, config, adopt)
     else:
-        state, meta, notes = imports.load(options.source, options.origin, config, adopt)
+        state, meta, notes = imports.load(
+            options.source, options.origin, config, adopt=adopt, network=options.network
+        )
     folder = checkpoint.write(options.out, state, dict(meta))
     flags = f"--config {options.config or BASE} --workdir {options.out}"
     overrides = [] if options.config else authors.overrides(meta["config"], base.get_config())

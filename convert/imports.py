@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from mcl_jax.convert.files import formats, strict
-from mcl_jax.convert.files.formats import Arrays, Format
+from mcl_jax.convert.files import formats, strict, weights
+from mcl_jax.convert.files.content import format_of
+from mcl_jax.convert.files.formats import Arrays
+from mcl_jax.convert.files.refusals import few, one_line
 from mcl_jax.convert.names import classifiers, detectors
 from mcl_jax.convert.names.architectures import PARTS, from_config, on_one_device
 from mcl_jax.convert.names.views import NETWORKS, View
@@ -24,41 +26,53 @@ from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
 from mcl_jax.models.swin import ARCHITECTURES as SWINS
 from mcl_jax.state import TrainState
 
-# Vectors of a file whose length is a size of the network.
+# Vectors of a file whose length is a size of the network; several, as one may be missing.
 VECTORS = {
     "width": (
         "params/encoder/backbone/stem/norm/bias",
+        "params/encoder/backbone/stem/norm/scale",
+        "batch_stats/encoder/backbone/stem/norm/mean",
         "params/encoder/backbone/patch_norm/bias",
+        "params/encoder/backbone/patch_norm/scale",
     ),
-    "fpn_channels": ("params/encoder/fpn/lateral5/norm/bias",),
+    "fpn_channels": (
+        "params/encoder/fpn/lateral5/norm/bias",
+        "params/encoder/fpn/lateral5/norm/scale",
+        "batch_stats/encoder/fpn/lateral5/norm/mean",
+    ),
 }
 TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
 MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
 
 
 class Kind(NamedTuple):
-    """A kind of file.
+    """What a file can hold.
 
     Attributes:
-      words: what it holds, for people.
+      words: for people.
       view: (networks, parts) -> the view.
       parts: which of architectures.PARTS there can be.
       swins: whether its backbone can be a Swin.
-      prefixes: what may stand before its names.
     """
 
     words: str
     view: Callable[[Architecture, tuple[str, ...]], View]
     parts: tuple[str, ...]
     swins: bool
-    prefixes: tuple[str, ...] = ()
 
 
-class Origin(NamedTuple):
-    """What `--from` can be: the format and the kinds of file, the most specific first."""
+class Imported(NamedTuple):
+    """What a file gives to a run.
 
-    format: Format
-    kinds: tuple[Kind, ...]
+    Attributes:
+      arrays: path in the state -> array in our layout.
+      config: to go on with.
+      notes: what the user should know.
+    """
+
+    arrays: dict[str, np.ndarray]
+    config: Any
+    notes: list[str]
 
 
 def _classifier(library: classifiers.Library) -> Kind:
@@ -66,35 +80,39 @@ def _classifier(library: classifiers.Library) -> Kind:
     return Kind(f"{library.name} classifier", view, PARTS[:1], swins=True)
 
 
-def _detector(library: str, *prefixes: str) -> Kind:
+def _detector(library: str) -> Kind:
     view = lambda a, parts: detectors.view(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", view, PARTS, library == "mmdet", prefixes)
+    return Kind(f"{library} detector", view, PARTS, library == "mmdet")
 
 
-ORIGINS = {
-    "torchvision": Origin(
-        formats.TORCH, (_detector("torchvision"), _classifier(classifiers.TORCHVISION))
-    ),
-    "timm": Origin(formats.TORCH, (_classifier(classifiers.TIMM),)),
-    "mmdet": Origin(formats.MMENGINE, (_detector("mmdet"),)),
-    "detectron2": Origin(
-        formats.PICKLE,
-        (_detector("detectron2", "backbone.bottom_up.", "backbone.", "roi_heads."),),
-    ),
+# What each style of names is, by the origin: ResNets are called alike in torchvision and timm.
+KINDS = {
+    "torchvision": {
+        "torchvision detector": _detector("torchvision"),
+        **dict.fromkeys(
+            ("resnet", "sequential", "torchvision swin"), _classifier(classifiers.TORCHVISION)
+        ),
+    },
+    "timm": dict.fromkeys(("resnet", "sequential", "timm swin"), _classifier(classifiers.TIMM)),
+    "mmdet": dict.fromkeys(("mmdet", "mmdet swin"), _detector("mmdet")),
+    "detectron2": {"detectron2": _detector("detectron2")},
 }
 
 
-def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
+def load(
+    path: Path, origin: str, config: Any, *, adopt: bool, network: str | None = None
+) -> tuple[TrainState, dict, list[str]]:
     """Reads a file of another library as a training state that has taken no step.
 
     What the file holds goes into the online and the target network; the rest is initialized as
     the configuration says.
 
     Args:
-      path: the file.
-      origin: one of ORIGINS, or 'safetensors'.
+      path: the file, of any format in convert/files/content.py.
+      origin: one of KINDS, or 'safetensors'.
       config: ConfigDict to go on with, checked against the file.
       adopt: first set the sizes in the config's section `model` to those of the file.
+      network: which of several networks in the file, as convert/files/weights.py calls it.
 
     Returns:
       (state, meta for `checkpoint.write`, what the user should know).
@@ -102,14 +120,22 @@ def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState,
     Raises:
       UserError: for a file that cannot be read or does not hold a network of the configuration.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give the weights to read")
     if origin == "safetensors":
         return _load_safetensors(path, config, adopt)
-    source = ORIGINS[origin]
-    model = source.format.read(path)
-    kind, backbone, names = _recognize(model, source, path)
-    model = {names[name]: x for name, x in model.items()}
+    arrays, config, notes = read(path, origin, config, adopt=adopt, network=network)
+    state = placed(fresh(config), arrays)
+    notes.append(f"{len(arrays)} arrays placed; the rest is initialized with seed {config.seed}")
+    meta = {"config": program.plain_config(config), "origin": f"{origin}:{path.name}"}
+    return state, meta, notes
+
+
+def read(
+    path: Path, origin: str, config: Any, *, adopt: bool, network: str | None = None
+) -> Imported:
+    """`load` without the state around it: what of a network the file holds, in our layout."""
+    found = weights.read(path, origin, network)
+    kind, model = KINDS[origin][found.style], found.arrays
+    backbone = _recognize(model, kind, path)
     a = from_config(program.plain_config(config))
     if adopt:
         config.model.update(_sizes(model, kind, backbone, a))
@@ -123,42 +149,30 @@ def load(path: Path, origin: str, config: Any, adopt: bool) -> tuple[TrainState,
     known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
     arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
-    notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}"]
+    notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *found.notes]
     if left := [name for name in model if name not in known]:
-        more = ", ..." if len(left) > 3 else ""
-        notes.append(f"not read: {len(left)} arrays ({', '.join(left[:3])}{more})")
-    state = placed(fresh(config), arrays)
-    notes.append(f"{len(arrays)} arrays placed; the rest is initialized with seed {config.seed}")
-    meta = {"config": program.plain_config(config), "origin": f"{origin}:{path.name}"}
-    return state, meta, notes
+        notes.append(f"not read: {len(left)} arrays ({few(left)})")
+    return Imported(arrays, config, notes)
 
 
-def _recognize(model: Arrays, source: Origin, path: Path) -> tuple[Kind, str, dict[str, str]]:
-    """(kind, backbone, the file's names -> without prefixes): the backbone whose names differ least.
+def _recognize(model: Arrays, kind: Kind, path: Path) -> str:
+    """The backbone whose names differ least from the file's.
 
     Names of any backbone count that the file has too many or too few; others do not.
     """
     best = None
-    for kind in source.kinds:
-        names = {name: _short(name, kind.prefixes) for name in model}
-        candidates = {backbone: _backbone_names(kind, backbone) for backbone in (*RESNETS, *SWINS)}
-        there = set(names.values()) & set().union(*candidates.values())
-        for backbone, wanted in candidates.items():
-            difference = len(wanted ^ there)
-            if 2 * difference < len(wanted) and (best is None or difference < best[0]):
-                best = difference, kind, backbone, names
+    candidates = {backbone: _backbone_names(kind, backbone) for backbone in (*RESNETS, *SWINS)}
+    there = set(model) & set().union(*candidates.values())
+    for backbone, wanted in candidates.items():
+        difference = len(wanted ^ there)
+        if 2 * difference < len(wanted) and (best is None or difference < best[0]):
+            best = difference, backbone
     if best is None:
-        kinds = " or ".join(kind.words for kind in source.kinds)
-        shown = ", ".join(list(model)[:3])
-        raise UserError(f"{path.name} holds no {kinds} that is known here; it begins with {shown}")
-    return best[1:]
-
-
-def _short(name: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
+        raise UserError(
+            f"{path.name} holds no {kind.words} that is known here; it begins with {few(model)}; "
+            f"known are {', '.join(candidates)}"
+        )
+    return best[1]
 
 
 def _backbone_names(kind: Kind, backbone: str) -> set[str]:
@@ -176,9 +190,9 @@ def _sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dic
     found = {"backbone": backbone}
     by_source = {e.source: model.get(e.name) for e in kind.view(a, kind.parts).entries}
     for key, sources in VECTORS.items():
-        for source in sources:
-            if by_source.get(source) is not None:
-                found[key] = by_source[source].size
+        vectors = (by_source[source] for source in sources if by_source.get(source) is not None)
+        if (vector := next(vectors, None)) is not None:
+            found[key] = vector.size
     heads = [f"params/encoder/head/conv{n}/kernel" for n in range(1, MOST_HEAD_CONVS + 1)]
     if count := sum(by_source.get(source) is not None for source in heads):
         found["head_convs"] = count
@@ -216,18 +230,27 @@ def placed(state: TrainState, arrays: Arrays) -> TrainState:
 
 def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
     """`load` of what `--to safetensors` wrote: all networks, with the file's own configuration."""
-    arrays, about = formats.SAFETENSORS.read(path), formats.read_safetensors_about(path)
+    ours = format_of(path) == "safetensors"
+    arrays = formats.load_safetensors(path) if ours else {}
+    about = formats.read_safetensors_about(path) if ours else {}
     if about.get("format") != "mcl_jax":
         raise UserError(
             f"{path.name} was not written by --to safetensors (its metadata has no format mcl_jax)"
         )
-    if adopt:
-        config.update(json.loads(about["config"]))
+    try:
+        method, step, own = about["method"], about["step"], json.loads(about["config"])
+        if adopt:
+            config.update(own)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path.name} has no usable metadata (method, step, config): {one_line(error)}; give "
+            "a file as --to safetensors wrote it"
+        ) from error
     state = placed(fresh(config), arrays)
     missing = set(strict.flatten({n: getattr(state, n) for n in NETWORKS})) - set(arrays)
     strict.demand([f"missing {name}" for name in sorted(missing)], path.name)
     notes = [
-        f"read {path.name}: {about['method']}, step {about['step']}, {len(arrays)} arrays",
+        f"read {path.name}: {method}, step {step}, {len(arrays)} arrays",
         "the optimizer starts anew, at step 0: the file holds networks alone",
     ]
     return (

@@ -25,6 +25,7 @@ DATA = Path(__file__).parent / "data"
 NUMERICS = Numerics(jnp.float32, bn_momentum=0.9, bn_epsilon=1e-5, axis_name=None)
 R50 = Architecture("resnet50", 64, 256, 4, 2048, 256, 2048, "fpn", 0.0)
 NARROW_R50 = Architecture("resnet50", 4, 8, 4, 16, 12, 24, "fpn", 0.0)
+NARROW_R34 = Architecture("resnet34", 4, 8, 3, 16, 12, 24, "fpn", 0.0)
 R18 = Architecture("resnet18", 8, 16, 2, 32, 12, 24, "fpn", 0.0)
 LEVELS = 4
 STEP = 1234

@@ -10,6 +10,7 @@ import pytest
 import torch
 from convert_states import (
     DATA,
+    NARROW_R34,
     NARROW_R50,
     R18,
     R50,
@@ -32,8 +33,9 @@ from swin_networks import TINY
 from torch_detectors import Detector, ResNet, Swin
 
 from mcl_jax.errors import UserError
+from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
-from mcl_jax.models.backbone import stage_channels
+from mcl_jax.models.backbone import Architecture, stage_channels
 from mcl_jax.models.norm import BatchNorm
 
 # What a detector has that nothing pre-trains.
@@ -68,6 +70,29 @@ def test_whole_files_are_torchvisions_mask_rcnn_v2_but_for_its_new_layers():
     assert shapes(model) == {k: v for k, v in expected.items() if not k.startswith(SCRATCH)}
 
 
+def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_path):
+    """torchvision has no constructor for it; the loader puts its parts together."""
+    a = Architecture("resnet18", 64, 256, 4, 16, 12, 24, "fpn", 0.0)
+    job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
+    model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
+    expected = keys_of("maskrcnn_resnet18")
+    (text,) = TARGETS["torchvision"].files(job).values()
+    loader = ast.parse(text)
+    assigned = [x for x in loader.body if isinstance(x, ast.Assign)]
+    values = {ast.unparse(x.targets[0]): x.value for x in assigned}
+    scratch = ast.literal_eval(values["SCRATCH"])
+    assert ast.literal_eval(values["CHANNELS"]) == 256
+    assert shapes(model) == {k: v for k, v in expected.items() if not k.startswith(scratch)}
+    (note,) = TARGETS["torchvision"].notes(job)
+    assert note.endswith("--backbone resnet18 --fpn_channels 256 --head_convs 4")
+    backbone = job_of("torchvision", job.state, meta_of(a), "backbone,fpn")
+    (text,) = TARGETS["torchvision"].files(backbone).values()
+    assert "SCRATCH = ('rpn.', 'roi_heads.')" in text
+    narrow = job_of("torchvision", random_state(R18, 0), meta_of(R18), "all")
+    assert not TARGETS["torchvision"].files(narrow)
+    assert "builds resnet18 with width 64 only" in TARGETS["torchvision"].notes(narrow)[0]
+
+
 def test_folded_files_are_torchvisions_mask_rcnn_without_norms_in_the_fpn():
     job = job_of("torchvision", random_state(R50, 0), meta_of(R50), "backbone,fpn", folded=True)
     state = transform.fold(job.state, job.parts, forward.EPSILON)
@@ -85,14 +110,21 @@ def loaded(target, a, model, norm=True):
         own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
         backbone = Swin(a.width, *own)
     else:
-        backbone = ResNet(a.width)
+        backbone = ResNet(a.width, *resnet.architecture(a.backbone))
     network = Detector(target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm)
     network.load_state_dict({name: torch.tensor(x) for name, x in model.items()}, strict=True)
     return network.eval()
 
 
 @pytest.mark.parametrize(
-    "target, a", [("torchvision", NARROW_R50), ("mmdet", NARROW_R50), ("mmdet", TINY)]
+    "target, a",
+    [
+        ("torchvision", R18),
+        ("torchvision", NARROW_R34),
+        ("torchvision", NARROW_R50),
+        ("mmdet", NARROW_R50),
+        ("mmdet", TINY),
+    ],
 )
 def test_written_files_compute_the_same_in_torch(tmp_path, target, a):
     state = tiny_swin() if a is TINY else random_state(a, 1)

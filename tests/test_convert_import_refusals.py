@@ -71,7 +71,7 @@ def test_the_pickle_reader_takes_what_detectron2_and_older_pickles_hold(tmp_path
     [
         ("detectron2", "a.pkl", b"no pickle", "is not a readable pickle"),
         ("detectron2", "a.pkl", pickle.dumps([1]), "holds a list, not a dict of arrays"),
-        ("detectron2", "a.pkl", pickle.dumps({"model": {"x": 3}}), "has no array under x"),
+        ("detectron2", "a.pkl", pickle.dumps({"model": {"x": 3}}), "has no array under model.x"),
         (
             "detectron2",
             "a.pkl",
@@ -82,7 +82,7 @@ def test_the_pickle_reader_takes_what_detectron2_and_older_pickles_hold(tmp_path
             "detectron2",
             "a.pkl",
             pickle.dumps({"model": {"y": np.zeros(3)}, "__author__": "x"}),
-            "holds no detectron2 detector that is known here; it begins with y",
+            "holds no detectron2 detector that is known here; it begins with model.y",
         ),
         ("torchvision", "a.pth", b"no file of torch", "cannot be read with torch.load"),
         ("safetensors", "a.safetensors", b"nothing", "is not a readable .safetensors"),

@@ -199,7 +199,7 @@ def test_config_that_does_not_fit_is_refused_key_by_key(tmp_path, capsys):
     [
         ("a.npz", b"PK\x03\x04 not a zip", "is not a readable .npz"),
         ("a.pth", b"not a pickle", "cannot be read with torch.load(weights_only=True)"),
-        ("a.bin", b"", "neither .npz nor .pth"),
+        ("a.bin", b"", "a.bin is empty, as after a download"),
         ("missing.npz", None, "is not a file"),
     ],
 )
@@ -242,7 +242,7 @@ def test_without_torch_the_extra_is_named(tmp_path, capsys, monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    (tmp_path / "a.pth").write_bytes(b"")
+    torch.save({}, tmp_path / "a.pth")
     monkeypatch.setattr(builtins, "__import__", without_torch)
     err = fails(capsys, tmp_path / "a.pth", "--from", "mcl-official", "--out", tmp_path / "run")
     assert 'pip install "mcl_jax[torch]"' in err

@@ -27,16 +27,35 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+class BasicBlock(nn.Module):
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.downsample = None
+        if stride != 1 or inputs != features:
+            shortcut = nn.Conv2d(inputs, features, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(features))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
 class ResNet(nn.Module):
-    def __init__(self, width, counts=(3, 4, 6, 3)):
+    """Of bottlenecks, or of basic blocks: ResNet-18 and 34."""
+
+    def __init__(self, width, counts=(3, 4, 6, 3), bottleneck=True):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
-        inputs = width
+        inputs, block = width, Bottleneck if bottleneck else BasicBlock
         for i, count in enumerate(counts):
             blocks = []
             for b in range(count):
-                blocks.append(Bottleneck(inputs, width * 2**i, 2 if b == 0 and i else 1))
-                inputs = 4 * width * 2**i
+                blocks.append(block(inputs, width * 2**i, 2 if b == 0 and i else 1))
+                inputs = (4 if bottleneck else 1) * width * 2**i
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
 
     def forward(self, x):

@@ -1,16 +1,21 @@
-"""Files of arrays: .pkl, .pth and .safetensors, written so that others load them, read without
-executing anything in them.
+"""Files of arrays: .pkl, .pth, .safetensors and .npz, written so that others load them, read without
+executing anything in them. Which of them a file is: convert/files/content.py.
 
-Shapes: whatever the arrays have; all are C-contiguous.
+Shapes: whatever the arrays have; those that are written are C-contiguous.
 """
 
+from __future__ import annotations  # Detectron2's environments go down to Python 3.9
+
 import hashlib
+import json
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mcl_jax.convert.files import plain_pickle, refusals
 
 from mcl_jax.errors import UserError
 
@@ -46,28 +51,10 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads arrays and plain containers; a pickle may name any function, so all others are refused."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.numeric", "_frombuffer"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),  # how Python 2's protocol writes bytes
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        raise UserError(f"names {module}.{name}, which is neither an array nor a plain container")
+# numpy's and torch's types of numbers that a safetensors header can name; numpy lacks the others.
+SAFETENSORS_OF_NUMPY = frozenset(
+    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64", "C64")
+)
 
 
 def load_pickle(path: Path) -> Any:
@@ -78,11 +65,15 @@ def load_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Unpickler(file, encoding="latin1").load()
+            return plain_pickle.load(file)
     except UserError as error:
-        raise UserError(f"{path} is not read: it {error}") from error
+        advice = refusals.save_again(path, refusals.KEEP_ARRAYS)
+        raise UserError(f"{path} is not read: it {error}; {advice}") from error
     except Exception as error:  # pickle raises many kinds for a damaged file
-        raise UserError(f"{path} is not a readable pickle: {first_line(error)}") from error
+        raise UserError(
+            f"{path} is not a readable pickle: {refusals.one_line(error)}; it is damaged or cut: "
+            "fetch it again"
+        ) from error
 
 
 def write_pickle(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
@@ -96,20 +87,8 @@ def write_pickle(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a Detectron2 .pkl: its `model`, or, of older files, all of it."""
-    content = load_pickle(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, not a dict of arrays")
-    if content.get("__author__") == "Caffe2":
-        raise UserError(
-            f"{path.name} holds Caffe2's weights: for BGR images, with the stride in the 1x1 "
-            "convolutions; no network here computes that"
-        )
-    arrays = content.get("model", content)
-    odd = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
-    if odd:
-        raise UserError(f"{path.name} has no array under {', '.join(map(str, odd[:5]))}")
-    return dict(arrays)
+    """The arrays of what `write_pickle` wrote."""
+    return dict(load_pickle(path)["model"])
 
 
 def import_torch() -> Any:
@@ -122,14 +101,24 @@ def import_torch() -> Any:
 
 
 def load_torch(path: Path) -> Any:
-    """torch.load with weights_only, which executes nothing; UserError where it refuses."""
+    """The content of a file of torch.save, old ones included; weights_only executes nothing.
+
+    Raises:
+      UserError: where torch is missing, or refuses the file.
+    """
     torch = import_torch()
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about its own older formats
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise UserError(
-            f"{path} cannot be read with torch.load(weights_only=True): {first_line(error)}"
-        ) from error
+        refused = f"{path} cannot be read with torch.load(weights_only=True): "
+        if names := refusals.refused_names(error):
+            advice = refusals.save_again(path, refusals.KEEP_TENSORS)
+            refused += f"beside tensors it holds {', '.join(names)}; {advice}"
+        else:
+            refused += f"{refusals.one_line(error)}; it may be damaged or cut: fetch it again"
+        raise UserError(refused) from error
 
 
 def write_torch(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
@@ -146,16 +135,9 @@ def write_torch_with_meta(path: Path, arrays: Arrays, about: Mapping[str, str]) 
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """A state_dict, bare or under 'state_dict' or 'model', without wrappers' 'module.'."""
-    torch = import_torch()
+    """The arrays of what `write_torch` or `write_torch_with_meta` wrote."""
     content = load_torch(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, not a state_dict")
-    tensors = content.get("state_dict", content.get("model", content))
-    odd = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
-    if odd:
-        raise UserError(f"{path.name} has no tensor under {', '.join(map(str, odd[:5]))}")
-    return {name.removeprefix("module."): as_array(x) for name, x in tensors.items()}
+    return {name: as_array(x) for name, x in content.get("state_dict", content).items()}
 
 
 def as_array(tensor: Any) -> np.ndarray:
@@ -183,13 +165,27 @@ def write_safetensors(path: Path, arrays: Arrays, about: Mapping[str, str]) -> N
     library.numpy.save_file(contiguous, path, dict(about))
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def load_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays, by name in alphabetical order: the file keeps none of its own."""
     library = import_safetensors()
     try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        types = {x["dtype"] for name, x in header.items() if name != "__metadata__"}
+    except Exception as error:  # json's and the system's kinds, for a damaged file
+        raise UserError(_unreadable(path, ".safetensors", error)) from error
+    if strange := types - SAFETENSORS_OF_NUMPY:
+        raise UserError(
+            f"{path} holds numbers of type {', '.join(sorted(map(str, strange)))}, which numpy "
+            "lacks: save it as float32"
+        )
+    try:
         return dict(sorted(library.numpy.load_file(path).items()))
     except Exception as error:  # the library has an exception type of its own
-        raise UserError(f"{path} is not a readable .safetensors: {first_line(error)}") from error
+        raise UserError(_unreadable(path, ".safetensors", error)) from error
+
+
+read_safetensors = load_safetensors
 
 
 def read_safetensors_about(path: Path) -> dict[str, str]:
@@ -197,6 +193,20 @@ def read_safetensors_about(path: Path) -> dict[str, str]:
     library = import_safetensors()
     with library.safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by name; objects, which would be pickled, are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy's, zipfile's and zlib's kinds, for a damaged file
+        raise UserError(_unreadable(path, ".npz", error)) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    why = refusals.one_line(error)
+    return f"{path} is not a readable {kind}: {why}; it may be damaged or cut: fetch it again"
 
 
 PICKLE = Format(".pkl", write_pickle, read_pickle, lambda: None)
@@ -209,9 +219,3 @@ def sha256(path: Path) -> str:
     """Checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """An exception's text, cut to a line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

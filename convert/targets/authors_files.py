@@ -1,21 +1,21 @@
-"""Files of the authors' code: .pth (torch, weights_only) and .npz of the same names.
+"""Files of the authors' code: .pth (torch), .npz of the same names, or any format that is read.
 
 Shapes: arrays in torch layout (OIHW, [out, in], [C]).
 """
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mcl_jax.convert.files.formats import as_array, first_line, import_torch, load_torch
+from mcl_jax.convert.files import content, weights
+from mcl_jax.convert.files.formats import import_torch
+from mcl_jax.convert.files.refusals import few, printable
 
 from mcl_jax.errors import UserError
 
-TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 STEP_KEY = "iter"
 # The authors' module registers encoder_q.0 a second time under this name.
 ALIAS, ALIASED = "backbone.", "encoder_q.0."
@@ -39,48 +39,40 @@ class Content:
 
 
 def read(path: Path) -> Content:
-    """Reads either form.
+    """Reads a file of any format in convert/files/content.py, of the authors' names.
 
     Raises:
-      UserError: for another suffix, a missing or damaged file, or contradicting copies.
+      UserError: for a missing or damaged file, or contradicting copies.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give the authors' .pth or an .npz of its names")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
-    raise UserError(f"{path.name} is neither .npz nor {', '.join(TORCH_SUFFIXES)}")
-
-
-def _read_npz(path: Path) -> Content:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npz: {first_line(error)}") from error
-    step = arrays.pop(STEP_KEY, None)
-    if step is not None and (step.ndim or step.dtype.kind not in "iu" or step < 0):
-        raise UserError(f"{STEP_KEY} in {path.name} must be a whole number >= 0, got {step}")
-    return Content(_network(arrays), None if step is None else int(step), None)
-
-
-def _read_torch(path: Path) -> Content:
-    torch = import_torch()
-    content = load_torch(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, not a state_dict")
-    tensors = content.get("state_dict", content)
-    odd = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
+    tree = content.load(path)
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path.name} holds a {type(tree).__name__}, not a state_dict")
+    nested = tree.get("state_dict")
+    leaves = dict(nested if isinstance(nested, Mapping) else tree)
+    step = _step(leaves.pop(STEP_KEY, None), tree, path.name)
+    odd = [str(name) for name, x in leaves.items() if not weights.is_array(x)]
     if odd:
-        raise UserError(f"{path.name} has no tensor under {', '.join(map(str, odd[:5]))}")
-    raw = {name: as_array(x) for name, x in tensors.items()}
-    step = (content.get("meta") or {}).get(STEP_KEY)
-    if step is not None and (not isinstance(step, int) or step < 0):
-        raise UserError(f"meta.{STEP_KEY} in {path.name} must be a whole number >= 0, got {step!r}")
-    optimizer = content.get("optimizer") if "state_dict" in content else None
-    momentum = _momentum(raw, optimizer) if optimizer else None
+        raise UserError(f"{path.name} has no array under {few(odd)}")
+    raw = {str(name): weights.as_array(x, str(name)) for name, x in leaves.items()}
+    optimizer = tree.get("optimizer") if nested is not None else None
+    momentum = _momentum(raw, optimizer) if isinstance(optimizer, Mapping) and optimizer else None
     return Content(_network(raw), step, momentum)
+
+
+def _step(array: Any, tree: Mapping[str, Any], file: str) -> int | None:
+    """Finished iterations: an array beside the others, or `iter` of mmcv's meta."""
+    meta = tree.get("meta")
+    name, step = STEP_KEY, array
+    if step is None and isinstance(meta, Mapping):
+        name, step = f"meta.{STEP_KEY}", meta.get(STEP_KEY)
+    if step is None:
+        return None
+    number = weights.as_array(step, name) if weights.is_array(step) else step
+    if isinstance(number, np.ndarray) and number.ndim == 0:
+        number = number[()]
+    if not isinstance(number, (int, np.integer)) or number < 0:
+        raise UserError(f"{name} in {file} must be a whole number >= 0, got {printable(str(step))}")
+    return int(number)
 
 
 def _plain(name: str) -> str:
@@ -112,12 +104,12 @@ def _momentum(
 
     The authors give every parameter, trained or not, a group of its own.
     """
-    buffers = BUFFERS + (COUNTER,)
-    names = [_plain(name) for name in raw if not name.endswith(buffers)]
+    names = [_plain(name) for name in raw if not name.endswith((*BUFFERS, COUNTER))]
     names = [name for name in names if not name.startswith(ALIAS)]
     try:
         indices = [index for group in optimizer["param_groups"] for index in group["params"]]
         states = {index: optimizer["state"].get(index, {}) for index in indices}
+        buffers = {index: state.get("momentum_buffer") for index, state in states.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError("'optimizer' in the file is not the state_dict of an optimizer") from error
     trained = [name for name in names if not name.startswith("encoder_k.")]
@@ -128,9 +120,9 @@ def _momentum(
         )
     ordered = names if len(indices) == len(names) else trained
     found = {
-        name: as_array(states[index]["momentum_buffer"])
+        name: weights.as_array(buffers[index], f"the momentum of {name}")
         for name, index in zip(ordered, indices, strict=True)
-        if states[index].get("momentum_buffer") is not None
+        if weights.is_array(buffers[index])
     }
     return found or None
 

@@ -14,6 +14,7 @@ from mcl_jax.convert.names import architectures, classifiers, detectors
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION, Library
 from mcl_jax.convert.names.views import View
+from mcl_jax.convert.targets import torchvision_detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
 
 from mcl_jax.errors import UserError
@@ -65,19 +66,21 @@ def files(job: Job, library: Library) -> dict[str, str]:
     a = job.architecture
     if a.width != classifiers.STOCK_WIDTH[is_swin(a.backbone)]:
         return {}
-    builds, scratch = library.builds(a.backbone), ()
-    if (count := classes(job)) is None:
-        scratch = (f"{classifiers.classifier_name(a, library)}.",)
-    else:
-        builds = builds.replace("()", f"(num_classes={count})").replace(
-            "')", f"', num_classes={count})"
-        )
-    imported = library.name
+    name, imported = f"load_{library.name}.py", library.name
     if is_detector(job.parts):
-        if a.backbone != "resnet50" or a.fpn_channels != 256 or a.head_convs != 4:
-            return {}
-        builds, scratch = detector(job)
+        if not torchvision_detectors.stock_name(job):
+            text = torchvision_detectors.loader(job)
+            return {name: text} if text else {}
+        builds, scratch = torchvision_detectors.builds(job), torchvision_detectors.scratch(job)
         imported = "torchvision"
+    else:
+        builds, scratch = library.builds(a.backbone), ()
+        if (count := classes(job)) is None:
+            scratch = (f"{classifiers.classifier_name(a, library)}.",)
+        else:
+            builds = builds.replace("()", f"(num_classes={count})").replace(
+                "')", f"', num_classes={count})"
+            )
     text = LOADER.format(
         builds=builds,
         library=library.name,
@@ -85,37 +88,23 @@ def files(job: Job, library: Library) -> dict[str, str]:
         imported=imported,
         scratch=scratch,
     )
-    return {f"load_{library.name}.py": text}
-
-
-def detector(job: Job) -> tuple[str, tuple[str, ...]]:
-    """(what builds it, what then starts from scratch)."""
-    scratch = ("rpn.", "roi_heads.")
-    name = "maskrcnn_resnet50_fpn" if job.folded else "maskrcnn_resnet50_fpn_v2"
-    if "head" in job.parts:
-        scratch = ("rpn.", "roi_heads.box_head.5.", "roi_heads.box_predictor.", "roi_heads.mask_")
-    missing = tuple(
-        prefix
-        for part, prefix in (("backbone", "backbone.body."), ("fpn", "backbone.fpn."))
-        if part not in job.parts
-    )
-    builds = f"torchvision.models.detection.{name}(weights=None, weights_backbone=None)"
-    return builds, (*missing, *scratch)
+    return {name: text}
 
 
 def notes(job: Job, library: Library) -> list[str]:
     a = job.architecture
     if is_detector(job.parts):
-        return untrained_levels(job)
+        width = classifiers.limits(a, library, None)
+        return [*width, *untrained_levels(job), *torchvision_detectors.note(job)]
     return classifiers.limits(a, library, classes(job))
 
 
 def models(job: Job, library: Library) -> dict[str, dict[str, str]]:
     a = job.architecture
     if is_detector(job.parts):
-        builds, scratch = detector(job)
-        words = ", ".join(f"{prefix}*" for prefix in scratch)
-        return {builds: {"loads": ", ".join(job.parts), "from_scratch": words}}
+        words = ", ".join(f"{prefix}*" for prefix in torchvision_detectors.scratch(job))
+        about = {"loads": ", ".join(job.parts), "from_scratch": words}
+        return {torchvision_detectors.builds(job): about}
     last = classifiers.classifier_name(a, library)
     scratch = f"{last} (load with strict=False)" if classes(job) is None else "nothing"
     return {library.builds(a.backbone): {"loads": "all", "from_scratch": scratch}}

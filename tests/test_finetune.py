@@ -1,0 +1,297 @@
+"""Fine-tuning of torchvision's detectors, as far as it needs no torchvision.
+
+Shapes: see mcl_jax/finetune/images.py.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcl_jax.data import coco_json
+from mcl_jax.errors import UserError
+from mcl_jax.finetune import flags, images, job, machine, pictures, precision, schedule, settings
+from mcl_jax.finetune.settings import Settings
+
+SCRIPT = Path(__file__).parents[1] / "scripts/finetune_torchvision.py"
+DATA_FLAGS = ["--train_json=a", "--train_images=b", "--test_json=c", "--test_images=d"]
+
+
+def content(count=6):
+    """`count` images of 40 x 30 px with a cat each, every second one with a dog, too."""
+    made = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(count)]
+    boxes = [(i, 7, [5, 10, 20, 10]) for i in range(count)]
+    boxes += [(i, 3, [0, 0, 10, 30]) for i in range(0, count, 2)]
+    annotations = [
+        {"id": k, "image_id": i, "category_id": c, "bbox": box}
+        for k, (i, c, box) in enumerate(boxes)
+    ]
+    categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+    return {"images": made, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture
+def data(tmp_path):
+    made = content()
+    for i, image in enumerate(made["images"]):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / image["file_name"])
+    (tmp_path / "instances.json").write_text(json.dumps(made))
+    return images.read(tmp_path / "instances.json", tmp_path)
+
+
+def test_nothing_before_torchvision_imports_jax():
+    """The environment of torchvision has neither JAX nor absl."""
+    code = (
+        "import sys\n"
+        "for name in ('jax', 'flax', 'absl', 'ml_collections', 'tensorflow_datasets', 'tqdm'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = [{str(SCRIPT)!r}, '--help']\n"
+        "from mcl_jax.finetune import images, pictures, precision\n"
+        f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--smallest_anchor" in done.stdout
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    command = [sys.executable, str(SCRIPT), "out", "--random", *DATA_FLAGS, "--labels=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --labels 0 must be at least 1\n")
+
+
+def test_flags_become_a_job():
+    given = ["out", "--weights=w", *DATA_FLAGS, "--min_sizes=96,160", "--labels=50", "--steps=9"]
+    task = flags.parse("", given)
+    assert task.settings == Settings(min_sizes=(96, 160), labels=50, steps=9)
+    assert (task.weights, task.threads, task.check) == (Path("w"), None, False)
+    assert flags.parse("", ["out", "--random", *DATA_FLAGS]).weights is None
+    assert json.loads(json.dumps(settings.as_json(task.settings)))["min_sizes"] == [96, 160]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--detector=yolo"], "yolo is none of fasterrcnn, maskrcnn, retinanet"),
+        (["--flip_prob=1.5"], "--flip_prob 1.5 must be from 0 to 1"),
+        (["--base_lr=nan"], "--base_lr nan must be at least 0"),
+        (["--min_sizes=900", "--max_size=800"], "--max_size 800 must be at least all"),
+        (["--area_bounds=96,32"], "--area_bounds 96,32: give two rising numbers"),
+        (["--detector=retinanet", "--fpn_channels=48"], "need a multiple of 32"),
+        (["--log_steps=0"], "--log_steps 0 must be at least 1"),
+        (["--min_sizes=x"], "invalid"),
+        (["--learning_rate=1"], "unrecognized arguments: --learning_rate=1"),
+        (["--weights=w"], "not allowed with argument"),
+    ],
+)
+def test_wrong_flags_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        flags.parse("", ["out", "--random", *DATA_FLAGS, *given])
+
+
+def test_the_learning_rate_rises_and_falls():
+    own = Settings(steps=90, batch_size=8, base_lr=0.02, warmup_steps=10, decay_at=(0.5, 0.9))
+    rates = [schedule.learning_rate(own, step) for step in range(90)]
+    np.testing.assert_allclose(rates[0], 0.01 * 1e-3)
+    np.testing.assert_allclose(rates[5], 0.01 * (0.5 * 1e-3 + 0.5))
+    np.testing.assert_allclose(rates[10:45], 0.01)
+    np.testing.assert_allclose(rates[45:81], 0.001)
+    np.testing.assert_allclose(rates[81:], 0.0001)
+
+
+def test_every_epoch_has_every_image_once():
+    orders = [[schedule.image_at(0, 7, 7 * epoch + i) for i in range(7)] for epoch in range(3)]
+    assert [sorted(order) for order in orders] == [list(range(7))] * 3
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] != [schedule.image_at(1, 7, i) for i in range(7)]
+    mirrored = [schedule.is_mirrored(Settings(flip_prob=0.3), i) for i in range(1000)]
+    assert 240 < sum(mirrored) < 360
+    seeds = {schedule.torch_seed(s, p, n) for s in (0, 1) for p in schedule.Purpose for n in (0, 1)}
+    assert len(seeds) == 16
+
+
+def test_label_budgets_are_nested(data):
+    def ids(labels, seed):
+        return [x.id for x in images.training_images(data.instances, labels, seed)]
+
+    assert ids(3, None) == [0, 1, 2]
+    assert ids(None, None) == list(range(6))
+    assert ids(2, 5) == ids(4, 5)[:2] == ids(None, 5)[:2]
+    assert sorted(ids(None, 5)) == list(range(6)) and ids(6, 5) != ids(6, 6)
+    with pytest.raises(UserError, match="--labels 7: only 6 training images have boxes"):
+        ids(7, None)
+
+
+def test_crowds_and_images_without_boxes_are_not_learned_from():
+    made = content(4)
+    made["annotations"] = [x | {"iscrowd": int(x["image_id"] == 1)} for x in made["annotations"]]
+    made["annotations"] = [x for x in made["annotations"] if x["image_id"] != 3]
+    instances = coco_json.parse(made, "made.json")
+    assert [x.id for x in images.training_images(instances, None, None)] == [0, 2]
+
+
+def test_images_and_boxes_arrive_as_torchvision_takes_them(data):
+    image = data.instances.images[0]
+    pixels = images.load(data.folder, image)
+    assert pixels.shape == (3, 30, 40) and pixels.dtype == torch.float32 and pixels.max() <= 1
+    target = images.target(data.instances, image, masks=False)
+    assert target["boxes"].tolist() == [[5, 10, 25, 20], [0, 0, 10, 30]]
+    assert target["labels"].tolist() == [2, 1]  # by the order of ids: dog 3, cat 7
+    flipped, changed = images.mirrored(pixels, target)
+    assert changed["boxes"].tolist() == [[15, 10, 35, 20], [30, 0, 40, 30]]
+    np.testing.assert_array_equal(flipped, pixels.numpy()[:, :, ::-1])
+    twice, back = images.mirrored(flipped, changed)
+    assert torch.equal(twice, pixels) and torch.equal(back["boxes"], target["boxes"])
+
+
+def test_masks_come_from_polygons_and_run_lengths_and_are_mirrored():
+    made = content(1)
+    polygon = [[5, 10, 25, 10, 25, 20, 5, 20]]
+    counts = [0, 300, 900]  # by columns: all of the first ten
+    for entry, shape in zip(
+        made["annotations"], (polygon, {"counts": counts, "size": [30, 40]}), strict=True
+    ):
+        entry["segmentation"] = shape
+    instances = coco_json.parse(made, "made.json")
+    image = instances.images[0]
+    images.demand_segmentations(images.Annotated(Path("x"), Path("y"), instances), [image])
+    target = images.target(instances, image, masks=True)
+    for mask, (left, top, right, bottom) in zip(
+        target["masks"].numpy(), target["boxes"].int().tolist(), strict=True
+    ):
+        expected = np.zeros((30, 40), np.uint8)
+        expected[top:bottom, left:right] = 1
+        np.testing.assert_array_equal(mask, expected)
+    _, changed = images.mirrored(torch.zeros(3, 30, 40), target)
+    np.testing.assert_array_equal(changed["masks"], target["masks"].numpy()[:, :, ::-1])
+
+
+def test_boxes_without_segmentations_are_refused_for_masks(data):
+    with pytest.raises(UserError, match="9 of 9 boxes have no segmentation.*fasterrcnn"):
+        images.demand_segmentations(data, list(data.instances.images))
+
+
+def test_the_stream_is_the_same_from_any_position_and_with_workers(data):
+    own = Settings(steps=3, batch_size=4)
+    stream = images.Stream(data, list(data.instances.images), own)
+    whole = list(images.batches(stream, 4, workers=0))
+    rest = list(images.batches(stream, 4, workers=1, start=4))
+    assert [len(batch) for batch in whole] == [4, 4, 4] and len(rest) == 2
+    for ours, theirs in zip(whole[1:], rest, strict=True):
+        for (a, s), (b, t) in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b) and torch.equal(s["boxes"], t["boxes"])
+
+
+def test_images_that_are_damaged_missing_or_of_another_size_are_named(data, tmp_path):
+    first, second, third = data.instances.images[:3]
+    (tmp_path / first.file_name).write_bytes(b"no image")
+    with pytest.raises(UserError, match="0.png cannot be read"):
+        images.load(tmp_path, first)
+    Image.new("RGB", (41, 30)).save(tmp_path / second.file_name)
+    with pytest.raises(UserError, match=r"\(30, 41\), its annotation file says \(30, 40\)"):
+        images.load(tmp_path, second)
+    stream = images.Stream(data, [first], Settings(steps=1, batch_size=1))
+    assert isinstance(next(iter(images.batches(stream, 1, workers=1))), UserError)
+    (tmp_path / third.file_name).unlink()
+    with pytest.raises(UserError, match="lacks 1 of 6 images.*first 2.png"):
+        images.read(data.json, tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        images.read(data.json, tmp_path / "none")
+
+
+def perfect(instances):
+    return [
+        {
+            "image_id": image.id,
+            "category_id": instances.category_ids[x.label],
+            "bbox": list(x.box),
+            "score": 0.9,
+        }
+        for image in instances.images
+        for x in instances.of(image)
+    ]
+
+
+def scores(instances, detections, images=None):
+    chosen = instances.images if images is None else images
+    return precision.average_precision(instances, chosen, detections, "bbox", (12.0, 16.0), 100)
+
+
+def test_perfect_empty_and_shifted_detections(data):
+    instances = data.instances
+    found = scores(instances, perfect(instances))
+    ious = {f"ap/iou{x}" for x in range(50, 100, 5)}
+    # none is small: cats have 200 px^2, dogs 300, and small ends at 144
+    keys = {"ap", "ap50", "ap75", "ap_medium", "ap_large", "ap/dog", "ap/cat", *ious}
+    assert found == {key: pytest.approx(1) for key in keys}
+    nothing = scores(instances, [])
+    assert nothing == dict.fromkeys(keys, 0.0)
+    # 20 x 10 moved by 3 px: the overlap is 17 / 23 = 0.739
+    moved = [x | {"bbox": [x["bbox"][0] + 3, *x["bbox"][1:]]} for x in perfect(instances)]
+    cats = [x for x in moved if x["category_id"] == 7]
+    found = scores(instances, cats)
+    assert (found["ap/dog"], found["ap/cat"]) == (0.0, pytest.approx(0.5))
+    assert found["ap/iou70"] == pytest.approx(0.5) and found["ap/iou75"] == 0 == found["ap75"]
+    half = scores(instances, perfect(instances), instances.images[:2])
+    assert half["ap"] == pytest.approx(1)  # of the tested images alone
+    table = job.table(half, instances.class_names).splitlines()
+    assert table[1].split()[0] == "100.00" and table[2] == "dog 100.00, cat 100.00"
+
+
+def test_weights_are_a_file_or_a_folder_with_one(tmp_path):
+    with pytest.raises(UserError, match="holds 0 .pth files"):
+        job.weights_file(tmp_path)
+    (tmp_path / "a.pth").write_bytes(b"")
+    assert job.weights_file(tmp_path) == job.weights_file(tmp_path / "a.pth") == tmp_path / "a.pth"
+    (tmp_path / "b.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 2 .pth files; name one"):
+        job.weights_file(tmp_path)
+    with pytest.raises(UserError, match="does not exist; python -m convert RUN --to torchvision"):
+        job.weights_file(tmp_path / "c")
+
+
+def test_a_finished_result_belongs_to_its_identity(tmp_path):
+    assert job.finished(tmp_path, {"steps": 1}) is None
+    job.write_json(tmp_path / job.RESULT, {"identity": {"steps": 1}, "bbox": {}})
+    assert job.finished(tmp_path, {"steps": 1})["bbox"] == {}
+    assert job.finished(tmp_path, {"steps": 2}) is None
+
+
+def test_devices_and_threads_are_chosen_and_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.device("auto").type == "cpu"
+    with pytest.raises(UserError, match="--device cuda: torch .* finds 0 CUDA devices"):
+        machine.device("cuda")
+    with pytest.raises(UserError, match="--device tpu is none of"):
+        machine.device("tpu")
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.set_threads(None).startswith("threads: 1 (OMP_NUM_THREADS)")
+    assert machine.set_threads(2).startswith("threads: 2 (--threads)")
+    with pytest.raises(UserError, match="--threads 0 must be at least 1"):
+        machine.set_threads(0)
+    torch.set_num_threads(before)
+    assert machine.cores() >= 1
+    assert machine.workers(None, torch.device("cpu")) == 0
+    assert machine.workers(3, torch.device("cpu")) == 3
+
+
+def test_the_sheet_shows_truth_and_detections(data, tmp_path):
+    def colors(least_score):
+        """Of the tiles, without the legend."""
+        path = tmp_path / "sheet.png"
+        pictures.sheet(path, data, data.instances.images[:5], perfect(data.instances), least_score)
+        drawn = Image.open(path)
+        drawn = drawn.crop((0, 2 * pictures.TEXT + pictures.GAP, *drawn.size))
+        return {color for _, color in drawn.getcolors(2**24)}
+
+    of_classes = {pictures.color_of(i, 2) for i in (0, 1)}
+    assert of_classes <= colors(0.5)
+    bare = colors(0.95)
+    assert pictures.WHITE in bare and not of_classes & bare
