@@ -5,9 +5,13 @@ python scripts/coco_subset.py datasets/coco/annotations/instances_train2017.json
 
 import argparse
 import json
+import logging
 import random
-import sys
 from pathlib import Path
+
+from mcl_jax import cli
+from mcl_jax.data import coco_json
+from mcl_jax.errors import UserError
 
 PERCENTS = (1, 2, 5, 10)
 
@@ -32,26 +36,6 @@ def subset(content: dict, chosen: list[int]) -> dict:
     }
 
 
-def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def read(path: Path) -> dict:
-    """An annotation file of COCO's, or one line and exit code 2."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path} does not exist; give COCO's instances_train2017.json")
-    except ValueError as error:
-        fail(f"{path} is not JSON: {error}")
-    if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-        fail(f"{path} is no annotation file of COCO's: it has no lists 'images' and 'annotations'")
-    if not content["images"]:
-        fail(f"{path} lists no images")
-    return content
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("annotations", type=Path, help="COCO's instances_train2017.json")
@@ -61,9 +45,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
     parser.add_argument("--out", type=Path, help="folder (default: that of the annotations)")
     options = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
     if wrong := [p for p in options.percent if not 0 < p <= 100]:
-        fail(f"--percent {wrong[0]:g} must be above 0 and at most 100")
-    content = read(options.annotations)
+        raise UserError(f"--percent {wrong[0]:g} must be above 0 and at most 100")
+    content = coco_json.read(options.annotations).content
     ids = [image["id"] for image in content["images"]]
     out = options.out or options.annotations.parent
     out.mkdir(parents=True, exist_ok=True)
@@ -80,4 +65,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        cli.fail(str(error))

@@ -245,9 +245,14 @@ def test_the_export_fills_backbone_and_fpn_of_sparse_rcnn():
 def coco(images):
     return {
         "info": {"year": 2017},
-        "images": [{"id": 3 * i, "file_name": f"{i}.jpg"} for i in range(images)],
-        "annotations": [{"id": k, "image_id": 3 * (k % images)} for k in range(3 * images)],
-        "categories": [{"id": 1}],
+        "images": [
+            {"id": 3 * i, "file_name": f"{i}.jpg", "height": 8, "width": 9} for i in range(images)
+        ],
+        "annotations": [
+            {"id": k, "image_id": 3 * (k % images), "category_id": 1, "bbox": [1, 2, 3, 4]}
+            for k in range(3 * images)
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
     }
 
 
@@ -278,10 +283,10 @@ def test_subsets_are_the_same_everywhere_and_nested(tmp_path):
 @pytest.mark.parametrize(
     "text, arguments, message",
     [
-        (None, (), "does not exist; give COCO's"),
+        (None, (), "does not exist; give a file like COCO's"),
         ("{", (), "is not JSON"),
-        ('{"images": []}', (), "no lists 'images' and 'annotations'"),
-        ('{"images": [], "annotations": []}', (), "lists no images"),
+        ('{"images": []}', (), "no lists 'annotations' and 'categories'"),
+        ('{"images": [], "annotations": [], "categories": []}', (), "lists no images"),
         ("{}", ("--percent", "0"), "--percent 0 must be above 0"),
     ],
 )

@@ -1,15 +1,16 @@
 """COCO 2017's zips -> `tfds:coco/2017` in ArrayRecord form, with the unlabeled images as a
 split."""
 
-import collections
 import functools
 import json
 import os
 import zipfile
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mcl_jax.data import coco_json
 from mcl_jax.data.prepare.jobs import (
     Examples,
     JobBuilder,
@@ -110,12 +111,15 @@ def _open_zip(path: str) -> zipfile.ZipFile:
         raise UserError(f"{path!r} is not a complete zip: {error}") from error
 
 
-def _read_instances(annotations_zip: str, file_name: str) -> dict | None:
-    """The annotation file of that name, wherever it lies in the zip; None if it is not there."""
+def _read_instances(annotations_zip: str, file_name: str) -> Any:
+    """What the annotation file of that name in the zip holds; None if it is not there."""
     with _open_zip(annotations_zip) as archive:
         for name in archive.namelist():
             if os.path.basename(name) == file_name:
-                return json.loads(archive.read(name))
+                try:
+                    return json.loads(archive.read(name))
+                except ValueError as error:
+                    raise UserError(f"{annotations_zip}/{name} is not JSON: {error}") from None
     return None
 
 
@@ -124,7 +128,7 @@ def _categories(annotations_zip: str) -> list[str]:
     for file_name in reversed(_ANNOTATIONS.values()):  # The validation file is the small one.
         instances = _read_instances(annotations_zip, file_name)
         if instances is not None:
-            return [c["name"] for c in sorted(instances["categories"], key=lambda c: c["id"])]
+            return list(coco_json.class_names(instances, f"{annotations_zip}/{file_name}"))
     raise UserError(f"{annotations_zip!r} holds none of {', '.join(_ANNOTATIONS.values())}")
 
 
@@ -149,25 +153,27 @@ def _objects(annotations_zip: str, split: str) -> dict[str, list[dict]]:
     """File name -> objects with relative boxes; {} for the unlabeled split."""
     if split not in _ANNOTATIONS:
         return {}
-    instances = _read_instances(annotations_zip, _ANNOTATIONS[split])
-    if instances is None:
-        raise UserError(f"{annotations_zip!r} lacks {_ANNOTATIONS[split]}, needed for {split}")
-    names = {category["id"]: category["name"] for category in instances["categories"]}
-    images = {image["id"]: image for image in instances["images"]}
-    objects = collections.defaultdict(list)
-    for annotation in instances["annotations"]:
-        image = images[annotation["image_id"]]
-        objects[image["file_name"]].append(
+    file_name = _ANNOTATIONS[split]
+    content = _read_instances(annotations_zip, file_name)
+    if content is None:
+        raise UserError(f"{annotations_zip!r} lacks {file_name}, needed for {split}")
+    name = f"{annotations_zip}/{file_name}"
+    instances = coco_json.parse(content, name)
+    coco_json.warn(instances, name)
+    return {
+        image.file_name: [
             {
-                "bbox": _relative_box(annotation["bbox"], image["height"], image["width"]),
-                "label": names[annotation["category_id"]],
-                "is_crowd": bool(annotation["iscrowd"]),
+                "bbox": _relative_box(annotation.box, image.height, image.width),
+                "label": instances.class_names[annotation.label],
+                "is_crowd": annotation.crowd,
             }
-        )
-    return objects
+            for annotation in instances.of(image)
+        ]
+        for image in instances.images
+    }
 
 
-def _relative_box(box: list[float], height: int, width: int) -> tfds.features.BBox:
+def _relative_box(box: coco_json.XYWH, height: int, width: int) -> tfds.features.BBox:
     """COCO's (x, y, width, height) in px -> (ymin, xmin, ymax, xmax) in 0..1."""
     x, y, box_width, box_height = box
     corners = (y / height, x / width, (y + box_height) / height, (x + box_width) / width)
