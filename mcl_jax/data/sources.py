@@ -6,6 +6,8 @@ then never imports TensorFlow; the code that once built them is not needed.
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -119,6 +121,10 @@ class TfdsSource:
 
     The image feature is the only one of type Image (or the one called 'image'), the label the only
     ClassLabel at the top level (or the one called 'label').
+
+    Attributes:
+      class_names: of the label; None without one.
+      features: of the data set, as TFDS describes them.
     """
 
     def __init__(self, directory: str, split: str):
@@ -131,7 +137,7 @@ class TfdsSource:
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self._directory)
         self._check_format(builder)
-        features = builder.info.features
+        self.features = features = builder.info.features
         self._image_key = _only_feature(features, tfds.features.Image, "image")
         if self._image_key is None:
             raise UserError(f"{self._directory} has no image feature: {sorted(features)}")
@@ -173,6 +179,10 @@ class TfdsSource:
             name = example[self._name_key]
             name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         return Record(bytes(example[self._image_key]), label, name)
+
+    def examples(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Whole examples with all their features, the image still encoded."""
+        return self._data.__getitems__(list(indices))
 
     def __getstate__(self) -> dict:
         # File readers do not travel to a worker: it opens its own.
