@@ -83,9 +83,14 @@ def write(directory, features, examples):
 
 
 KIND = tfds.features.ClassLabel(names=list(NAMES))
-BOXES = {"label": KIND, "is_difficult": np.bool_}
+POSE = tfds.features.ClassLabel(names=["front", "left"])
+BOXES = {"label": KIND, "pose": POSE, "is_difficult": np.bool_}
 FEATURES = {
-    "voc": {"objects": tfds.features.Sequence(BOXES), "labels": tfds.features.Sequence(KIND)},
+    "voc": {
+        "objects": tfds.features.Sequence(BOXES),
+        "labels": tfds.features.Sequence(KIND),
+        "labels_no_difficult": tfds.features.Sequence(KIND),
+    },
     "coco": {"objects": tfds.features.Sequence({"label": KIND})},
     "lists": {"labels": tfds.features.Sequence(KIND)},
     "single": {"label": KIND},
@@ -98,10 +103,12 @@ def test_tfds_by_hand(kind, tmp_path):
     examples, expected = [], np.array(EXPECTED)
     for objects in OBJECTS:
         classes = [k for k, _ in objects]
-        boxes = [{"label": k, "is_difficult": bool(d)} for k, d in objects]
+        boxes = [{"label": k, "pose": 1, "is_difficult": bool(d)} for k, d in objects]
         if kind == "coco":
             boxes = [{"label": k} for k in classes]
-        made = {"objects": boxes, "labels": classes, "label": classes[0] if classes else 1}
+        certain = [k for k, difficult in objects if not difficult]
+        made = {"objects": boxes, "labels": classes, "labels_no_difficult": certain}
+        made["label"] = classes[0] if classes else 1
         examples.append({name: made[name] for name in FEATURES[kind]})
     if kind in ("coco", "lists"):
         expected = np.abs(expected)
