@@ -183,6 +183,12 @@ def test_classes_without_images_are_left_out_and_named(separable):
         svm_measure.measure(SETTINGS, 0, names, {"res5": nothing}, test)
 
 
+def test_a_missing_scikit_learn_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"need scikit-learn: pip install \"mcl_jax\[svm\]\""):
+        svm.open_splits(program.plain_config(tiny_evaluation("/nowhere")), None)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

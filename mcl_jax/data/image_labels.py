@@ -66,7 +66,10 @@ def open_labeled(
     if not isinstance(source, FolderSource):
         return _of_tfds(source, name, progress)
     if source.class_names is None:
-        raise UserError(f"{name} has no labels: give a folder whose sub-folders are the classes")
+        raise UserError(
+            f"{name} has no labels: give a folder whose sub-folders are the classes, or COCO's "
+            "annotations"
+        )
     labels = np.zeros((len(source), len(source.class_names)), np.int8)
     labels[np.arange(len(source)), source.labels] = PRESENT
     return LabeledImages(name, source, labels, source.class_names)

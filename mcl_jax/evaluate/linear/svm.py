@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mcl_jax import program, sharding
 from mcl_jax.data.image_labels import LabeledImages, open_coco, open_labeled
+from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import frozen_features, svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Split
@@ -41,10 +42,10 @@ def open_splits(
         pairs = ((files[f"{name}_json"], files[f"{name}_images"]) for name in ("train", "test"))
         return tuple(open_coco(*pair) for pair in pairs)
     data, first = config["data"], jax.process_index() == 0
-    return tuple(
-        open_labeled(data["dataset"], split, data["data_dir"] or None, progress=first)
-        for split in (own.train_split, own.test_split)
-    )
+    splits, data_dir = (own.train_split, own.test_split), data["data_dir"] or None
+    for split in splits:
+        open_source(data["dataset"], split, data_dir)  # a wrong name is said before labels are read
+    return tuple(open_labeled(data["dataset"], split, data_dir, progress=first) for split in splits)
 
 
 def run(
