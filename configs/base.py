@@ -143,6 +143,21 @@ def get_config() -> ConfigDict:
     linear.flip_prob = 0.5
     linear.checkpoint_epochs = 1.0
 
+    # linear SVMs on frozen maps, one a class (VOC07 of Goyal et al., 2019; DetCo Table 10)
+    svm = config.svm = ConfigDict()
+    svm.train_split = "train"  # of tfds:voc/2007: train+validation
+    svm.test_split = "validation"  # of tfds:voc/2007: test
+    svm.batch_size = 256  # images of all devices together
+    svm.stages = ("res5",)  # average-pooled maps: some of res2 | res3 | res4 | res5
+    svm.costs = tuple(2.0**power for power in range(-7, 11))  # VISSL's range, .01 to 1000
+    svm.folds = 3  # of the cross-validation that chooses a class's cost; from 2 on
+    svm.positive_weight = 2.0  # of the errors of positives; negatives have 1 (VISSL)
+    svm.max_iterations = 2000  # of the solver (VISSL)
+    svm.tolerance = 1e-4  # of the solver's gradient (VISSL)
+    svm.shots = (1, 2, 4, 8, 16, 32, 64)  # images that show the class in low-shot rows; (): none
+    svm.samples = 5  # independent draws of them (VISSL)
+    svm.threads = 0  # SVMs trained at a time; 0: as many as CPUs
+
     probe = config.probe = (
         ConfigDict()
     )  # detection probe: an FCOS head (Tian et al., 2019) on labeled images

@@ -73,6 +73,14 @@ def complete(
     return completed
 
 
+def whole_numbers(name: str, values: Sequence[str]) -> list[int]:
+    """The values of a list flag as whole numbers; UserError names the flag."""
+    try:
+        return [int(value) for value in values if value]
+    except ValueError:
+        raise UserError(f"--{name} {','.join(values)} is not whole numbers, e.g. 1,2,4") from None
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and exit code 2."""
 

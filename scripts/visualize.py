@@ -2,10 +2,13 @@
 
     python scripts/visualize.py runs/demo
     python scripts/visualize.py runs/r50 photos/ cat.jpg --out pictures
+    python scripts/visualize.py runs/r50 photos/ --against runs/moco
 
 features.png: every pyramid level's features in color. retrieval.png: shrunk images look for
 themselves among full-size ones (a 28 px query, answers of 224 px). montage.png: what training makes
-of the images, every tile with the level that it feeds. Without images, those of the run's own data.
+of the images, every tile with the level that it feeds. activation.png: where res2..res5 are active,
+beside those of --against (DetCo Figure 4): the sum over channels of squared outputs (Zagoruyko and
+Komodakis, 2017), scaled to 0..1 in every map. Without images, those of the run's own data.
 """
 
 import argparse
@@ -23,6 +26,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", type=Path, help="a run of pretrain.py, or one checkpoint")
     parser.add_argument("images", type=Path, nargs="*", help="image files or folders of them")
+    parser.add_argument("--against", type=Path, help="another checkpoint, for activation.png")
     parser.add_argument("--out", type=Path, help="folder (default: CHECKPOINT/pictures)")
     parser.add_argument("--count", type=int, default=16, help="images at most (16)")
     parser.add_argument("--rows", type=int, default=4, help="rows of features and per scale (4)")
@@ -34,35 +38,28 @@ def main(options: argparse.Namespace) -> None:
 
     from mcl_jax import program
     from mcl_jax.errors import UserError
-    from mcl_jax.evaluate import visualize
-    from mcl_jax.report import sheets
+    from mcl_jax.evaluate import activation, pictures, visualize
     from mcl_jax.runtime import checkpoint
 
     for name in ("count", "rows"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
-    state, meta = checkpoint.read(options.checkpoint)
-    config = cli.complete(meta["config"], program.plain_config(base.get_config()), {})
-    images = visualize.load(options.images, config, options.count)
+    folders = [folder for folder in (options.checkpoint, options.against) if folder]
+    read = [checkpoint.read(folder) for folder in folders]
+    defaults = program.plain_config(base.get_config())
+    networks = [
+        activation.Checkpoint(name, state, cli.complete(meta["config"], defaults, {}))
+        for name, (state, meta) in zip(activation.names(folders), read, strict=True)
+    ]
+    images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
     out = options.out or options.checkpoint / "pictures"
     out.mkdir(parents=True, exist_ok=True)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
-    seen = visualize.look(state, config, images)
-    made = visualize.assemble(config, images)
-
-    mean, std = config["augment"]["mean"], config["augment"]["std"]
-    pixels = seen.views * std + mean
-    colors = {name: visualize.principal_colors(x) for name, x in seen.maps.items()}
-    rows = options.rows
-    shown = {name: x[:rows] for name, x in colors.items()}
-    sheets.features(out / "features.png", pixels[:rows], shown)
-    sheets.retrieval(out / "retrieval.png", pixels, seen.cosines, seen.readings, rows, answers=6)
-    canvases = {title: x * std + mean for title, x in made.rows.items()}
-    sheets.montages(out / "montage.png", canvases, made.levels, columns=4)
-    step = f"step {meta['step']}, {len(images.names)} images"
-    print(f"wrote {out}/features.png, retrieval.png and montage.png ({step})")
+    written = pictures.write(out, networks, images, options.rows)
+    step = f"step {read[0][1]['step']}, {len(images.names)} images"
+    print(f"wrote {out}/{', '.join(written[:-1])} and {written[-1]} ({step})")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import visualize
+from mcl_jax.evaluate import activation, visualize
 from mcl_jax.runtime import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -82,9 +82,11 @@ def run(monkeypatch, capsys):
 @pytest.mark.parametrize("method", ["mcl", "byol"])
 def test_sheets_of_own_images(run, runs, photos, tmp_path, method):
     single, new = photos / "1.png", tmp_path / "new" / "out"
-    code, out, err = run(runs[method], photos, single, "--out", new, "--rows", 2)
+    other = runs["byol" if method == "mcl" else "mcl"]
+    arguments = ("--out", new, "--rows", 2, "--against", other)
+    code, out, err = run(runs[method], photos, single, *arguments)
     assert code == 0 and "passed over: 9.jpg: " in err and "6 images" in out
-    for name in ("features.png", "retrieval.png", "montage.png"):
+    for name in ("features.png", "retrieval.png", "montage.png", "activation.png"):
         with Image.open(tmp_path / "new" / "out" / name) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert pixels.shape[0] > 200 and pixels.std() > 10
@@ -97,6 +99,7 @@ def test_sheets_of_own_images(run, runs, photos, tmp_path, method):
         (("{run}", "missing.png"), "missing.png does not exist; give image files"),
         (("{run}", "{bad}"), "no image can be read (9.jpg:"),
         (("{run}", "--count", "0"), "--count 0 must be at least 1"),
+        (("{run}", "--against", "nowhere"), "nowhere does not exist"),
     ],
 )
 def test_mistakes_are_one_line(run, runs, photos, arguments, message):
@@ -143,3 +146,40 @@ def test_montages_take_as_many_images_as_fill_canvases(runs):
     assert [len(x) for x in made.rows.values()] == [16, 4, 1, 1]
     with pytest.raises(UserError, match="no image can be read"):
         visualize.load([Path(__file__)], meta["config"], 3)
+
+
+def test_activation_is_the_sum_of_squares_of_every_image_from_0_to_1():
+    maps = np.zeros((2, 2, 2, 3), np.float32)
+    maps[0, 0, 1], maps[0, 1, 0] = (3, 0, -4), (0, 1, 2)  # squares: 25 and 5
+    maps[1] = 7  # the same everywhere
+    heat = activation.activation(maps)
+    np.testing.assert_allclose(heat[0], [[0, 1], [0.2, 0]], atol=1e-7)
+    assert not heat[1].any()
+    large = activation.enlarged(heat, 8)
+    assert large.shape == (2, 8, 8) and large.max() == 1 and large[0, 1, 6] == large[0].max()
+
+
+def test_activations_are_those_of_the_backbones_own_maps(runs):
+    state, meta = checkpoint.read(runs["mcl"])
+    images = visualize.load([], meta["config"], 3)
+    pixels, heat = activation.activations(activation.Checkpoint("a", state, meta["config"]), images)
+    assert {name: x.shape for name, x in heat.items()} == {
+        f"res{level}": (3, 64 // 2**level, 64 // 2**level) for level in (2, 3, 4, 5)
+    }
+    encoder = visualize.encoder_of(meta["config"])
+    variables = {
+        k: {"backbone": state[k]["encoder"]["backbone"]} for k in ("params", "batch_stats")
+    }
+    augment = meta["config"]["augment"]
+    views = ((pixels - augment["mean"]) / augment["std"]).astype(np.float32)
+    maps = visualize.feature_maps(encoder, variables, views, pyramid=False)
+    energy = (maps["res4"].astype(np.float64) ** 2).sum(-1)
+    low, high = (f(energy, (1, 2), keepdims=True) for f in (np.min, np.max))
+    np.testing.assert_allclose(heat["res4"], (energy - low) / (high - low), atol=1e-5)
+
+
+def test_checkpoints_are_called_by_what_differs():
+    folders = [Path("/runs/a/checkpoints/300"), Path("/runs/b/checkpoints/300")]
+    assert activation.names(folders) == ["a/checkpoints/300", "b/checkpoints/300"]
+    assert activation.names([Path("/runs/a"), Path("/runs/b")]) == ["a", "b"]
+    assert activation.names(folders[:1] * 2) == [str(folders[0])] * 2

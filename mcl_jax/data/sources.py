@@ -6,6 +6,7 @@ then never imports TensorFlow; the code that once built them is not needed.
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -125,6 +126,10 @@ class TfdsSource:
 
     The image feature is the only one of type Image (or the one called 'image'), the label the only
     ClassLabel at the top level (or the one called 'label').
+
+    Attributes:
+      class_names: of the label; None without one.
+      features: of the data set, as TFDS describes them.
     """
 
     def __init__(self, directory: str, split: str):
@@ -186,6 +191,10 @@ class TfdsSource:
             name = example[self._name_key]
             name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         return Record(bytes(example[self._image_key]), label, name)
+
+    def examples(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Whole examples with all their features, the image still encoded."""
+        return self._data.__getitems__(list(indices))
 
     def __getstate__(self) -> dict:
         # File readers do not travel to a worker: it opens its own.

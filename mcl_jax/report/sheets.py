@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
 from mcl_jax.report import plots
@@ -29,6 +30,27 @@ def features(path: Path, images: np.ndarray, maps: Mapping[str, np.ndarray]) -> 
             size = "x".join(map(str, colors.shape[1:3]))
             _show(axis, colors[i], f"{name} ({size})" if i == 0 else "")
     _save(figure, path, "Features: first three principal components of each level, over all images")
+
+
+def activations(
+    path: Path, images: np.ndarray, columns: Sequence[tuple[str, np.ndarray, np.ndarray]]
+) -> None:
+    """A row per image: the image, then heat over it.
+
+    Args:
+      path: PNG to write.
+      images: [n, H, H, 3].
+      columns: (title, images [n, h, h, 3], heat [n, h, h] in [0, 1]).
+    """
+    figure, axes = _grid(len(images), 1 + len(columns))
+    for i, row in enumerate(axes):
+        _show(row[0], images[i], "image" if i == 0 else "")
+        for axis, (title, pixels, heat) in zip(row[1:], columns, strict=True):
+            colors = colormaps["turbo"](heat[i])[..., :3]
+            _show(axis, 0.45 * pixels[i] + 0.55 * colors, title if i == 0 else "")
+    _save(
+        figure, path, "Activation: sum over channels of squares, each map from blue (0) to red (1)"
+    )
 
 
 def retrieval(

@@ -1,0 +1,119 @@
+"""Average-pooled maps of a frozen backbone for all images of a split, on all devices.
+
+Shapes: n images of a split, B of a batch of all devices, H image side in px; canvas side C; F_s
+channels of stage s (res2..res5).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from mcl_jax import losses, sharding
+from mcl_jax.data import pipeline, reading
+from mcl_jax.data.record import Source
+from mcl_jax.models.backbone import Architecture, make_backbone
+from mcl_jax.models.heads import pool
+from mcl_jax.models.layers import Context, Numerics
+from mcl_jax.objectives.build import compute_dtype, settings
+from mcl_jax.views import color, resample
+
+Array = jax.Array
+
+
+def whole_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
+    """The whole image, resized to a square: nothing that a label names is cut off (VISSL, VOC07).
+
+    Args:
+      canvas: uint8 [C, C, 3].
+      extent: int32 [2] valid (height, width) in px.
+      image_size: H.
+
+    Returns:
+      float32 [H, H, 3], normalized.
+    """
+    box = jnp.concatenate([jnp.zeros(2, extent.dtype), extent])
+    planes = resample.crop(canvas, box, False, image_size=image_size)
+    return color.normalize(planes, mean, std).transpose(0, 2, 1)
+
+
+def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mesh) -> Callable:
+    """Compiled (backbone, batch of image uint8 [B, C, C, 3], extent int32 [B, 2], index [B]).
+
+    Returns of it: (index [B], {stage: float32 [B, F_s] of unit length}), whole on every device.
+
+    Args:
+      config: as configs/base.py; sections data, augment, model and numerics are read.
+      stages: of the backbone, running statistics.
+      mesh: each device reads its own images.
+    """
+    numerics = config["numerics"]
+    dtype = compute_dtype(numerics["compute_dtype"])
+    network = make_backbone(
+        settings(Architecture, config["model"]),
+        Numerics(dtype, numerics["bn_momentum"], numerics["bn_epsilon"], axis_name=None),
+    )
+    view = partial(
+        whole_view,
+        image_size=config["data"]["image_size"],
+        mean=config["augment"]["mean"],
+        std=config["augment"]["std"],
+    )
+
+    def body(backbone: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        views = jax.vmap(view)(batch["image"], batch["extent"])
+        maps = network.apply(backbone, views, Context((len(views),), False))
+        return {stage: losses.normalize(pool(maps[stage])) for stage in stages}
+
+    specs = (sharding.STATE_SPEC, sharding.BATCH_SPEC)
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=sharding.BATCH_SPEC)
+    whole = sharding.replicated(mesh)
+    return jax.jit(lambda backbone, b: (b["index"], mapped(backbone, b)), out_shardings=whole)
+
+
+def collect(
+    compute: Callable,
+    backbone: Any,
+    source: Source,
+    config: Mapping[str, Any],
+    batch_size: int,
+    mesh: Mesh,
+    name: str,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features of the readable images of a split, in its order, the same on every process.
+
+    Args:
+      compute: of `feature_function`.
+      backbone: flax variables on the devices.
+      source: the split.
+      config: section data is read.
+      batch_size: B.
+      mesh: see `feature_function`.
+      name: of the progress bar.
+
+    Returns:
+      Numbers of the images in the split, int [m], and {stage: float32 [m, F_s]}.
+
+    Raises:
+      UserError: too many images cannot be read.
+    """
+    total = -(-len(source) // batch_size)
+    found, rows = [], []
+    batches = pipeline.evaluation_batches(source, **reading.arguments(config["data"], batch_size))
+    bar = tqdm(batches, name, total, unit="batch", disable=jax.process_index() != 0)
+    with batches:
+        for batch in bar:
+            inputs = {key: batch[key] for key in ("image", "extent")}
+            inputs["index"] = np.where(batch["valid"], batch["index"], -1).astype(np.int32)
+            index, features = jax.device_get(compute(backbone, sharding.put_batch(inputs, mesh)))
+            found.append(index[index >= 0])
+            rows.append({stage: values[index >= 0] for stage, values in features.items()})
+    index = np.concatenate(found)
+    order = np.argsort(index)
+    stages = rows[0]
+    return index[order], {s: np.concatenate([row[s] for row in rows])[order] for s in stages}

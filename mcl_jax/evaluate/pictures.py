@@ -1,0 +1,42 @@
+"""Everything that scripts/visualize.py draws of a checkpoint.
+
+Shapes: see visualize.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mcl_jax.evaluate import activation, visualize
+from mcl_jax.report import sheets
+
+
+def write(
+    folder: Path,
+    checkpoints: Sequence[activation.Checkpoint],
+    images: visualize.Images,
+    rows: int,
+) -> tuple[str, ...]:
+    """Writes features.png, retrieval.png, montage.png and activation.png.
+
+    Args:
+      folder: where to; it is there.
+      checkpoints: the first one is looked into; activation.png shows the others beside it.
+      images: at least one.
+      rows: of features and activations, and per scale.
+
+    Returns:
+      The names of the files.
+    """
+    _, state, config = checkpoints[0]
+    seen, made = visualize.look(state, config, images), visualize.assemble(config, images)
+    mean, std = config["augment"]["mean"], config["augment"]["std"]
+    pixels = seen.views * std + mean
+    shown = {name: visualize.principal_colors(x)[:rows] for name, x in seen.maps.items()}
+    names = ("features.png", "retrieval.png", "montage.png", "activation.png")
+    features, retrieval, montage, active = (folder / name for name in names)
+    sheets.features(features, pixels[:rows], shown)
+    sheets.retrieval(retrieval, pixels, seen.cosines, seen.readings, rows, answers=6)
+    canvases = {title: x * std + mean for title, x in made.rows.items()}
+    sheets.montages(montage, canvases, made.levels, columns=4)
+    activation.draw(active, checkpoints, images, rows)
+    return names
