@@ -68,7 +68,7 @@ def main(_: Sequence[str]) -> None:
     subject = (
         report.untrained(config) if UNTRAINED.value else report.pretrained(state, config, about)
     )
-    with Preemption() as preemption:
+    with Preemption(owner=True) as preemption:
 
         def stops(step: int) -> bool:
             preemption.guard_work()
