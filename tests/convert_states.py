@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import torch
 from mcl_jax.configs import base
 from mcl_jax.convert import export as exports
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
+from torch_or_skip import torch
 
 from mcl_jax import program
 from mcl_jax.models.backbone import Architecture

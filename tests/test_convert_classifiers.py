@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
@@ -22,7 +21,7 @@ from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
 from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets import authors
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
-from torch_detectors import ResNet
+from torch_or_skip import module_on_torch, torch
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
@@ -236,7 +235,7 @@ def test_the_written_loader_builds_the_model_and_notices_what_is_missing(
 ):
     """Run with a ResNet-50 of the library's names in the library's place, which is not installed."""
 
-    class ResNet50(ResNet):
+    class ResNet50(module_on_torch("torch_detectors").ResNet):
         def __init__(self):
             super().__init__(64)
             self.fc = torch.nn.Linear(2048, 1000)

@@ -8,12 +8,12 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from convert_states import export_to, full_meta_of, random_state
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.targets.registry import TARGETS
 from test_convert_imports import R10, config_file, weights
 from test_convert_refusals import Malicious, fails
+from torch_or_skip import torch
 
 from mcl_jax.models.backbone import Architecture
 

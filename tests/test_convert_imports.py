@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from convert_states import arrays_of, full_meta_of, random_state, view_of
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats
@@ -17,6 +16,7 @@ from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets.registry import TARGETS
 from test_convert_detectors import tiny_swin
 from test_convert_refusals import fails
+from torch_or_skip import torch
 
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.runtime import checkpoint

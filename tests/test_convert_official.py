@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from convert_states import (
     LEVELS,
     NARROW_R50,
@@ -28,6 +27,7 @@ from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
+from torch_or_skip import torch
 
 from mcl_jax import optimizer, program, sharding
 from mcl_jax.runtime import checkpoint

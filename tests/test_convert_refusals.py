@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from convert_states import (
     R18,
     arrays_of,
@@ -30,6 +29,7 @@ from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats, strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets.registry import TARGETS
+from torch_or_skip import torch
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture

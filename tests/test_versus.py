@@ -3,11 +3,12 @@
 import jax
 import pytest
 from conftest import tiny_config
+from torch_or_skip import module_on_torch
 
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
 
-versus = pytest.importorskip("mcl_jax.bench.versus")
+versus = module_on_torch("mcl_jax.bench.versus")
 
 
 @pytest.fixture
