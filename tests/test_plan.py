@@ -70,6 +70,11 @@ def test_a_plan_is_the_compiled_step_and_is_compiled_once(small, cache, monkeypa
     assert [json.loads(path.read_text())["flops"] for path in cache.iterdir()] == [planned["flops"]]
 
 
+def test_the_compiler_gets_the_options(small):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        plan.make(small, topology.parse("cpu:2"), images=640, options={"xla_no_such_option": True})
+
+
 def test_bounds_follow_from_published_peaks(small, cache, monkeypatch):
     chip = topology.Chip("test chip", 1e9, 2**40, 1e6, 4, ())
     monkeypatch.setattr(topology, "chip_of", lambda *_: chip)
