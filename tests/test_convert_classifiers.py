@@ -21,7 +21,7 @@ from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
 from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets import authors
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
-from torch_or_skip import module_on_torch, torch
+from torch_or_skip import module_on_torch, need_torch, torch
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
@@ -202,6 +202,7 @@ def test_other_targets_say_where_a_swin_goes(tmp_path, capsys):
         err = capsys.readouterr().err
         assert caught.value.code == 2 and len(err.splitlines()) == 1
         assert "swin_tiny" in err and "--to torchvision" in err and not path.exists()
+    need_torch()
     main([str(tmp_path / "run"), "--to", "torchvision", "--out", str(out)])
     assert str(out / "mcl_swin_tiny.pth") in capsys.readouterr().out
     assert exported(out, TINY)[1]["step"] == 1

@@ -2,6 +2,7 @@
 
     from torch_or_skip import torch                              # skips at the first use
     torch_mcl = module_on_torch("mcl_jax.bench.torch_mcl")       # skips the whole file
+    need_torch()                                                 # before the package uses torch
 
 A plain `import torch` in a test would fail there. That is right for the package itself: what a user
 runs without torch must not need it, so a missing torch is never turned into a skip from outside.
@@ -13,18 +14,13 @@ from types import ModuleType
 import pytest
 
 
-def skip() -> None:
-    """Skips the test that runs, or the file that is being imported."""
-    pytest.skip("torch is not installed (setup.cfg: extra 'torch')", allow_module_level=True)
-
-
 class _Missing:
     """Stands where torch would: any use of it skips."""
 
     def __getattr__(self, name: str):
         if name.startswith("_"):  # Python and pytest ask every object for these
             raise AttributeError(name)
-        skip()
+        pytest.skip("torch is not installed", allow_module_level=True)
 
 
 try:
@@ -35,8 +31,12 @@ except ModuleNotFoundError as error:
     torch = _Missing()
 
 
+def need_torch() -> None:
+    """Skips the test that runs, or the file that is being imported, unless torch is installed."""
+    torch.Tensor  # noqa: B018 - looked up for what a missing torch does then
+
+
 def module_on_torch(name: str) -> ModuleType:
     """The module `name`, which imports torch at its top."""
-    if isinstance(torch, _Missing):
-        skip()
+    need_torch()
     return importlib.import_module(name)
