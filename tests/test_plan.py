@@ -78,7 +78,7 @@ def test_the_compiler_gets_the_options(small):
 def test_bounds_follow_from_published_peaks(small, cache, monkeypatch):
     chip = topology.Chip("test chip", 1e9, 2**40, 1e6, 4, ())
     monkeypatch.setattr(topology, "chip_of", lambda *_: chip)
-    monkeypatch.setattr(plan.benchmark, "pipeline_rate", lambda _: 2.0)
+    monkeypatch.setattr(plan.loader, "pipeline_rate", lambda _: 2.0)
     planned = plan.make(small, topology.parse("cpu:8"), images=640, cache=cache)
     step = planned["bound_step_s"]
     assert step == max(planned["flops"] / 1e9, planned["bytes"] / 1e6)
