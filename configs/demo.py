@@ -6,8 +6,9 @@ So short a run needs another recipe than the paper's: AdamW, a lower temperature
 that follows faster, and milder crops.
 """
 
-from mcl_jax.configs import base
 from ml_collections import ConfigDict
+
+from mcl_jax.configs import base
 
 
 def get_config() -> ConfigDict:

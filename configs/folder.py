@@ -7,8 +7,9 @@ The learning rate follows B (optimizer.base_lr per 256 images). InfoNCE compares
 images of the batch, so a larger B is worth its memory.
 """
 
-from mcl_jax.configs import base
 from ml_collections import ConfigDict
+
+from mcl_jax.configs import base
 
 
 def get_config() -> ConfigDict:

@@ -13,9 +13,9 @@ weights=text.
 
 from collections.abc import Callable
 
-from mcl_jax.configs import base
 from ml_collections import ConfigDict
 
+from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 
 

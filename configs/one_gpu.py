@@ -9,8 +9,9 @@ Scale Your EMA"). More negatives than one GPU's memory has room for:
 `--config.data.batch_size=1024 --config.optimizer.micro_batches=4 --config.loss.negatives=step`.
 """
 
-from mcl_jax.configs import base
 from ml_collections import ConfigDict
+
+from mcl_jax.configs import base
 
 PUBLISHED_BATCH = 4096
 

@@ -18,9 +18,9 @@ method is made of. No row is searched values for.
 
 from pathlib import PurePath
 
-from mcl_jax.configs import demo
 from ml_collections import ConfigDict
 
+from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
 
 SIZES = ("cpu", "gpu")

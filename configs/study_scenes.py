@@ -10,8 +10,9 @@ network's speed (momentum .99 to 1, MCL's and BYOL's published schedule); a row 
 method is made of. No row is searched values for.
 """
 
-from mcl_jax.configs import demo
 from ml_collections import ConfigDict
+
+from mcl_jax.configs import demo
 
 
 def get_config() -> ConfigDict:

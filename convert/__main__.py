@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+
+from mcl_jax import cli
 from mcl_jax.configs import base
 from mcl_jax.convert import export, imports, transform
 from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
-
-from mcl_jax import cli
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import checkpoint, checkpoint_folders
 

@@ -17,7 +17,6 @@ from mcl_jax.convert.files.formats import Format
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.views import View
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.report import card
@@ -143,13 +142,13 @@ def export(
       UserError: for a network that the target does not have, a library that is not installed, an
         array that is missing, unexpected, misshapen or not finite, and a failed check.
     """
-    target.format.check()
     a = architectures.from_config(meta["config"])
     taken = chosen_parts(target, parts, meta["config"])
     weights = f"mcl_{target.stem(a, taken)}{target.format.suffix}"
     given = state
     job = Job(state, meta, taken, folded, tuple(changes), out.resolve() / weights)
     target.demand(job)
+    target.format.check()  # last: what cannot be asked for needs no library
     subject = f"the checkpoint does not hold the {a.backbone} that its configuration names"
     if folded:
         # whatever is wrong, by its own name

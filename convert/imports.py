@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from mcl_jax import program
 from mcl_jax.convert.files import formats, strict, weights
 from mcl_jax.convert.files.content import format_of
 from mcl_jax.convert.files.formats import Arrays
@@ -18,8 +20,6 @@ from mcl_jax.convert.files.refusals import few, one_line
 from mcl_jax.convert.names import classifiers, detectors
 from mcl_jax.convert.names.architectures import PARTS, from_config, on_one_device
 from mcl_jax.convert.names.views import NETWORKS, View
-
-from mcl_jax import program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.resnet import ARCHITECTURES as RESNETS

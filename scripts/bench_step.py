@@ -61,10 +61,9 @@ def versus_torch(config) -> dict:
         from mcl_jax.bench import versus
     except ImportError as error:
         cli.fail(f"--versus-torch needs torch: pip install -e '.[torch]' ({error})")
+    from mcl_jax import program
     from mcl_jax.convert.names import architectures
     from mcl_jax.convert.targets import authors
-
-    from mcl_jax import program
     from mcl_jax.models.backbone import check_backbone
 
     versus.keep_freed_memory()

@@ -1,17 +1,21 @@
 # Sourced by quickstart.sh and test.sh: makes .venv in the repository and installs into it.
-# Usage: source scripts/environment.sh PIP-ARGUMENTS...   (sets $python)
+# Usage: source scripts/environment.sh PIP-ARGUMENTS...   (sets $python, defines pip_install)
 
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-        2>/dev/null; then
+    if [ -n "$candidate" ] && "$candidate" -c \
+        'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2
+  echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python3" >&2
   return 2
+}
+
+pip_install() {
+  "$python" -m pip install --disable-pip-version-check "$@" >>.venv/install.log 2>&1
 }
 
 base_python=$(find_python) || exit 2
@@ -26,7 +30,7 @@ echo "installing into .venv (log: .venv/install.log) ..."
 for arguments in "$@"; do
   # unquoted on purpose: one string holds the arguments of one pip call
   # shellcheck disable=SC2086
-  if ! "$python" -m pip install --disable-pip-version-check $arguments >>.venv/install.log 2>&1; then
+  if ! pip_install $arguments; then
     tail -n 5 .venv/install.log >&2
     echo "error: pip install $arguments failed; see .venv/install.log" >&2
     exit 1

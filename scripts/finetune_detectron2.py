@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Detectron2's env
 
 from mcl_jax.convert.checks import detectron2_check  # noqa: E402
 from mcl_jax.convert.files import formats  # noqa: E402
-
 from mcl_jax.errors import UserError  # noqa: E402
 
 SUPERVISED = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"  # RGB, stride in the 3x3

@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # torchvision's environment lacks us
 
 from mcl_jax.convert.files import weights  # noqa: E402
-
 from mcl_jax.errors import UserError  # noqa: E402
 from mcl_jax.finetune import flags, job, machine  # noqa: E402
 

@@ -30,9 +30,8 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax.configs import base
-
     from mcl_jax import program, sharding
+    from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
     from mcl_jax.runtime import checkpoint

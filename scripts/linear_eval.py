@@ -36,9 +36,9 @@ def main(_: Sequence[str]) -> None:
         if not flag.value:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
-    from mcl_jax.configs import base
 
     from mcl_jax import program, sharding
+    from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation as linear
     from mcl_jax.evaluate.linear import loop
     from mcl_jax.runtime import checkpoint

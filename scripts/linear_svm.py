@@ -47,9 +47,9 @@ def main(_: Sequence[str]) -> None:
         name = missing[0] if WORKDIR.value else "workdir"
         raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     import jax
-    from mcl_jax.configs import base
 
     from mcl_jax import program, sharding
+    from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
     from mcl_jax.runtime import checkpoint
 

@@ -49,9 +49,9 @@ def main(_: Sequence[str]) -> None:
         if not flag.value:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
-    from mcl_jax.configs import base
 
     from mcl_jax import program, sharding
+    from mcl_jax.configs import base
     from mcl_jax.evaluate.detection import data, report
     from mcl_jax.evaluate.detection.training import Conduct, Stopped
     from mcl_jax.runtime import checkpoint

@@ -34,9 +34,8 @@ def parse() -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
-    from mcl_jax.configs import base
-
     from mcl_jax import program
+    from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import activation, pictures, visualize
     from mcl_jax.runtime import checkpoint

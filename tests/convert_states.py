@@ -9,15 +9,15 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import torch
+from torch_or_skip import need_torch, torch
+
+from mcl_jax import program
 from mcl_jax.configs import base
 from mcl_jax.convert import export as exports
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
-
-from mcl_jax import program
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 
@@ -56,8 +56,15 @@ def meta_of(a, step=3):
     return {"config": {"model": vars(a), "montage": {"levels": 4}}, "step": step}
 
 
+def need_torch_for(target):
+    """Skips where the target's file needs torch and torch is not installed."""
+    if TARGETS[target].format.suffix == ".pth":
+        need_torch()
+
+
 def export_to(target, state, meta, out, parts=None, **options):
     """`--to` target with `--parts`, of a checkpoint in memory; returns the written files."""
+    need_torch_for(target)
     return exports.export(TARGETS[target], state, meta, "runs/test", out, parts, **options)
 
 

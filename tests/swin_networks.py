@@ -8,10 +8,10 @@ import zlib
 
 import numpy as np
 from convert_states import DATA
+
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TORCHVISION
-
 from mcl_jax.models.backbone import Architecture
 
 TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)

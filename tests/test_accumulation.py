@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from mcl_jax.configs import base, one_gpu
 
 from mcl_jax import accumulation, losses, optimizer, program, sharding
+from mcl_jax.configs import base, one_gpu
 from mcl_jax.errors import UserError
 from mcl_jax.models import encoder
 from mcl_jax.models.layers import ConvNorm, Numerics

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_or_skip import torch
 
 from mcl_jax.evaluate.linear import classifier
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -43,6 +44,15 @@ def test_bytes_of_a_type(shape, size):
         ("[2,2]<=[4]", [[0, 1], [2, 3]], False),
         ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]], True),
         ("[1,4]<=[4]", [[0, 1, 2, 3]], True),
+        # the form of jaxlib 0.11
+        ("mesh['data'=4] {'data'}", [[0, 1, 2, 3]], True),
+        ("mesh['host'=2,'chip'=2] {'chip'}", [[0, 1], [2, 3]], False),
+        ("mesh['host'=2,'chip'=2] {'host'}", [[0, 2], [1, 3]], True),
+        ("mesh['host'=2,'chip'=2] {'chip','host'}", [[0, 2, 1, 3]], True),
+        ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [[0, 2], [1, 3]], True),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]], True),
+        ("mesh['data'=4] {'data':(1)2}", [[0, 2], [1, 3]], True),
+        ("mesh['data'=4] {'data':(2)2}", [[0, 1], [2, 3]], False),
     ],
 )
 def test_groups_and_the_hosts_they_cross(groups, expected, crosses):
@@ -55,3 +65,25 @@ def test_groups_and_the_hosts_they_cross(groups, expected, crosses):
         np.testing.assert_array_equal(found.groups, expected)
     assert found.crosses([0, 0, 1, 1]) is crosses
     assert not found.crosses([0] * 4)
+
+
+def test_groups_of_an_unknown_form_are_no_guess():
+    with pytest.raises(ValueError, match="unknown form: stars"):
+        list(collectives("  %r = f32[4]{0} all-reduce(%x), replica_groups=stars{{0}}"))
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [("host", [[0, 2], [1, 3]]), ("chip", [[0, 1], [2, 3]]), (("host", "chip"), [[0, 1, 2, 3]])],
+)
+def test_groups_of_this_jaxs_own_text(axes, expected):
+    """Whatever form the installed compiler writes, it is read."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("host", "chip"))
+    spec = jax.sharding.PartitionSpec(("host", "chip"))
+    summed = jax.shard_map(
+        lambda x: jax.lax.psum(x, axes), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    text = jax.jit(summed).lower(np.zeros((4, 2), np.float32)).compile().as_text()
+    (found,) = collectives(text)
+    groups = [[0, 1, 2, 3]] if found.groups is None else found.groups
+    np.testing.assert_array_equal(groups, expected)

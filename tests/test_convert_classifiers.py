@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
+from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
+from torch_or_skip import module_on_torch, need_torch, torch
+
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
 from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets import authors
-from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
-from torch_detectors import ResNet
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
 from mcl_jax.models.layers import Context
@@ -203,6 +202,7 @@ def test_other_targets_say_where_a_swin_goes(tmp_path, capsys):
         err = capsys.readouterr().err
         assert caught.value.code == 2 and len(err.splitlines()) == 1
         assert "swin_tiny" in err and "--to torchvision" in err and not path.exists()
+    need_torch()
     main([str(tmp_path / "run"), "--to", "torchvision", "--out", str(out)])
     assert str(out / "mcl_swin_tiny.pth") in capsys.readouterr().out
     assert exported(out, TINY)[1]["step"] == 1
@@ -236,7 +236,7 @@ def test_the_written_loader_builds_the_model_and_notices_what_is_missing(
 ):
     """Run with a ResNet-50 of the library's names in the library's place, which is not installed."""
 
-    class ResNet50(ResNet):
+    class ResNet50(module_on_torch("torch_detectors").ResNet):
         def __init__(self):
             super().__init__(64)
             self.fc = torch.nn.Linear(2048, 1000)

@@ -7,7 +7,6 @@ import ast
 
 import numpy as np
 import pytest
-import torch
 from convert_states import (
     DATA,
     NARROW_R34,
@@ -22,6 +21,9 @@ from convert_states import (
     random_state,
     view_of,
 )
+from swin_networks import TINY
+from torch_or_skip import module_on_torch, torch
+
 from mcl_jax.convert import transform
 from mcl_jax.convert.checks import forward, selfcheck
 from mcl_jax.convert.files import strict
@@ -29,9 +31,6 @@ from mcl_jax.convert.names import swin, table
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.views import roots
 from mcl_jax.convert.targets.registry import TARGETS
-from swin_networks import TINY
-from torch_detectors import Detector, ResNet, Swin
-
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
@@ -105,13 +104,16 @@ def test_folded_files_are_torchvisions_mask_rcnn_without_norms_in_the_fpn():
 
 def loaded(target, a, model, norm=True):
     """The library's network as torch restates it, with these weights, every name accounted for."""
+    networks = module_on_torch("torch_detectors")
     if a is TINY:
         size = swin_sizes.architecture(a.backbone)
         own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
-        backbone = Swin(a.width, *own)
+        backbone = networks.Swin(a.width, *own)
     else:
-        backbone = ResNet(a.width, *resnet.architecture(a.backbone))
-    network = Detector(target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm)
+        backbone = networks.ResNet(a.width, *resnet.architecture(a.backbone))
+    network = networks.Detector(
+        target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm
+    )
     network.load_state_dict({name: torch.tensor(x) for name, x in model.items()}, strict=True)
     return network.eval()
 
@@ -155,8 +157,11 @@ def test_a_folded_fpn_computes_the_same_in_torch(tmp_path):
     export_to("torchvision", state, meta, out, "backbone,fpn", folded=True)
     model = torch.load(out / "mcl_maskrcnn_resnet50_fpn.pth", weights_only=True)
     a = NARROW_R50
-    backbone = ResNet(a.width)
-    network = Detector("torchvision", backbone, stage_channels(a), a.fpn_channels, 0, norm=False)
+    networks = module_on_torch("torch_detectors")
+    backbone = networks.ResNet(a.width)
+    network = networks.Detector(
+        "torchvision", backbone, stage_channels(a), a.fpn_channels, 0, norm=False
+    )
     network.load_state_dict(model, strict=True)
     images, rois = (torch.tensor(x, dtype=torch.float32) for x in forward.inputs(a))
     with torch.no_grad():

@@ -26,10 +26,10 @@ from convert_states import (
     model_keys,
     random_state,
 )
+
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures, table
-
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.models.pyramid import assigned_spans

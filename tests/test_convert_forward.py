@@ -10,12 +10,11 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from convert_states import DATA, NUMERICS, R18, R50, export, matches, model_keys, random_state
+from torch_or_skip import torch
+
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
-
 from mcl_jax.models.encoder import Encoder
 
 FEATURES = ("res2", "res3", "res4", "res5", "P2", "P3", "P4", "P5")
@@ -41,6 +40,7 @@ def jax_forward(a, state, images, rois):
 
 def torch_forward(a, model, images, rois):
     """Detectron2's forward restated from the exported names, STRIDE_IN_1X1 False."""
+    F = torch.nn.functional
     w = {name: torch.from_numpy(x) for name, x in model.items()}
 
     def conv(x, name, stride=1):

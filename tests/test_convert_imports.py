@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from convert_states import arrays_of, full_meta_of, random_state, view_of
+from convert_states import arrays_of, full_meta_of, need_torch_for, random_state, view_of
+from test_convert_detectors import tiny_swin
+from test_convert_refusals import fails
+from torch_or_skip import need_torch, torch
+
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets.registry import TARGETS
-from test_convert_detectors import tiny_swin
-from test_convert_refusals import fails
-
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
@@ -96,6 +96,7 @@ def test_views_are_their_own_inverses(target, a):
 
 @pytest.mark.parametrize("target, a, parts", ROUNDS)
 def test_out_and_in_and_out_again_is_the_same_arrays(tmp_path, target, a, parts, capsys):
+    need_torch_for(target)
     state = saved(tmp_path / "run", a)
     flags = ["--to", target] + (["--parts", parts] if parts else [])
     main([str(tmp_path / "run"), *flags, "--out", str(tmp_path / "out")])
@@ -122,6 +123,7 @@ def test_out_and_in_and_out_again_is_the_same_arrays(tmp_path, target, a, parts,
 
 def test_supervised_weights_start_a_run_of_the_base_configuration(tmp_path, capsys):
     """Without --config the networks' sizes are the file's, and the command to go on says so."""
+    need_torch()
     state = saved(tmp_path / "run", R10)
     main([str(tmp_path / "run"), "--to", "torchvision", "--out", str(tmp_path / "out")])
     path = tmp_path / "out" / "mcl_resnet10.pth"

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from convert_states import (
     LEVELS,
     NARROW_R50,
@@ -23,13 +22,14 @@ from convert_states import (
     optimizer_dict,
     write_npz,
 )
+from torch_or_skip import need_torch, torch
+
+from mcl_jax import optimizer, program, sharding
 from mcl_jax.configs import base
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
-
-from mcl_jax import optimizer, program, sharding
 from mcl_jax.runtime import checkpoint
 
 
@@ -92,6 +92,8 @@ def test_layers_arrive_where_they_belong(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".pth"])
 def test_authors_to_jax_to_authors_is_exact(tmp_path, suffix, capsys):
+    if suffix == ".pth":
+        need_torch()
     arrays = make_arrays(R18)
     source = write_npz(tmp_path / "in.npz", arrays, iter=STEP)
     main([str(source), "--from", "mcl-official", "--out", str(tmp_path / "run")])
@@ -188,6 +190,7 @@ def test_bare_state_dict_with_wrapper_prefix_and_counters(tmp_path):
 
 
 def test_written_pth_has_every_name_of_the_authors_module(tmp_path):
+    need_torch()
     arrays = make_arrays(R18)
     authors_files.write(tmp_path / "a.pth", arrays, STEP)
     names = torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"]

@@ -18,10 +18,10 @@ from convert_states import (
     model_keys,
     random_state,
 )
+
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.names import detectors
 from mcl_jax.convert.targets import detectron2
-
 from mcl_jax.runtime import checkpoint
 from mcl_jax.state import TrainState
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from convert_states import (
     R18,
     arrays_of,
@@ -26,11 +25,12 @@ from convert_states import (
     random_state,
     write_npz,
 )
+from torch_or_skip import need_torch, torch
+
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats, strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets.registry import TARGETS
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
@@ -204,6 +204,8 @@ def test_config_that_does_not_fit_is_refused_key_by_key(tmp_path, capsys):
     ],
 )
 def test_unreadable_files(tmp_path, capsys, name, content, message):
+    if name == "a.pth":
+        need_torch()
     if content is not None:
         (tmp_path / name).write_bytes(content)
     err = fails(capsys, tmp_path / name, "--from", "mcl-official", "--out", tmp_path / "run")

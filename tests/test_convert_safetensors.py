@@ -6,11 +6,11 @@ import subprocess
 import numpy as np
 import pytest
 from convert_states import R18, export_to, full_meta_of, random_state
-from mcl_jax.convert.files import formats, strict
-from mcl_jax.convert.names.views import networks
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from mcl_jax.convert.files import formats, strict
+from mcl_jax.convert.names.views import networks
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import provenance
 

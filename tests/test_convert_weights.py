@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from convert_states import arrays_of, full_meta_of, random_state
+from safetensors.torch import save_file
+from test_convert_refusals import fails
+from weights_of_projects import PROJECTS, behind
+
 from mcl_jax.configs import base
 from mcl_jax.convert import imports
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import weights
 from mcl_jax.convert.names.views import networks
-from safetensors.torch import save_file
-from test_convert_refusals import fails
-from weights_of_projects import PROJECTS, behind
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.runtime import checkpoint

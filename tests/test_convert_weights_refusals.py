@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 import torch
 from convert_states import arrays_of, full_meta_of, random_state
-from mcl_jax.configs import base
-from mcl_jax.convert import imports
-from mcl_jax.convert.files import content, weights
-from mcl_jax.convert.targets import authors_files
 from safetensors.torch import save_file
 from test_convert_imports import R10
 from test_convert_refusals import Malicious, fails
 from weights_of_projects import behind
 
+from mcl_jax.configs import base
+from mcl_jax.convert import imports
+from mcl_jax.convert.files import content, weights
+from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
 
 FUZZED = 300

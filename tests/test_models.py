@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
+from torch_or_skip import torch
 
 from mcl_jax import montage, program
 from mcl_jax.errors import UserError
@@ -74,14 +75,11 @@ def test_an_accelerators_program_is_xlas_own_convolution():
 
 
 def test_pooling_and_upsampling_are_torchs():
-    import torch
-    import torch.nn.functional as F
-
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
     theirs = torch.tensor(x).permute(0, 3, 1, 2)
-    pooled = F.max_pool2d(theirs, 3, 2, 1).permute(0, 2, 3, 1).numpy()
+    pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(max_pool(jnp.asarray(x)), pooled)
-    doubled = F.interpolate(theirs, scale_factor=2).permute(0, 2, 3, 1).numpy()
+    doubled = torch.nn.functional.interpolate(theirs, scale_factor=2).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x)), doubled)
 
 
@@ -122,8 +120,6 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
 
 
 def test_a_network_without_fpn_reads_its_last_map_resized_as_torch_would():
-    import torch
-    import torch.nn.functional as F
 
     rng = np.random.default_rng(0)
     stages = {f"res{level}": np.zeros((4, 32 >> level, 32 >> level, 1)) for level in (2, 3, 4)}
@@ -134,7 +130,7 @@ def test_a_network_without_fpn_reads_its_last_map_resized_as_torch_would():
     assert set(pyramid) == {"P5", "P3", "P2"}
     np.testing.assert_array_equal(pyramid["P5"], stages["res5"][[0, 2]])
     theirs = torch.tensor(stages["res5"][[1, 3]]).permute(0, 3, 1, 2)
-    resized = F.interpolate(theirs, size=16, mode="bilinear", align_corners=False)
+    resized = torch.nn.functional.interpolate(theirs, size=16, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(pyramid["P2"], resized.permute(0, 2, 3, 1), atol=1e-6)
     with pytest.raises(UserError, match="'bifpn' is not one of fpn, c4"):
         make_neck("bifpn", 8, None)

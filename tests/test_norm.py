@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_or_skip import torch
 
 from mcl_jax import sharding
 from mcl_jax.models.norm import BatchNorm

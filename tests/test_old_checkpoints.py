@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from mcl_jax.convert.__main__ import main
 from ml_collections import ConfigDict
 
 from mcl_jax import program, sharding
+from mcl_jax.convert.__main__ import main
 from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.renamed_keys import RENAMED, modern
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import shrink_networks
-from mcl_jax.configs import mcl
 
 from mcl_jax import program, sharding
+from mcl_jax.configs import mcl
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.train_step import apply_gradients

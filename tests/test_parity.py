@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from conftest import perturbed, tiny_config
+from torch_or_skip import module_on_torch, torch
+
+from mcl_jax import program, sharding
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.convert.targets import authors
-
-from mcl_jax import program, sharding
-from mcl_jax.bench import torch_mcl
 from mcl_jax.objectives.mcl import Inputs
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import apply_gradients
 
+torch_mcl = module_on_torch("mcl_jax.bench.torch_mcl")
 IMAGES = 32
 STEPS = 2
 # Rounding of two frameworks over some thirty layers. Measured, relative to the largest entry of each

@@ -70,10 +70,15 @@ def test_a_plan_is_the_compiled_step_and_is_compiled_once(small, cache, monkeypa
     assert [json.loads(path.read_text())["flops"] for path in cache.iterdir()] == [planned["flops"]]
 
 
+def test_the_compiler_gets_the_options(small):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        plan.make(small, topology.parse("cpu:2"), images=640, options={"xla_no_such_option": True})
+
+
 def test_bounds_follow_from_published_peaks(small, cache, monkeypatch):
     chip = topology.Chip("test chip", 1e9, 2**40, 1e6, 4, ())
     monkeypatch.setattr(topology, "chip_of", lambda *_: chip)
-    monkeypatch.setattr(plan.benchmark, "pipeline_rate", lambda _: 2.0)
+    monkeypatch.setattr(plan.loader, "pipeline_rate", lambda _: 2.0)
     planned = plan.make(small, topology.parse("cpu:8"), images=640, cache=cache)
     step = planned["bound_step_s"]
     assert step == max(planned["flops"] / 1e9, planned["bytes"] / 1e6)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from conftest import shrink_networks
-from mcl_jax.configs import study_photos, study_scenes
 
+from mcl_jax.configs import study_photos, study_scenes
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.runtime.health import TrainingStopped

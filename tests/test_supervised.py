@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from conftest import tiny_config
+from torch_or_skip import torch
 
 from mcl_jax import program
 from mcl_jax.errors import UserError

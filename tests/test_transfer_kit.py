@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from convert_states import DATA, R50, arrays_of, export, meta_of, model_keys, random_state
-from mcl_jax.convert.checks import detectron2_check
 
+from mcl_jax.convert.checks import detectron2_check
 from mcl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -214,8 +214,9 @@ def test_openmmlab_files_are_python_and_fit_what_convert_writes(path, tmp_path):
     assert values["load_from"].startswith("exported/mcl_mmdet_") and values["_base_"]
     assert values["model"]["backbone"].get("norm_eval", False) is False
     if "swin" in path.name:
-        from mcl_jax.convert.targets import mmdet
         from swin_networks import SWIN_T
+
+        from mcl_jax.convert.targets import mmdet
 
         state = {"params": {}, "batch_stats": {}}
         from convert_states import job_of

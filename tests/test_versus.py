@@ -4,15 +4,16 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from mcl_jax.convert.names import architectures
-from mcl_jax.convert.targets import authors
+from torch_or_skip import module_on_torch
 
 from mcl_jax import program, sharding
 from mcl_jax.bench import turns
+from mcl_jax.convert.names import architectures
+from mcl_jax.convert.targets import authors
 from mcl_jax.errors import UserError
 
-versus = pytest.importorskip("mcl_jax.bench.versus")
-torch_side = pytest.importorskip("mcl_jax.bench.torch_side")
+versus = module_on_torch("mcl_jax.bench.versus")
+torch_side = module_on_torch("mcl_jax.bench.torch_side")
 
 
 @pytest.fixture

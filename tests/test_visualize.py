@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from mcl_jax.configs import base, mcl
 from PIL import Image
 
 from mcl_jax import program, sharding
+from mcl_jax.configs import base, mcl
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import activation, visualize
 from mcl_jax.runtime import checkpoint

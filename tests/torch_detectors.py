@@ -3,9 +3,9 @@
 Shapes: [N, C, H, W]; tokens [N, H, W, C]. `load_state_dict(strict=True)` checks every name.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+from torch_or_skip import torch
+
+F, nn = torch.nn.functional, torch.nn
 
 
 class Bottleneck(nn.Module):

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+
 from mcl_jax.convert.names import swin as swin_names
 from mcl_jax.convert.names import table
 from mcl_jax.convert.names.views import View
-
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models import windows
 from mcl_jax.models.backbone import Architecture, is_swin

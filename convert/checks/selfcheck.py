@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from mcl_jax.convert.checks import forward
 from mcl_jax.convert.checks.forward import Maps
 from mcl_jax.convert.names.views import View
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import RoIHead

@@ -11,7 +11,6 @@ from typing import Any
 
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.files.refusals import few
-
 from mcl_jax.errors import UserError
 
 READERS = {

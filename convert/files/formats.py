@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mcl_jax.convert.files import plain_pickle, refusals
 
+from mcl_jax.convert.files import plain_pickle, refusals
 from mcl_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]

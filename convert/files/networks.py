@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from mcl_jax.convert.files.refusals import few, printable
 from mcl_jax.convert.names.styles import STYLES, Style
-
 from mcl_jax.errors import UserError
 
 FLAG = "--network"

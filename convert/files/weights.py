@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from mcl_jax.convert.files import content, formats, networks
 from mcl_jax.convert.files.refusals import few, printable
 from mcl_jax.convert.names.styles import ORIGINS, STYLES
-
 from mcl_jax.errors import UserError
 
 DEEPEST = 20  # containers in each other; no project comes near

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from mcl_jax.convert.names import swin, table
 from mcl_jax.convert.names.views import Entry, View, roots
-
 from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
 
 CLASSIFIER = "params/classifier/"

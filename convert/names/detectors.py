@@ -11,7 +11,6 @@ from mcl_jax.convert.names import swin, table
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.classifiers import with_counter
 from mcl_jax.convert.names.views import Entry, View, roots
-
 from mcl_jax.models.backbone import Architecture, is_swin
 
 LIBRARIES = ("detectron2", "mmdet", "torchvision")

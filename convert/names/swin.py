@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from mcl_jax.convert.names.table import Shape, from_torch, to_torch
 
+from mcl_jax.convert.names.table import Shape, from_torch, to_torch
 from mcl_jax.models import swin
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.windows import relative_position_index

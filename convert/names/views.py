@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import swin, table
-
 from mcl_jax.errors import UserError
 
 NETWORKS = ("params", "batch_stats", "target_params", "target_batch_stats")

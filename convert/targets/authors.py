@@ -12,13 +12,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from mcl_jax import optimizer, program
 from mcl_jax.convert.checks import report, selfcheck
 from mcl_jax.convert.files import folder, formats, strict
 from mcl_jax.convert.names import architectures, table
 from mcl_jax.convert.names.views import Entry, View
 from mcl_jax.convert.targets import authors_files
-
-from mcl_jax import optimizer, program
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.state import TrainState

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mcl_jax.convert.files import content, weights
 from mcl_jax.convert.files.formats import import_torch
 from mcl_jax.convert.files.refusals import few, printable
-
 from mcl_jax.errors import UserError
 
 STEP_KEY = "iter"

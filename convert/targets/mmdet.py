@@ -7,7 +7,6 @@ from mcl_jax.convert.export import Job, Target
 from mcl_jax.convert.files.formats import MMENGINE
 from mcl_jax.convert.names import architectures, detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
-
 from mcl_jax.models.backbone import is_swin, stage_channels
 from mcl_jax.models.resnet import architecture
 

@@ -4,13 +4,13 @@ Shapes: arrays are as in a checkpoint (convert/names/table.py), nothing is trans
 """
 
 import flax
+
+from mcl_jax import program
 from mcl_jax.convert.export import Job, Target
 from mcl_jax.convert.files.formats import SAFETENSORS
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.views import NETWORKS, Entry, View
-
-from mcl_jax import program
 
 
 def view(job: Job) -> View:

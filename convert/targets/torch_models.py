@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+
 from mcl_jax.convert.export import Job, Target
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.files.formats import TORCH
@@ -16,7 +17,6 @@ from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION, Library
 from mcl_jax.convert.names.views import View
 from mcl_jax.convert.targets import torchvision_detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
-
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import is_swin
 

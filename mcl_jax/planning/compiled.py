@@ -93,15 +93,68 @@ def _shape_bytes(text: str) -> list[int]:
 
 
 def _groups(line: str) -> np.ndarray | None:
-    """replica_groups={{0,1},{2,3}} or the iota form [2,2]<=[4], [2,2]<=[2,2]T(1,0)."""
-    if match := re.search(r"replica_groups=\{(\{[\d,{} ]+\})\}", line):
+    """int [groups, devices in each] of `replica_groups` in an HLO line; None: all at once.
+
+    XLA writes them as {{0,1},{2,3}}, as an iota [2,2]<=[2,2]T(1,0), or (jaxlib 0.11) as axes of a
+    mesh: mesh['a'=2,'b'=2] {'b'}. {} and no `replica_groups` mean all devices.
+
+    Raises:
+      ValueError: for another form; a wrong guess would be a wrong figure in every plan.
+    """
+    text = line.partition("replica_groups=")[2]
+    if not text or text.startswith("{}"):
+        return None
+    if match := re.match(r"\{(\{[\d,{} ]+\})\}", text):
         rows = re.findall(r"\{([\d, ]+)\}", match[1])
-        return np.array([[int(x) for x in row.split(",")] for row in rows])
-    pattern = r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
-    if match := re.search(pattern, line):
-        shape, source = ([int(x) for x in part.split(",")] for part in match.group(1, 2))
-        numbers = np.arange(np.prod(source)).reshape(source)
-        if match[3]:
-            numbers = numbers.transpose([int(x) for x in match[3].split(",")])
-        return numbers.reshape(shape)
-    return None
+        return np.array([_integers(row) for row in rows])
+    if match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _iota(*match.group(2, 3)).reshape(_integers(match[1]))
+    if match := re.match(r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", text):
+        return _mesh_groups(*match.groups())
+    raise ValueError(f"replica groups of an unknown form: {text[:80]}")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(x) for x in text.split(",")]
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """'2,4', '1,0' -> the numbers 0 to 7 as [2, 4], transposed to [4, 2]."""
+    numbers = np.arange(np.prod(_integers(shape))).reshape(_integers(shape))
+    return numbers.transpose(_integers(order)) if order else numbers
+
+
+def _mesh_groups(axes: str, devices: str | None, grouped: str) -> np.ndarray:
+    """Devices that differ only along the grouped axes are one group.
+
+    Args:
+      axes: of the mesh with their sizes, slowest first: "'a'=4,'b'=2".
+      devices: numbers in mesh order, "0,2,1,3" or the iota form "[2,2]T(1,0)"; None: 0, 1, 2, ...
+      grouped: "'b'", "'a','b'", or a part of an axis: "'a':(2)2" is the part of size 2 whose
+        slower parts of 'a' have 2 places.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'?([^',=]+)'?=(\d+)", axes)}
+    pattern = r"'?([^',:]+)'?(?::\((\d+)\)(\d+))?(?:,|$)"
+    chosen = [
+        (name, int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(pattern, grouped)
+    ]
+    shape: list[int] = []
+    places = {}  # of the chosen parts in `shape`
+    for name, size in sizes.items():
+        done = 1
+        for part in sorted(part for part in chosen if part[0] == name):
+            shape += [part[1] // done, part[2]]
+            places[part] = len(shape) - 1
+            done = part[1] * part[2]
+        shape.append(size // done)
+    if devices is None:
+        numbers = np.arange(np.prod(shape))
+    elif match := re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", devices):
+        numbers = _iota(*match.groups())
+    else:
+        numbers = np.array(_integers(devices))
+    numbers = numbers.reshape(shape)
+    last = [places[part] for part in chosen]
+    first = [place for place in range(len(shape)) if place not in last]
+    return numbers.transpose(first + last).reshape(-1, int(np.prod([p[2] for p in chosen])))

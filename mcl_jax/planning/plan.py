@@ -20,9 +20,16 @@ from mcl_jax.planning import compiled, topology
 from mcl_jax.planning.topology import GIB, Chip, Topology
 from mcl_jax.program import Program
 
-# XLA's compile effort. Figures are comparable only at one effort: at the default, the TPU compiler
-# takes 2.6 times as long and counts 1.6 times the bytes of the same program (design section 4).
-EFFORT = -1.0
+# XLA's lowest compile effort, as options of jax.stages.Lowered.compile. Figures are comparable only
+# at one effort: at the default, the TPU compiler takes 2.6 times as long and counts 1.6 times the
+# bytes of the same program (design section 4). jax 0.11 has levels instead of the number. O0 and -1
+# are nearly the same: libtpu 0.0.42 takes both, with equal FLOPs and collectives, and bytes and peak
+# memory 3e-6 and 7e-4 apart (a ResNet-18 step on v5e:4x4).
+LOWEST_EFFORT: Mapping[str, Any] = (
+    {"optimization_level": "O0"}
+    if jax.__version_info__ >= (0, 11)
+    else {"exec_time_optimization_effort": -1.0}
+)
 
 
 def make(
@@ -30,7 +37,7 @@ def make(
     where: Topology,
     images: int,
     cache: Path | None = None,
-    effort: float = EFFORT,
+    options: Mapping[str, Any] = LOWEST_EFFORT,
 ) -> dict[str, Any]:
     """Compiles the real train step for a topology and says what a run needs.
 
@@ -39,7 +46,7 @@ def make(
       where: pod, or local devices.
       images: in the training split; sets the length of an epoch.
       cache: folder of earlier figures, by program and compiler; None: compile anew.
-      effort: of XLA, -1 to 1.
+      options: of the compiler, as `jax.stages.Lowered.compile` takes them.
 
     Returns:
       {name: value} in the order of `describe`. Figures are of one chip and one step unless the name
@@ -55,28 +62,32 @@ def make(
         numerics["compute_dtype"] = "float32" if where.platform == "cpu" else "bfloat16"
     config = {**config, "numerics": numerics}
     run = program.build(config, sharding.mesh_for(config, devices), images)
-    figures = _figures(program.lower_step(run), where, devices, cache, effort)
+    figures = _figures(program.lower_step(run), where, devices, cache, options)
     if chip is not None and figures["peak_bytes"] * cores > chip.memory:
         raise UserError(_too_big(run, figures, where, chip, cores))
     return _sizes(run, figures, where, devices, chip) | _times(run, figures, devices, chip)
 
 
 def _figures(
-    lowered: jax.stages.Lowered, where: Topology, devices: list, cache: Path | None, effort: float
+    lowered: jax.stages.Lowered,
+    where: Topology,
+    devices: list,
+    cache: Path | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`compiled.figures` of one device's program; from the cache if it was compiled before."""
     path = None
     if cache is not None:
         program_text = lowered.as_text()
-        made_by = f"{where} {effort} {jax.__version__} {devices[0].client.platform_version}"
+        made_by = f"{where} {dict(options)} {jax.__version__} {devices[0].client.platform_version}"
         name = hashlib.sha256(f"{made_by}\n{program_text}".encode()).hexdigest()[:24]
         path = Path(cache).expanduser() / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text())
     started = time.monotonic()
-    with _ticking(f"compiling for {where.name}"), _effort(effort):
+    with _ticking(f"compiling for {where.name}"):
         try:
-            step = lowered.compile()
+            step = lowered.compile(compiler_options=dict(options))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -89,17 +100,6 @@ def _figures(
         staged.write_text(json.dumps(figures, indent=1))
         staged.replace(path)
     return figures
-
-
-@contextlib.contextmanager
-def _effort(value: float) -> Iterator[None]:
-    """XLA's compile effort inside; the option is read when a program is compiled."""
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", value)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 @contextlib.contextmanager

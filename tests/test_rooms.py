@@ -1,0 +1,110 @@
+"""Which room may import which: downwards only, and never out of the library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the top of the house down; rooms and modules of one line may import each other.
+FLOORS = (
+    ("mcl_jax.convert.__main__",),
+    ("mcl_jax.convert.targets",),
+    ("mcl_jax.convert.export", "mcl_jax.convert.imports", "mcl_jax.convert.transform"),
+    ("mcl_jax.convert.checks",),
+    ("mcl_jax.convert.names",),
+    ("mcl_jax.convert.files",),
+    ("mcl_jax.configs",),
+    ("mcl_jax.faults", "mcl_jax.study", "mcl_jax.finetune"),
+    ("mcl_jax.planning.plan",),
+    ("mcl_jax.bench",),
+    ("mcl_jax.planning",),
+    ("mcl_jax.train",),
+    ("mcl_jax.evaluate",),
+    ("mcl_jax.program", "mcl_jax.accumulation", "mcl_jax.train_step", "mcl_jax.optimizer"),
+    ("mcl_jax.objectives",),
+    ("mcl_jax.runtime", "mcl_jax.report", "mcl_jax.models", "mcl_jax.views", "mcl_jax.data"),
+    ("mcl_jax.montage", "mcl_jax.losses", "mcl_jax.state", "mcl_jax.sharding", "mcl_jax.keys"),
+    ("mcl_jax.cli", "mcl_jax.errors", "mcl_jax"),
+)
+OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of everything that is installed."""
+    found = {}
+    for folder, package in (("mcl_jax", "mcl_jax"), ("convert", "mcl_jax.convert")):
+        for path in (ROOT / folder).rglob("*.py"):
+            inner = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *inner)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def floor(module: str) -> int:
+    """The number of the line of FLOORS that holds a module, by its longest name there."""
+    names = {name: i for i, names in enumerate(FLOORS) for name in names}
+    own = module
+    while own not in names:
+        own = own.rpartition(".")[0]
+        assert own, f"{module} stands in no room of FLOORS"
+    assert own != "mcl_jax" or module == "mcl_jax", f"{module} stands in no room of FLOORS"
+    return names[own]
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in whole}
+    return found
+
+
+def upward(module: str, path: Path) -> list[str]:
+    """Imports of a module that go up, or out of the library."""
+    wrong = []
+    for name in imported(path):
+        own = name in MODULES
+        leaves = module.split(".")[1:2] != ["convert"] and name.startswith(OUTSIDE)
+        if leaves or (own and floor(name) < floor(module)):
+            wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    assert upward(module, MODULES[module]) == []
+
+
+def test_an_import_that_goes_up_is_found(tmp_path):
+    path = tmp_path / "losses.py"
+    path.write_text("def f():\n    from mcl_jax.runtime import hosts\n")
+    assert upward("mcl_jax.losses", path) == ["mcl_jax.losses imports mcl_jax.runtime"] or upward(
+        "mcl_jax.losses", path
+    ) == ["mcl_jax.losses imports mcl_jax.runtime.hosts"]
+    path.write_text("import mcl_jax.convert.export\nfrom configs import base\n")
+    assert len(upward("mcl_jax.losses", path)) == 2
+
+
+def test_every_package_is_installed():
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    inits = {
+        path.parent
+        for top in ("mcl_jax", "convert", "configs")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in inits}
+    assert sorted(listed) == sorted(
+        name if name.startswith("mcl_jax") else f"mcl_jax.{name}" for name in names
+    )
