@@ -19,5 +19,5 @@ def test_purposes_keep_their_numbers():
     # part of the identity of runs: a renumbered purpose changes every recorded run
     assert {p.name: p.value for p in Purpose} == {
         **{"INIT": 0, "AUGMENT": 1, "MONTAGE": 2, "SHUFFLE": 3},
-        **{"JIGSAW": 4, "DROP_PATH": 5, "PROBE": 6},
+        **{"JIGSAW": 4, "DROP_PATH": 5, "PROBE": 6, "LABEL_BUDGET": 7, "PROBE_AUGMENT": 8},
     }
