@@ -5,8 +5,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,11 @@ def pretrain(
     started = time.monotonic()
     workdir = Path(workdir)
     first_process = jax.process_index() == 0
-    with Preemption(owner) as preemption, compile_cache(workdir / "xla_cache"):
+    with (
+        Preemption(owner) as preemption,
+        compile_cache(workdir / "xla_cache"),
+        rare_collections(),
+    ):
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
         _check_labels(config, source)
@@ -84,12 +87,7 @@ def pretrain(
             _announce(run, source, start, first_process, workdir)
             if start >= run.total_steps:
                 return state
-            with rare_collections():
-                # Beside the compiler where that disturbs nobody: several devices would wait for each
-                # other's collectives, and a GPU's compiler times kernels on the device.
-                early = start == 0 and mesh.size == 1 and jax.default_backend() == "cpu"
-                evaluation = _in_background(monitor.evaluate, state) if early else None
-                compiled = program.lower_step(run).compile()
+            compiled = program.lower_step(run).compile()
             hosts.meet("compiled")
             _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
             log_every = config["log"]["every_steps"]
@@ -106,7 +104,7 @@ def pretrain(
             ):
                 steps = StepLog(writer, health, meter, bar)
                 if start == 0:
-                    writer.write(0, evaluation.result() if early else monitor.evaluate(state))
+                    writer.write(0, monitor.evaluate(state))
                     meter.restart(0)
                 for step in range(start, run.total_steps):
                     with meter.waiting(values):
@@ -169,14 +167,6 @@ def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.Bat
         shuffle=True,
         **reading.arguments(data, data["batch_size"]),
     )
-
-
-def _in_background(function: Callable, *arguments: Any) -> Future:
-    """The function's result to be, from a thread of its own."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(function, *arguments)
-    pool.shutdown(wait=False)
-    return future
 
 
 def _check_labels(config: Mapping[str, Any], source: Source) -> None:
