@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from torch_or_skip import module_on_torch, torch
 
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
-from mcl_jax.finetune import flags, images, job, machine, pictures, precision, schedule, settings
+from mcl_jax.finetune import flags, job, machine, precision, schedule, settings
 from mcl_jax.finetune.settings import Settings
+
+images = module_on_torch("mcl_jax.finetune.images")
+pictures = module_on_torch("mcl_jax.finetune.pictures")
 
 SCRIPT = Path(__file__).parents[1] / "scripts/finetune_torchvision.py"
 DATA_FLAGS = ["--train_json=a", "--train_images=b", "--test_json=c", "--test_images=d"]
