@@ -89,6 +89,8 @@ def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dic
                 "iscrowd": int(x.crowd),
             }
             if kind == "segm":
+                if "segmentation" not in x.entry:  # of a crowd; objects are known to have theirs
+                    continue
                 entry["segmentation"] = x.entry["segmentation"]
             found.append(entry)
     return found
