@@ -15,8 +15,9 @@ from mcl_jax.errors import UserError
 from mcl_jax.models import encoder
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
-from mcl_jax.objectives.build import make_objective, settings
+from mcl_jax.objectives.build import make_objective
 from mcl_jax.objectives.mcl import MCL
+from mcl_jax.settings.records import fill
 
 DEVICES, MICRO, B = 2, 2, 16
 SIDE = 32
@@ -205,7 +206,7 @@ def test_one_gpu_is_the_main_run_with_its_rates_scaled():
         steps = images // config.data.batch_size
         warmup = round(config.optimizer.warmup_epochs * steps)
         schedule = optimizer.learning_rate(
-            settings(optimizer.Settings, config.optimizer), config.data.batch_size, steps
+            fill(optimizer.Settings, config.optimizer), config.data.batch_size, steps
         )
         peaks.append(float(schedule(warmup)))
     assert peaks == pytest.approx([16.0, 1.0], rel=1e-3)

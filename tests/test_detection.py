@@ -23,7 +23,7 @@ from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
-from mcl_jax.objectives.build import settings
+from mcl_jax.settings.records import fill
 
 SETTINGS = ProbeSettings(
     image_size=32, train_images=2, eval_images=3, steps=3, batch_size=2, eval_batch_size=2,
@@ -73,7 +73,7 @@ def data():
 def detector(config, trained, **changes):
     return Detector(
         dataclasses.replace(SETTINGS, **changes),
-        settings(Architecture, config.model),
+        fill(Architecture, config.model),
         NUMERICS,
         tuple(config.augment.mean),
         tuple(config.augment.std),
@@ -103,7 +103,7 @@ def variables(pretrained):
 def run(config, data, variables):
     """probe(...) on the squares; keyword arguments change it."""
     config.probe = ConfigDict(dataclasses.asdict(SETTINGS))
-    architecture = settings(Architecture, config.model)
+    architecture = fill(Architecture, config.model)
 
     def call(**changes):
         values = {"mode": "backbone+fpn", "seed": 1, "data": Data(data, data)} | changes

@@ -22,8 +22,8 @@ from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import assigned_spans
-from mcl_jax.objectives.build import settings
 from mcl_jax.runtime import checkpoint
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
@@ -154,7 +154,7 @@ def workdir(tmp_path_factory):
     config.model.backbone = "resnet18"  # a sub-process knows no network of conftest
     config.data.image_size = 32
     config.data.max_unreadable_share = 0.5
-    encoder = Encoder(settings(Architecture, config.model), NUMERICS)
+    encoder = Encoder(fill(Architecture, config.model), NUMERICS)
     spans = assigned_spans((1,) * 4)
     variables = jax.eval_shape(
         lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),

@@ -8,10 +8,11 @@ import pytest
 
 from mcl_jax import optimizer, program
 from mcl_jax.errors import UserError
+from mcl_jax.settings.records import fill
 
 
 def settings(config, **changes):
-    return program.settings(optimizer.Settings, dict(config.optimizer) | changes)
+    return fill(optimizer.Settings, dict(config.optimizer) | changes)
 
 
 def parameter_shapes(config):
