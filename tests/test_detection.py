@@ -324,24 +324,6 @@ def test_loose_boxes_and_wrong_labels_cost():
     assert measure(truth, found._replace(labels=1 - found.labels))["ap"] == 0.0
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"image_size": 100}, "multiple of 32, got 100"),
-        ({"levels": ("P3", "P5")}, "end of"),
-        ({"level_bounds": ()}, "must be 1 numbers"),
-        ({"head_groups": 3}, "not a multiple of head_groups 3"),
-        ({"steps": 0}, "probe.steps must be at least 1, got 0"),
-        ({"train_images": -1}, "probe.train_images must be at least 0, got -1"),
-        ({"scale_jitter": (0.0, 1.0)}, "probe.scale_jitter must be 0 < low <= high"),
-        ({"min_visible": 1.5}, "probe.min_visible must be in 0..1, got 1.5"),
-    ],
-)
-def test_settings_that_do_not_fit_are_user_errors(wrong, message):
-    with pytest.raises(UserError, match=message):
-        dataclasses.replace(SETTINGS, **wrong)
-
-
 def test_missing_pycocotools_is_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(UserError, match="pip install pycocotools"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax import montage
+from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
 from mcl_jax.objectives import contrast, detco
@@ -27,6 +28,10 @@ def compute_dtype(name: str) -> jnp.dtype:
     """`numerics.compute_dtype` -> dtype; 'auto' is bfloat16 on TPU and GPU, float32 on CPU."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name == "float64" and not jax.config.jax_enable_x64:  # JAX would compute in float32
+        raise UserError(
+            "numerics.compute_dtype is 'float64': set JAX_ENABLE_X64=1, or use 'float32'"
+        )
     return COMPUTE_DTYPES[name]
 
 
