@@ -161,10 +161,8 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints what was done; a mistake of the user's is one line on stderr and exit code 2."""
-    try:
+    with cli.mistakes_in_one_line():
         print("\n".join(convert(parse(arguments))))
-    except UserError as error:
-        cli.fail(str(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
+import contextlib
 import os
 import re
 import sys
@@ -95,25 +96,35 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain say a lot at INFO
         return main(argv)
 
-    try:
+    with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    try:
+        yield
     except UserError as error:
         fail(str(error))
-    except RuntimeError as error:
-        if (message := platform_mistake(error)) is None:
+    except (AssertionError, RuntimeError):
+        if (message := platform_mistake()) is None:
             raise
         fail(message)
 
 
-def platform_mistake(error: RuntimeError) -> str | None:
-    """One line about $JAX_PLATFORMS, if that is why JAX found no device; None for other errors."""
+def platform_mistake() -> str | None:
+    """One line about a $JAX_PLATFORMS for which JAX finds no device; None if it finds one."""
     wanted = os.environ.get("JAX_PLATFORMS", "")
-    told = str(error)
-    if not wanted or not ("nable to initialize backend" in told or "nknown backend" in told):
+    if not wanted or "jax" not in sys.modules:
         return None
-    import jax  # it is loaded by now: the error is its own
+    import jax
 
-    jax.config.update("jax_platforms", None)
+    try:
+        jax.devices()
+        return None
+    except (AssertionError, RuntimeError):  # which one depends on what is installed
+        jax.config.update("jax_platforms", None)
     there = sorted({device.platform for device in jax.devices()} | {"cpu"})
     return (
         f"JAX_PLATFORMS is {wanted!r}, but there is no such device here; there are "

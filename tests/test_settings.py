@@ -3,6 +3,7 @@
 import ast
 import inspect
 import math
+import random
 import re
 import time
 
@@ -483,3 +484,32 @@ def test_settings_import_no_accelerator_library():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [n for n in names if n.split(".")[0] in ("jax", "flax", "numpy")], path
+
+
+def test_random_configurations_are_built_or_refused():
+    """What passes the door is built, or refused in words: at no value a traceback."""
+    rng, mesh = random.Random(1), sharding.make_mesh(jax.devices()[:1])
+    config, counts = small(), {"refused at the door": 0, "refused when built": 0, "built": 0}
+    trained = [key for key in KEYS if key.partition(".")[0] in ("method", *OF_TRAINING)]
+    trained = [key for key in trained if key != "numerics.compute_dtype"]
+    for _ in range(400):
+        keys = rng.sample(trained, rng.randint(1, 4))
+        drawn = {key: rng.choice(inside(KEYS[key]) * 3 + outside(KEYS[key])[:1]) for key in keys}
+        try:
+            values = changed({"method": rng.choice(KEYS["method"].listed())} | drawn, config)
+            door.check(values)
+        except UserError as error:
+            assert "\n" not in str(error)
+            counts["refused at the door"] += 1
+            continue
+        if values["model"]["backbone"] not in ("resnet10", "swin_tiny"):
+            values["model"]["backbone"] = "resnet10"  # the others take seconds to trace
+        if counts["built"] + counts["refused when built"] >= 40:
+            continue
+        try:
+            program.build(values, mesh, images=64)
+            counts["built"] += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+            counts["refused when built"] += 1
+    assert counts["refused at the door"] >= 100 and counts["built"] >= 25, counts
