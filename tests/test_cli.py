@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from mcl_jax.configs import base
 
 from mcl_jax import cli
+from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS

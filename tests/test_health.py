@@ -22,7 +22,7 @@ def test_a_checkpoint_is_only_spoken_of_where_there_is_one():
     with pytest.raises(TrainingStopped, match="no checkpoint was written before$"):
         HealthCheck(SETTINGS, 100).check(7, nan)
     with pytest.raises(TrainingStopped, match="newest checkpoint is of step 4, from before$"):
-        HealthCheck(SETTINGS, 100).check(7, nan, saved=4)
+        HealthCheck(SETTINGS, 100, saved=lambda: 4).check(7, nan)
 
 
 def test_a_gradient_of_exactly_0_stops_after_the_patience():

