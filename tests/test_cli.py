@@ -17,6 +17,9 @@ from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
+# ml_collections' own way to run a file
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 REPO = Path(__file__).resolve().parent.parent
 DEMO = f"--config={REPO / 'configs/demo.py'}"
 
