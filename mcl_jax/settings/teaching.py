@@ -31,7 +31,7 @@ def check_run(config: Mapping[str, Any], devices: int, images: int) -> None:
             "tell apart; 2 images are the least, thousands teach"
         )
     shared = images_normalized(config, devices)
-    if shared > 1:
+    if shared != 1:  # 0: the batch does not divide, which `program.build` says
         return
     projects = config["method"] in ("mcl", "byol") and config["montage"]["assembly"] != "mosaic"
     one_value = data["image_size"] == STRIDE and config["model"]["backbone"] in RESNETS
