@@ -57,6 +57,8 @@ def test_other_data_and_other_code():
     assert lines(newer) == [f"mcl_jax version 1.0 -> 2.0: {changes.OTHER_CODE}"]
     (line,) = lines(META | {"commit": "d" * 40})
     assert line.startswith("code cccccccccccc -> dddddddddddd: ")
+    (line,) = lines(META | {"commit": "c" * 40 + "+"})  # the same commit, with edited files
+    assert line.startswith("code cccccccccccc -> cccccccccccc+: ")
 
 
 def test_what_an_old_checkpoint_does_not_hold_has_not_changed():

@@ -73,8 +73,13 @@ def _of_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         old, new = before.get(name), now.get(name)
         if old and new and old != new:
             shown = "code" if name == "commit" else "mcl_jax version"
-            return [Change(shown, old[:12], new[:12], OTHER_CODE)]
+            return [Change(shown, _short(old), _short(new), OTHER_CODE)]
     return []
+
+
+def _short(commit: str) -> str:
+    """Its first letters; a '+' behind it says that files differ from the commit."""
+    return commit if len(commit) <= 12 else commit[:12] + "+" * commit.endswith("+")
 
 
 def of_arrays(changes: list[Change]) -> list[Change]:

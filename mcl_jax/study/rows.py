@@ -75,9 +75,9 @@ def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
     own = config.copy_and_resolve_references().unlock()
     differs = own.study.differs[row]
     del own.study
-    own.seed = seed
     try:
         own.update(differs)
+        own.seed = seed
         door.check(own)
     except (TypeError, UserError) as error:  # ml_collections does not cast every type
         raise UserError(f"study.differs.{row}: {error}") from error
