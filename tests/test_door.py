@@ -68,7 +68,7 @@ COMBINATIONS = [
     ({"data.batch_size": 1}, "data.batch_size is 1: .* others of its batch, .*; 2 is the least"),
     (
         {"data.batch_size": 8, "optimizer.micro_batches": 8},
-        "micro_batches is 8 with data.batch_size 8: .* set loss.negatives to 'step'",
+        "micro_batches is 8 with data.batch_size 8: .* none; 4 micro-batches or fewer would do",
     ),
 ]
 

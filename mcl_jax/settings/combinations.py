@@ -56,8 +56,8 @@ def _negatives(config: Config) -> str | None:
     if images // parts < 2 and loss["negatives"] != "step":
         return (
             f"optimizer.micro_batches is {parts} with data.batch_size {images}: method 'mcl' tells an "
-            "image from the others of its micro-batch, and there are none; set loss.negatives to "
-            f"'step', or optimizer.micro_batches to {max(1, images // 2)} or fewer"
+            "image from the others of its micro-batch, and there are none; "
+            f"{max(1, images // 2)} micro-batches or fewer would do"
         )
     return None
 
