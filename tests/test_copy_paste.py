@@ -14,7 +14,7 @@ H, IMAGES = 16, 7
 
 
 def layout(assembly="copy_paste", levels=3, copies=(1, 1, 1, 2)):
-    return montage.Layout(assembly, levels, copies, "nearest", None)
+    return montage.Layout(assembly, levels, copies, "nearest", 0.0)
 
 
 def test_pasted_views_lie_in_their_cells_and_nothing_else_changes():

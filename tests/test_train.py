@@ -139,7 +139,9 @@ def test_a_run_that_is_past_its_end_says_why(resume, images, tmp_path, caplog):
 def test_the_end_is_still_the_end(resume, capsys, caplog):
     assert int(resume().step) == STEPS
     assert f"step {STEPS} of {STEPS}: nothing left to do" in capsys.readouterr().err
-    assert "changed since the checkpoint" not in caplog.text
+    told = [record.getMessage() for record in caplog.records]
+    changed = [line for line in told if line.startswith("changed since the checkpoint: ")]
+    assert all(": code " in line for line in changed)  # a commit may come in between
 
 
 @pytest.mark.parametrize(
