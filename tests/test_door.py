@@ -121,6 +121,8 @@ def test_what_only_looks_alike_passes(values):
         ({"svm.positive_weight": 0.0}, "svm.positive_weight is 0.0; it must be .* above 0"),
         ({"probe.steps": 0}, "probe.steps is 0; it must be a whole number from 1"),
         ({"probe.image_size": 100}, "probe.image_size is 100; .* a multiple of 32"),
+        ({"probe.train_images": -1}, r"probe.train_images is -1; .* from 0 to .* \(0: all\)"),
+        ({"probe.scale_jitter": (0.0, 1.0)}, "a tuple of 2, each a finite number above 0"),
         ({"probe.scale_jitter": (1.0, 0.5)}, "a tuple of 2, each a finite .* above 0, low <= high"),
         ({"probe.min_visible": 1.5}, "min_visible is 1.5; it must be a finite number from 0 to 1"),
         ({"linear.lrs": (1.0, 1.0)}, "each a finite number above 0, no two alike"),
