@@ -1,8 +1,7 @@
-"""Converts checkpoints: python -m convert --help."""
+"""Converts checkpoints: mcl-jax convert --help, or python -m convert --help."""
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -21,30 +20,23 @@ OFFICIAL = "mcl-official"
 ORIGINS = (OFFICIAL, *imports.KINDS, "safetensors")
 EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 EXAMPLES = """examples:
-  python -m convert runs/mcl --to detectron2 --out exported
-  python -m convert runs/mcl --to detectron2 --parts backbone,fpn --out exported
-  python -m convert runs/mcl --to mmdet --out exported
-  python -m convert runs/mcl --to torchvision --parts all --out exported
-  python -m convert runs/byol --to torchvision --out exported
-  python -m convert runs/byol --to timm --out exported
-  python -m convert runs/mcl --to safetensors --out exported
-  python -m convert runs/mcl --to mcl-official --out mcl.pth
-  python -m convert runs/mcl --to detectron2 --average 5 --divide-weights 2 --out exported
-  python -m convert epoch_100.pth --from mcl-official --out runs/continued
-  python -m convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised
-  python -m convert moco_v2.pth.tar --from torchvision --network encoder_q --out runs/moco"""
+  mcl-jax convert runs/mcl --to detectron2 --out exported
+  mcl-jax convert runs/mcl --to detectron2 --parts backbone,fpn --out exported
+  mcl-jax convert runs/mcl --to mmdet --out exported
+  mcl-jax convert runs/mcl --to torchvision --parts all --out exported
+  mcl-jax convert runs/byol --to torchvision --out exported
+  mcl-jax convert runs/byol --to timm --out exported
+  mcl-jax convert runs/mcl --to safetensors --out exported
+  mcl-jax convert runs/mcl --to mcl-official --out mcl.pth
+  mcl-jax convert runs/mcl --to detectron2 --average 5 --divide-weights 2 --out exported
+  mcl-jax convert epoch_100.pth --from mcl-official --out runs/continued
+  mcl-jax convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised
+  mcl-jax convert moco_v2.pth.tar --from torchvision --network encoder_q --out runs/moco"""
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong arguments in one line, as everywhere in the project."""
-
-    def error(self, message: str) -> NoReturn:
-        cli.fail(message)
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m convert",
+def parse(arguments: list[str] | None, program: str = "python -m convert") -> argparse.Namespace:
+    parser = cli.Parser(
+        prog=program,
         description="Weights out of (and into) mcl_jax checkpoints.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,21 +1,29 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
+import argparse
 import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mcl_jax.errors import UserError
+from mcl_jax.exit_codes import USER_ERROR
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
-USER_ERROR = 2  # exit code of mistakes that the user can mend
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments in one line, as everywhere in the project."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 def define_config() -> flags.FlagHolder:
@@ -132,7 +140,13 @@ def platform_mistake() -> str | None:
     )
 
 
-def fail(message: str) -> None:
+def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
+    """function(*arguments), with mistakes in one line."""
+    with mistakes_in_one_line():
+        return function(*arguments)
+
+
+def fail(message: str) -> NoReturn:
     """Prints `error: message` on one line and exits with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(USER_ERROR)

@@ -29,7 +29,7 @@ from mcl_jax.runtime import hosts, provenance
 from mcl_jax.runtime.checkpoint import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
-from mcl_jax.runtime.preemption import Preemption
+from mcl_jax.runtime.preemption import Preempted, Preemption
 from mcl_jax.runtime.start import rare_collections
 from mcl_jax.settings import changes, door, teaching
 from mcl_jax.state import TrainState
@@ -59,11 +59,12 @@ def pretrain(
         are put back in any case.
 
     Returns:
-      The last state. Ctrl-C returns early, after saving.
+      The last state. Without `owner`, Ctrl-C returns early, after saving.
 
     Raises:
       UserError: for anything wrong with config, data or checkpoint.
       TrainingStopped: on NaN or collapse.
+      Preempted: with `owner`, if a signal stopped the run before its end, after saving.
     """
     started = time.monotonic()
     door.check(config)
@@ -136,6 +137,8 @@ def pretrain(
             checkpointer.wait()
             if int(state.step) < run.total_steps:
                 _say(f"stopped on request; step {int(state.step)} is saved", first_process)
+                if owner and preemption.stopped:
+                    raise Preempted
             return state
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from ml_collections import ConfigDict
 from mcl_jax import program, train
 from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
-from mcl_jax.faults.torture import REPO, SMALL, STEPS, losses
+from mcl_jax.faults.torture import SMALL, STEPS, losses
 from mcl_jax.report import metrics
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Faults on purpose: scenarios a run has to survive, for the tests and scripts/torture.py.
+"""Faults on purpose: scenarios a run has to survive, for the tests and `mcl-jax torture`.
 
-Every scenario runs scripts/pretrain.py as users do, in processes of its own, on a network small
+Every scenario runs `mcl-jax pretrain` as users do, in processes of its own, on a network small
 enough that starting takes longer than training.
 """
 
@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mcl_jax.exit_codes import STOPPED
 from mcl_jax.report import metrics
 from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER, UNFINISHED
 
-REPO = Path(__file__).resolve().parents[2]
+PRETRAIN = ("-m", "mcl_jax", "pretrain")
 STEPS = 12
 EVERY = 4  # steps between kNN evaluations
 SMALL = (
@@ -54,13 +55,13 @@ class Job:
     Attributes:
       scratch: folder for workdirs and the shared compile cache.
       flags: after SMALL, so that they win.
-      script: what is run.
+      program: what Python runs.
       xla_flags: of the process's environment.
     """
 
     scratch: Path
     flags: tuple[str, ...] = ()
-    script: Path = REPO / "scripts/pretrain.py"
+    program: tuple[str, ...] = PRETRAIN
     xla_flags: str = "--xla_backend_optimization_level=1"
 
     def start(self, workdir: Path, *flags: str, devices: int = 1) -> "subprocess.Popen[bytes]":
@@ -71,11 +72,10 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
         }
-        script = [sys.executable, str(self.script)]
-        config = ["--config", str(REPO / "configs/demo.py"), f"--workdir={workdir}"]
+        config = ["--config", "demo", f"--workdir={workdir}"]
         with log_of(workdir).open("ab") as log:
             return subprocess.Popen(
-                [*script, *config, *SMALL, *self.flags, *flags],
+                [sys.executable, *self.program, *config, *SMALL, *self.flags, *flags],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -222,7 +222,7 @@ def _size(path: Path) -> int:
 
 
 def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """SIGTERM in each phase: exit code 0, everything saved, and the same losses after resuming.
+    """SIGTERM in each phase: exit code 75, everything saved, and the same losses after resuming.
 
     Yields (phase, 'nothing to save' or 'step N saved').
     """
@@ -245,8 +245,10 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
             require(not checkpoints(workdir), "a checkpoint out of nowhere")
             yield aim, "nothing to save"
             continue
-        require(code == 0, f"SIGTERM while {aim}: exit code {code}\n{text}")
         saved = checkpoints(workdir)
+        whole_run = saved and saved[-1] == STEPS  # it had just ended by itself
+        expected = 0 if whole_run else STOPPED
+        require(code == expected, f"SIGTERM while {aim}: exit code {code}\n{text}")
         if saved:
             require(f"step {saved[-1]} is saved" in text or saved[-1] == STEPS, text)
         else:

@@ -1,6 +1,7 @@
 """Metrics to disk: JSON lines (the record) and TensorBoard events (a view of it)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,13 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def training_seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
+    """Of all calls that trained a run, from its metrics: evaluations and compilations left out."""
+    seconds, step = 0.0, 0
+    for line in lines:
+        if line.get("images_per_s"):
+            seconds += (line["step"] - step) * batch_size / line["images_per_s"]
+            step = line["step"]
+    return seconds

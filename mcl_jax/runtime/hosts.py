@@ -8,8 +8,7 @@ import jax
 from orbax.checkpoint import multihost
 
 from mcl_jax.errors import UserError
-
-LOST_HOST = 4  # exit code: another process of the job stopped answering
+from mcl_jax.exit_codes import LOST_HOST
 
 
 def join(

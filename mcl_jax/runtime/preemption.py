@@ -10,6 +10,12 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from mcl_jax.exit_codes import STOPPED
+
+
+class Preempted(Exception):
+    """A signal ended the work early; what was done is saved, and the same call goes on."""
+
 
 class Preemption:
     """Notices a request to stop; a context manager that puts all handlers back at its end.
@@ -18,8 +24,8 @@ class Preemption:
     long compilation. Python runs signal handlers between bytecodes of the main thread, so a handler
     alone would wait for a compile of minutes. The C-level wake-up socket is written immediately; a
     thread reads it. While nothing new would be lost (`guard_work` not yet called) it ends the
-    process there and then, with exit code 0; afterwards it sets a flag that the loop polls between
-    steps.
+    process there and then, with exit code STOPPED; afterwards it sets a flag that the loop polls
+    between steps.
 
     In anybody else's process (a notebook, a larger program) nothing ends the process: the first
     Ctrl-C sets the flag, the next one is what it was before.
@@ -33,6 +39,7 @@ class Preemption:
         self._of_a_job = jax.process_count() > 1
         self._requested = threading.Event()
         self._has_work = False
+        self.stopped = False  # whether the loop was told to stop
         self._previous = {}
         self._reader, self._writer = socket.socketpair()
 
@@ -73,7 +80,7 @@ class Preemption:
             if not self._has_work:
                 print("stopped before the first new step: nothing to save", file=sys.stderr)
                 sys.stderr.flush()
-                os._exit(0)
+                os._exit(STOPPED)
             self._requested.set()
 
     def guard_work(self) -> None:
@@ -86,5 +93,7 @@ class Preemption:
         Signals reach processes at different steps; JAX's preemption service agrees on one.
         """
         if self._of_a_job:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested.is_set()
+            self.stopped = multihost_utils.reached_preemption_sync_point(step)
+        else:
+            self.stopped = self._requested.is_set()
+        return self.stopped
