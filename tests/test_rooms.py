@@ -30,7 +30,13 @@ FLOORS = (
     ("mcl_jax.cli",),
     ("mcl_jax.settings",),
     # what names and records mean, without any library
-    ("mcl_jax.errors", "mcl_jax.exit_codes", "mcl_jax.models.sizes", "mcl_jax.data.record", "mcl_jax"),
+    (
+        "mcl_jax.errors",
+        "mcl_jax.exit_codes",
+        "mcl_jax.models.sizes",
+        "mcl_jax.data.record",
+        "mcl_jax",
+    ),
 )
 INDOORS = ("convert", "commands", "__main__")  # what may use converters and configurations
 OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
