@@ -79,8 +79,6 @@ import contextlib, io, sys
 from absl import flags
 from mcl_jax.commands import main, registry
 for command in registry.COMMANDS:
-    if command.name == "convert":  # its targets are named by the converters themselves
-        continue
     for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
         for flag in list(defined) if module.startswith("mcl_jax.") else ():
             delattr(flags.FLAGS, flag.name)

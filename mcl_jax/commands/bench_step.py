@@ -38,8 +38,9 @@ def main(_: Sequence[str]) -> None:
     if VERSUS_TORCH.value:
         result = versus_torch(config)
     else:
-        from mcl_jax.bench import profile, step
+        from mcl_jax.bench import step
         from mcl_jax.planning.topology import GIB
+        from mcl_jax.report import profile
 
         if COMPILE_ONLY.value:
             result = step.compare_pyramids(config)

@@ -7,8 +7,6 @@ The shell asks `mcl-jax completion words COMMAND` for the flags of a command.
 """
 
 import argparse
-import contextlib
-import io
 import re
 
 from mcl_jax import cli
@@ -64,15 +62,9 @@ def choices(line: list[str]) -> list[str]:
     except UserError:
         return [name[1] for name in names if len(name) > 1 and name[0] == line[0]]
     module = command.module()
-    if not hasattr(module, "parser") and not hasattr(module, "run"):
+    if not hasattr(module, "parser"):
         return [shown(flag) for flag in flag_help.own_flags(module)]
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        if hasattr(module, "parser"):
-            print(module.parser("").format_help())
-        else:
-            module.run("", ["--help"])
-    return sorted(set(_FLAG.findall(told.getvalue())))
+    return sorted(set(_FLAG.findall(module.parser("").format_help())))
 
 
 def shown(flag) -> str:

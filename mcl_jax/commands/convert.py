@@ -1,14 +1,19 @@
 """Weights out of (and into) checkpoints: see mcl_jax/convert."""
 
-from collections.abc import Sequence
+import argparse
 
 
-def run(program: str, arguments: Sequence[str]) -> int:
+def parser(program: str) -> argparse.ArgumentParser:
+    from mcl_jax.convert import arguments
+
+    return arguments.parser(program)
+
+
+def main(options: argparse.Namespace) -> None:
     """Conversion needs no accelerator and takes none."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     from mcl_jax.convert import __main__ as convert
 
-    print("\n".join(convert.convert(convert.parse(list(arguments), program))))
-    return 0
+    print("\n".join(convert.convert(options)))

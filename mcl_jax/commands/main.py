@@ -47,8 +47,6 @@ def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoRetur
     # allocator and log settings have to stand before JAX is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", getattr(module, "CPP_LOG_LEVEL", "2"))
     sys.argv = [program, *_with_config_files(arguments)]
-    if hasattr(module, "run"):
-        sys.exit(cli.guarded(module.run, program, sys.argv[1:]))
     if hasattr(module, "parser"):
         options = module.parser(program).parse_args(sys.argv[1:])
         logging.basicConfig(level=logging.WARNING, format="%(message)s")

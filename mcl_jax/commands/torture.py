@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
+
+from mcl_jax.report.progress import Bar
 
 KILLS = flags.DEFINE_integer("kills", 50, "kill -9 so often", lower_bound=0)
 IMAGES = flags.DEFINE_integer("images", 1000, "broken and odd image files, of twelve kinds")
@@ -33,7 +34,7 @@ def main(_: Sequence[str]) -> int:
         job = torture.Job(scratch)
         try:
             kills = torture.kills(job, KILLS.value, SEED.value)
-            counts = torture.tally(tqdm(kills, "kill -9", KILLS.value, unit="kill"))
+            counts = torture.tally(Bar(kills, "kill -9", KILLS.value, unit="kill"))
             _say("kill -9 and resume", [f"{n} while {phase}" for phase, n in counts.items()])
             ended = [f"{x}: {y}" for x, y in torture.terminations(job, torture.PHASES)]
             _say("SIGTERM, then resume", ended)

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from mcl_jax.data import coco_json
 from mcl_jax.data.folder import FolderSource
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
 _CHUNK = 256  # records read at a time for their labels
@@ -117,7 +117,7 @@ def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
 def _of_tfds(source: Any, name: str, progress: bool) -> LabeledImages:
     class_label, read = _reader(source.features, name)
     starts = range(0, len(source), _CHUNK)
-    bar = tqdm(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
+    bar = Bar(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
     shown = (
         read(example)
         for start in bar

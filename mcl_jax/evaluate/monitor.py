@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mcl_jax import sharding
 from mcl_jax.data import pipeline, reading
@@ -21,6 +20,7 @@ from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective, numerics_of
 from mcl_jax.program import Program
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
@@ -110,7 +110,7 @@ class KnnEvaluation:
         batches = pipeline.evaluation_batches(source, **reading.arguments(data, own["batch_size"]))
         total = -(-count // own["batch_size"])
         needed = islice(batches, total)
-        with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:
+        with batches, Bar(needed, split, total, unit="batch", disable=not progress) as shown:
             rows = knn.collect(shown, variables, self._view, features, self._mesh, count)
         if not knn.images(rows[""]):
             raise UserError(

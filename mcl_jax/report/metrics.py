@@ -1,44 +1,51 @@
-"""Metrics to disk: JSON lines (the record) and TensorBoard events (a view of it)."""
+"""Metrics to disk: JSON lines, the record; what else shows them is in writers.py."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.report.writers import About, View, open_views
+
 FILE = "metrics.jsonl"
+STANDARD = About()
 
 
 class MetricWriter:
-    """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo."""
+    """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo.
 
-    def __init__(self, workdir: str | Path, resume_step: int, enabled: bool):
+    Args:
+      workdir: of the run.
+      resume_step: after which the run goes on.
+      enabled: False for all but the first process.
+      about: which writers there are beside the record, and what they are told.
+    """
+
+    def __init__(
+        self, workdir: str | Path, resume_step: int, enabled: bool, about: About = STANDARD
+    ):
         self._path = Path(workdir) / FILE
         self._enabled = enabled
-        self._events = None
+        self._views: list[View] = []
         if not enabled:
             return
         kept = [line for line in read(workdir) if line["step"] <= resume_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self._path)
-        # here, for it imports torch where there is one: seconds that only the writing process needs
-        from tensorboardX import SummaryWriter
-
-        self._events = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
-        )
+        self._views = open_views(Path(workdir), resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled or not values:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        for view in self._views:
+            view.write(step, values)
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        for view in self._views:
+            view.close()
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tqdm import tqdm
 
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 
 Examples = Iterator[tuple[str, dict]]
 
@@ -184,7 +184,7 @@ def _write_records(
     lengths, size = [0] * len(paths), 0
     total = None if partial else job.expected
     try:
-        for key, example in tqdm(job.examples(), desc=job.name, total=total, unit=" images"):
+        for key, example in Bar(job.examples(), desc=job.name, total=total, unit=" images"):
             data = features.serialize_example(example)
             shard = hash_of(key) % len(paths)
             writers[shard].write(data)

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterator
 
 from array_record.python import array_record_module
-from tqdm import tqdm
 
 from mcl_jax.data.prepare.jobs import WRITER_OPTIONS, split_counts, usage
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 
 _INFO = "dataset_info.json"
 
@@ -71,7 +71,7 @@ def _read_info(input_dir: str) -> dict:
 def _rewrite_split(input_dir: str, final: str, dataset: str, split: dict) -> None:
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    with tqdm(total=sum(lengths), desc=split["name"], unit=" images") as progress:
+    with Bar(total=sum(lengths), desc=split["name"], unit=" images") as progress:
         for shard, length in enumerate(lengths):
             name = (
                 template.replace("{DATASET}", dataset)

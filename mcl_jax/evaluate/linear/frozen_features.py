@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mcl_jax import losses, sharding
 from mcl_jax.data import pipeline, reading
@@ -21,6 +20,7 @@ from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
 from mcl_jax.models.layers import Context
 from mcl_jax.objectives.build import numerics_of
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 from mcl_jax.views import color, resample
 
@@ -104,7 +104,7 @@ def collect(
     total = -(-len(source) // batch_size)
     found, rows = [], []
     batches = pipeline.evaluation_batches(source, **reading.arguments(config["data"], batch_size))
-    bar = tqdm(batches, name, total, unit="batch", disable=jax.process_index() != 0)
+    bar = Bar(batches, name, total, unit="batch", disable=jax.process_index() != 0)
     with batches:
         for batch in bar:
             inputs = {key: batch[key] for key in ("image", "extent")}
