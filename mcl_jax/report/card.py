@@ -57,7 +57,9 @@ def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) 
       parts: pieces of HTML from the functions below.
       refresh_s: s after which a browser loads it again; 0: never.
     """
-    again = f'<meta http-equiv="refresh" content="{refresh_s:.0f}">\n' if refresh_s else ""
+    again = (
+        f'<meta http-equiv="refresh" content="{max(1, round(refresh_s))}">\n' if refresh_s else ""
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

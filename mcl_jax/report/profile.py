@@ -100,10 +100,7 @@ class Window:
             self._begun = 0
             with contextlib.suppress(RuntimeError):
                 jax.profiler.stop_trace()
-            print(
-                f"the run ended inside --profile; what there is lies in {self._folder}",
-                file=sys.stderr,
-            )
+            print(f"the run ended inside the trace in {self._folder}", file=sys.stderr)
 
 
 def read(folder: Path) -> Iterator[Event]:

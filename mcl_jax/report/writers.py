@@ -4,6 +4,7 @@ The record is metrics.jsonl (metrics.py); these are views of it. One that fails 
 warning: training goes on.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -116,25 +117,28 @@ class Mlflow:
 
     def __init__(self, workdir: Path, resume_step: int, about: About):
         from mlflow import MlflowClient
+
+        with _file_store_allowed():
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").resolve().as_uri()
+            self._client = MlflowClient(tracking_uri=uri)
+            known = workdir / ID_FILE.format("mlflow")
+            if known.is_file():
+                self._id = known.read_text().strip()
+                self._client.update_run(self._id, status="RUNNING")
+            else:
+                self._id = self._new(workdir.resolve().name, about)
+                known.write_text(f"{self._id}\n")
+
+    def _new(self, name: str, about: About) -> str:
+        """The id of a run that is begun."""
         from mlflow.entities import Param
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").resolve().as_uri()
-        self._client = MlflowClient(tracking_uri=uri)
-        known = workdir / ID_FILE.format("mlflow")
-        if known.is_file():
-            self._id = known.read_text().strip()
-            self._client.update_run(self._id, status="RUNNING")
-            return
-        experiment = self._client.get_experiment_by_name(about.project)
-        number = experiment.experiment_id if experiment else None
-        run = self._client.create_run(
-            number or self._client.create_experiment(about.project),
-            run_name=workdir.resolve().name,
-        )
-        self._id = run.info.run_id
-        known.write_text(f"{self._id}\n")
-        for batch in _batches([Param(k, str(v)[:500]) for k, v in _flat(about.config)]):
-            self._client.log_batch(self._id, params=batch)
+        found = self._client.get_experiment_by_name(about.project)
+        number = found.experiment_id if found else self._client.create_experiment(about.project)
+        run = self._client.create_run(number, run_name=name).info.run_id
+        for batch in _batches([Param(key, str(x)[:500]) for key, x in _flat(about.config)]):
+            self._client.log_batch(run, params=batch)
+        return run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
@@ -177,6 +181,19 @@ class _Guarded:
             self._view = None
             reason = " ".join(str(error).split())[:200]
             log.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
+
+
+@contextlib.contextmanager
+def _file_store_allowed() -> Iterator[None]:
+    """MLflow keeps runs in plain files only where it is told that this is meant."""
+    name = "MLFLOW_ALLOW_FILE_STORE"
+    before = os.environ.get(name)
+    os.environ[name] = before or "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _batches(items: list[Any], size: int = 100) -> Iterator[list[Any]]:
