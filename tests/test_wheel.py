@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
         text=True,
         check=True,
     ).stdout.split()
-    for name in (*listed, "README.md", "LICENSE"):
+    for name in (*listed, "README.md", "LICENSE", "NOTICE", "mcl_jax/py.typed"):
         if (ROOT / name).is_file():
             (sources / name).parent.mkdir(parents=True, exist_ok=True)
             (sources / name).write_bytes((ROOT / name).read_bytes())
@@ -41,6 +41,7 @@ def test_a_wheel_has_one_name_and_all_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mcl_jax"}
+    assert "mcl_jax/py.typed" in names
     for folder, pattern in (("detectron2", "*.yaml"), ("openmmlab", "*.py")):
         for path in (ROOT / "configs" / folder).glob(pattern):
             assert f"mcl_jax/configs/{folder}/{path.name}" in names
