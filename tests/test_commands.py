@@ -21,6 +21,7 @@ SCRIPTS = {
     "probe": "probe_detection", "visualize": "visualize", "plan": "plan_pod",
     "study": "compare_methods", "prepare": "prepare_data", "summary": "summary",
     "bench data": "bench_data", "bench step": "bench_step", "bench gpu": "on_gpu",
+    "bench probe": "bench_probe",
     "torture": "torture", "instance-sizes": "instance_sizes", "coco-subset": "coco_subset",
 }  # fmt: skip
 
@@ -128,8 +129,8 @@ def test_import_and_help_take_less_than_three_tenths_of_a_second(code):
         ("visualise runs/x", "no command 'visualise'; did you mean 'visualize'?"),
         ("instance_sizes", "no command 'instance_sizes'; did you mean 'instance-sizes'?"),
         ("zzz", "no command 'zzz'; mcl-jax --help lists the commands there are"),
-        ("bench", "mcl-jax bench is one of step, data, gpu; say which"),
-        ("bench stp", "mcl-jax bench is one of step, data, gpu; say which"),
+        ("bench", "mcl-jax bench is one of step, data, probe, gpu; say which"),
+        ("bench stp", "mcl-jax bench is one of step, data, probe, gpu; say which"),
         ("knn --nope=1", "Unknown command line flag 'nope'"),
         ("coco-subset", "the following arguments are required: annotations"),
         ("convert x --to detectron3 --out y", "argument --to: invalid choice: 'detectron3'"),
@@ -177,7 +178,7 @@ def test_short_names_of_configurations(tmp_path, monkeypatch):
 
 def test_completion_offers_commands_flags_and_groups():
     assert completion.choices([])[:3] == ["pretrain", "convert", "prepare"]
-    assert completion.choices(["bench"]) == ["step", "data", "gpu"]
+    assert completion.choices(["bench"]) == ["step", "data", "probe", "gpu"]
     flags = completion.choices(["pretrain"])
     assert {"--workdir=", "--config=", "--distributed"} <= set(flags)
     assert "--count" in completion.choices(["visualize"])

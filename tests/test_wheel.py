@@ -61,6 +61,8 @@ assert mcl_jax.__file__.startswith({str(bare)!r}), mcl_jax.__file__
 assert mcl.__file__.startswith({str(bare)!r}), mcl.__file__
 assert mcl.get_config("c4").model.neck == "c4"
 main([{str(OLD_RUN)!r}, "--to", "detectron2", "--out", "out"])
+assert mcl_jax.load({str(OLD_RUN)!r}).names[-1] == "P5"
+assert mcl_jax.load_config("demo").data.dataset == "scenes"
 """
     environment = os.environ | {"PYTHONPATH": str(bare), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -68,3 +70,6 @@ main([{str(OLD_RUN)!r}, "--to", "detectron2", "--out", "out"])
     )
     assert done.returncode == 0, done.stderr
     assert (hostile / "out" / "report.txt").is_file()
+    command = [sys.executable, bare / "bin/mcl-jax", "pretrain", "--config", "demo"]
+    done = subprocess.run(command, cwd=hostile, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --workdir FOLDER is missing")

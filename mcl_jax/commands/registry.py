@@ -39,6 +39,7 @@ COMMANDS = (
     Command("study", "methods compared at one budget"),
     Command("bench step", "speed, FLOPs and memory of the train step"),
     Command("bench data", "speed of decoding and of the input pipeline"),
+    Command("bench probe", "speed of the detection probe against its network"),
     Command("bench gpu", "everything that can be measured on this accelerator"),
     Command("instance-sizes", "sizes of objects before and after the montage"),
     Command("coco-subset", "COCO's low-data training sets"),
