@@ -1,6 +1,6 @@
 """Your own images, no labels needed, one GPU or a few: ResNet-50 FPN at B = 256.
 
-    python scripts/pretrain.py --config configs/folder.py --workdir runs/mine \\
+    mcl-jax pretrain --config folder --workdir runs/mine \\
         --config.data.dataset=folder:/path/to/images
 
 The learning rate follows B (optimizer.base_lr per 256 images). InfoNCE compares with the other

@@ -1,6 +1,6 @@
 """The paper's ImageNet run on one GPU: B = 256, every rate scaled with the batch.
 
-    python scripts/pretrain.py --config configs/one_gpu.py --workdir runs/one_gpu \\
+    mcl-jax pretrain --config one_gpu --workdir runs/one_gpu \\
         --config.data.data_dir=/data
 
 The learning rate follows B by itself (optimizer.base_lr per 256 images). So does the target here:

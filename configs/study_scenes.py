@@ -1,6 +1,6 @@
 """Every method at one small budget on the built-in scenes: a test of the machinery.
 
-    python scripts/compare_methods.py --config configs/study_scenes.py --document runs/scenes.md
+    mcl-jax study --config study_scenes --document runs/scenes.md
 
 Two CPU cores, an hour a seed. The result says little: seeds differ more than methods here, and views of
 8 px hold nothing to learn. configs/study_photos.py is the comparison to read.

@@ -276,7 +276,7 @@ def test_weights_are_a_file_or_a_folder_with_one(tmp_path):
     (tmp_path / "b.pth").write_bytes(b"")
     with pytest.raises(UserError, match="holds 2 .pth files; name one"):
         job.weights_file(tmp_path)
-    with pytest.raises(UserError, match="does not exist; python -m convert RUN --to torchvision"):
+    with pytest.raises(UserError, match="does not exist; mcl-jax convert RUN --to torchvision"):
         job.weights_file(tmp_path / "c")
 
 

@@ -114,9 +114,9 @@ def _nothing_there(name: str, root: epath.Path, parent: epath.Path) -> str:
 
 def _how_to_prepare(name: str) -> str:
     if name in _PREPARE:
-        return f"prepare it with `python scripts/prepare_data.py {_PREPARE[name]} --help`"
+        return f"prepare it with `mcl-jax prepare {_PREPARE[name]} --help`"
     return (
-        "prepare it with `python scripts/prepare_data.py folder --help`, or have TFDS write it "
+        "prepare it with `mcl-jax prepare folder --help`, or have TFDS write it "
         "with file_format='array_record', and pass the directory as data_dir"
     )
 
@@ -166,7 +166,7 @@ class TfdsSource:
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"{self._directory} is in {builder.info.file_format.value} form, which needs "
-                "TensorFlow; rewrite it once with `python scripts/prepare_data.py tfrecord "
+                "TensorFlow; rewrite it once with `mcl-jax prepare tfrecord "
                 f"--input {self._directory} --data_dir NEW_DIR`"
             )
 

@@ -43,7 +43,7 @@ def _finished(path: str | Path) -> tuple[Path, list[int]]:
     """(checkpoints folder, steps in ascending order)."""
     path = Path(path).absolute()
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a --workdir of scripts/pretrain.py")
+        raise UserError(f"{path} does not exist; give a --workdir of mcl-jax pretrain")
     if path.name.isdigit() and (path / "state").is_dir():
         return path.parent, [int(path.name)]
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
@@ -52,6 +52,6 @@ def _finished(path: str | Path) -> tuple[Path, list[int]]:
     if not steps:
         raise UserError(
             f"{path} is not a checkpoint: no {FOLDER}/STEP/state in it; "
-            "give a --workdir of scripts/pretrain.py or one of its checkpoints"
+            "give a --workdir of mcl-jax pretrain or one of its checkpoints"
         )
     return folder, sorted(steps)
