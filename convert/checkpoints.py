@@ -1,6 +1,6 @@
 """A checkpoint of a run, averaged and divided as asked, to any target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,19 @@ def write(request: Request) -> tuple[Sequence[Any], list[str]]:
         checkpoint_folders.find(request.source)[0].parent,
     )
     return written, changes
+
+
+def demand_possible(target: str, config: Mapping[str, Any]) -> None:
+    """UserError for a run that a target cannot take, or a library that is not installed.
+
+    Args:
+      target: one of TARGETS.
+      config: of the run, plain.
+    """
+    found = TARGETS[target]
+    found.format.check()
+    parts = export.chosen_parts(found, None, config)
+    found.demand(export.Job({}, {"config": config}, parts, False, (), Path(target)))
 
 
 def _prepared(request: Request) -> tuple[dict[str, Any], dict[str, Any], list[str]]:

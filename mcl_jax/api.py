@@ -90,7 +90,8 @@ def pretrain(
       config: of `load_config`.
       workdir: receives checkpoints, metrics.jsonl, pictures, card.html, and under exports/ what
         `export.targets` names, once the last step is done.
-      callbacks: called as `callback(step, values)` with every logged step's metrics.
+      callbacks: called as `callback(step, values)` with every logged step's metrics. An exception in one
+        ends the run; what was saved before stays.
       stop_after: steps of this call after which to save and return; None: run to the end.
       profile: (first, last) step of which a trace is written to WORKDIR/profile, counted from 1.
       owner: whether the process belongs to this run, as a command's does; see `train.pretrain`.
@@ -111,9 +112,15 @@ def pretrain(
       >>> int(state.step) == len(losses)
       True
     """
-    from mcl_jax import train
+    from mcl_jax import program, train
 
+    door.check(config)
     targets = door.as_dict(config)["export"]["targets"]
+    if targets:
+        from mcl_jax.convert import checkpoints
+
+        for target in targets:
+            checkpoints.demand_possible(target, program.plain_config(config))
 
     def write_exports(step: int) -> None:
         for target in targets:

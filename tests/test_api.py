@@ -126,6 +126,13 @@ def test_files_hold_the_same_network(run, network):
         mcl_jax.load(path)
 
 
+def test_exports_that_cannot_be_are_refused_before_training(tmp_path):
+    config = mcl_jax.load_config("mcl:swin_t", targets=("detectron2",))
+    with pytest.raises(UserError, match="(?i)swin"):
+        mcl_jax.pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "images, message",
     [
