@@ -64,8 +64,7 @@ def load_pickle(path: Path) -> Any:
       UserError: where it names anything else, or is damaged.
     """
     try:
-        with path.open("rb") as file:
-            return plain_pickle.load(file)
+        return plain_pickle.load(path)
     except UserError as error:
         advice = refusals.save_again(path, refusals.KEEP_ARRAYS)
         raise UserError(f"{path} is not read: it {error}; {advice}") from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SHOWN_NAMES = 3
+LONGEST = 300  # characters of a library's own words
 TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # torch's words for a class or function that it does not load, of several versions.
 REFUSED_NAME = re.compile(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*\w)")
@@ -62,6 +63,8 @@ def one_line(error: Exception) -> str:
     text = TERMINAL_CODE.sub("", str(error)).strip()
     text = text.rsplit("WeightsUnpickler error:", 1)[-1].strip()
     text = printable(text.splitlines()[0]) if text else ""
+    if len(text) > LONGEST:  # zipfile's holds a piece of the file
+        text = f"{text[:LONGEST]} ..."
     return text or type(error).__name__
 
 
