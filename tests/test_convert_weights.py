@@ -4,6 +4,8 @@ Shapes: torchvision's names have OIHW; what is read has the layout of the state.
 """
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,12 +17,11 @@ from weights_of_projects import PROJECTS, behind
 
 from mcl_jax.configs import base
 from mcl_jax.convert import imports
-from mcl_jax.convert.__main__ import main
-from mcl_jax.convert.files import weights
+from mcl_jax.convert.checks import detectron2_check
+from mcl_jax.convert.files import formats, weights
 from mcl_jax.convert.names.views import networks
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
-from mcl_jax.runtime import checkpoint
 
 SMALL = Architecture("resnet18", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
 BACKBONE = ("params/encoder/backbone/", "batch_stats/encoder/backbone/")
@@ -168,23 +169,59 @@ def test_what_detectron2s_trainer_writes(tmp_path, state):
     demand_equal(found.arrays, {path: ours[path] for path in found.arrays})
 
 
-def test_the_command_takes_the_network_of_the_flag(tmp_path, pair, backbone, capsys):
+def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
+    """scripts/finetune_detectron2.py gives Detectron2 the file's name; so what it reads must be so."""
+    short = arrays_of("detectron2", state, full_meta_of(SMALL))
+    formats.write_pickle(tmp_path / "export.pkl", short, {})
+    shapes, lines = detectron2_check.read_weights(tmp_path / "export.pkl")
+    assert shapes == {name: x.shape for name, x in short.items()}
+    assert lines == [f"{tmp_path}/export.pkl: {len(short)} arrays (backbone, FPN, box head)"]
+    starts = {"fpn": "backbone.", "box": "roi_heads."}
+    long = {starts.get(n[:3], "backbone.bottom_up.") + n: torch.tensor(x) for n, x in short.items()}
+    torch.save({"model": long, "iteration": 9}, tmp_path / "model_final.pth")
+    shapes, _ = detectron2_check.read_weights(tmp_path / "model_final.pth")
+    assert shapes == {name: tuple(x.shape) for name, x in long.items()}
+    assert detectron2_check.loaded(shapes, shapes)[0].startswith(f"{len(long)} of {len(long)} ")
+    (tmp_path / "final.pkl").write_bytes((tmp_path / "model_final.pth").read_bytes())
+    (tmp_path / "export.pth").write_bytes((tmp_path / "export.pkl").read_bytes())
+    torch.save({"model": behind("net.", long)}, tmp_path / "net.pth")
+    torch.save({n: torch.tensor(x) for n, x in short.items()}, tmp_path / "short.pth")
+    save_file(long, tmp_path / "a.safetensors")
+    for name, words in (
+        ("final.pkl", "is a file of torch: Detectron2 goes by its name, rename it to .pth"),
+        ("export.pth", "is a file of pickle: Detectron2 goes by its name, rename it to .pkl"),
+        ("net.pth", "has its names behind 'model.net.', where Detectron2 does not look"),
+        ("short.pth", "has short names (stem.conv1.weight) and no 'matching_heuristics'"),
+        ("a.safetensors", "is safetensors, which Detectron2 does not read: python -m convert"),
+    ):
+        with pytest.raises(UserError) as caught:
+            detectron2_check.read_weights(tmp_path / name)
+        assert words in str(caught.value)
+
+
+def test_the_reader_needs_no_jax(tmp_path, pair):
+    save_npz(pair[0], tmp_path / "a.npz")
+    code = (
+        "import pathlib, sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'torch')));"
+        "from mcl_jax.convert.checks import detectron2_check;"
+        "from mcl_jax.convert.files import weights;"
+        f"found = weights.read(pathlib.Path({str(tmp_path / 'a.npz')!r}), 'torchvision');"
+        "print(len(found.arrays))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{len(pair[0])}\n", done.stderr
+
+
+def test_the_command_wants_one_network(tmp_path, pair, capsys):
+    """That it takes the one of the flag, tests/test_convert_imports.py shows."""
     path, out = tmp_path / "moco.pth.tar", tmp_path / "run"
     torch.save(PROJECTS["moco v2"].content(*pair), path)
     err = fails(capsys, path, "--from", "torchvision", "--out", out)
     assert "networks: encoder_q, encoder_k; choose one with --network NAME" in err
-    assert not out.exists()
-    flags = ["--from", "torchvision", "--network", "encoder_q", "--out", str(out)]
-    main([str(path), *flags])
-    text = capsys.readouterr().out
-    assert "names are taken from behind 'state_dict.module.encoder_q.'" in text
-    assert "other networks of the file, not read: encoder_k" in text
-    read_back = networks(checkpoint.read(out)[0])
-    demand_equal({path: read_back[path] for path in backbone}, backbone)
-    err = fails(capsys, out, "--to", "timm", "--network", "x", "--out", tmp_path / "no")
+    err = fails(capsys, path, "--to", "timm", "--network", "x", "--out", out)
     assert "--network belongs to --from" in err
-    err = fails(capsys, path, "--from", "mcl-official", "--network", "x", "--out", tmp_path / "no")
-    assert "--from mcl-official reads all networks" in err
+    err = fails(capsys, path, "--from", "mcl-official", "--network", "x", "--out", out)
+    assert "--from mcl-official reads all networks" in err and not out.exists()
 
 
 def test_a_file_of_another_library_says_which_origin_reads_it(tmp_path, pair):

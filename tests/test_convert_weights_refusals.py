@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import shlex
 import sys
 import tarfile
@@ -252,6 +253,22 @@ def test_a_pickle_cannot_make_numpy_believe_that_numbers_are_objects(tmp_path):
     leaves = weights.flatten(content.load(tmp_path / "a.pkl"), "a.pkl")
     np.testing.assert_array_equal(leaves["a"], np.arange(4))
     assert not leaves["a"].dtype.hasobject
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02}r\xff\xff\xff\x0f.",  # the memo's entry number 2^28
+        b"\x80\x05\x96"
+        + (1 << 32).to_bytes(8, "little")
+        + b"ab.",  # 4 GiB of bytes that are not there
+    ],
+)
+def test_a_pickle_cannot_take_memory_that_it_does_not_fill(tmp_path, data):
+    (tmp_path / "a.pkl").write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(tmp_path / "a.pkl")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 def damage(data, r):

@@ -58,19 +58,23 @@ def read(path: Path, origin: str, network: str | None = None) -> Weights:
       found = weights.read(Path("checkpoint_0199.pth.tar"), "torchvision", "encoder_q")
       found.arrays["layer1.0.conv1.weight"]
     """
-    tree = content.load(path)
+    return select(content.load(path), path.name, origin, network)
+
+
+def select(tree: Any, file: str, origin: str, network: str | None = None) -> Weights:
+    """`read` of what `content.load` gave; `file` is what it is called in messages."""
     if isinstance(tree, Mapping) and str(tree.get("__author__")) == "Caffe2":
         raise UserError(
-            f"{path.name} holds Caffe2's weights: for BGR images, with the stride in the 1x1 "
+            f"{file} holds Caffe2's weights: for BGR images, with the stride in the 1x1 "
             "convolutions; no network here computes that"
         )
-    leaves = flatten(tree, path.name)
+    leaves = flatten(tree, file)
     there = networks.find(leaves, ORIGINS[origin].styles)
     there = networks.merge(there, lambda name: as_array(leaves[name], name))
     if not there:
-        raise UserError(nothing_known(path.name, leaves, origin))
+        raise UserError(nothing_known(file, leaves, origin))
     labels = networks.label(there)
-    index = networks.choose(labels, there, network, path.name)
+    index = networks.choose(labels, there, network, file)
     chosen = there[index]
     arrays = {own: as_array(leaves[name], name) for own, name in chosen.names.items()}
     prefix = chosen.prefixes[0]
