@@ -4,6 +4,7 @@ Shapes: here HWIO and [in, out]; there as the view of the library says.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,9 @@ KINDS = {
             ("resnet", "sequential", "torchvision swin"), _classifier(classifiers.TORCHVISION)
         ),
     },
-    "timm": dict.fromkeys(("resnet", "sequential", "timm swin"), _classifier(classifiers.TIMM)),
+    "timm": dict.fromkeys(
+        ("resnet", "sequential", "first swin", "timm swin"), _classifier(classifiers.TIMM)
+    ),
     "mmdet": dict.fromkeys(("mmdet", "mmdet swin"), _detector("mmdet")),
     "detectron2": {"detectron2": _detector("detectron2")},
 }
@@ -145,7 +148,7 @@ def read(
             f"{path.name} holds a {backbone}, model.backbone is {a.backbone!r} in the configuration"
         )
     parts = _present(model, kind, a)
-    view = kind.view(a, parts)
+    view = _without_stage_norms(kind.view(a, parts), model)
     known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
     arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
@@ -173,6 +176,14 @@ def _recognize(model: Arrays, kind: Kind, path: Path) -> str:
             f"known are {', '.join(candidates)}"
         )
     return best[1]
+
+
+def _without_stage_norms(view: View, model: Arrays) -> View:
+    """For a Swin of mmpretrain, a classifier: norms of res2 to res4 are a detector's alone."""
+    norms = [e.name for e in view.entries if re.match(r"backbone\.norm[0-2]\.", e.name)]
+    if any(name in model for name in norms):
+        return view
+    return replace(view, entries=tuple(e for e in view.entries if e.name not in norms))
 
 
 def _backbone_names(kind: Kind, backbone: str) -> set[str]:

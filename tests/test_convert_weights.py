@@ -9,10 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from convert_states import arrays_of, full_meta_of, random_state
-from safetensors.torch import save_file
+from test_convert_detectors import tiny_swin
+from test_convert_imports import TINY
 from test_convert_refusals import fails
+from torch_or_skip import module_on_torch, torch
 from weights_of_projects import PROJECTS, behind
 
 from mcl_jax.configs import base
@@ -22,6 +23,8 @@ from mcl_jax.convert.files import formats, weights
 from mcl_jax.convert.names.views import networks
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
+
+save_file = module_on_torch("safetensors.torch").save_file
 
 SMALL = Architecture("resnet18", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
 BACKBONE = ("params/encoder/backbone/", "batch_stats/encoder/backbone/")
@@ -144,6 +147,47 @@ def test_networks_that_only_a_wrapper_tells_apart(tmp_path, pair):
     for name, x in (("unprefixed", pair[0]), ("module", pair[1])):
         found = weights.read(path, "torchvision", name).arrays
         np.testing.assert_array_equal(found["conv1.weight"], x["conv1.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(tmp_path, pair, suffix, dtype):
+    if (suffix, dtype) == (".pkl", torch.bfloat16):
+        pytest.skip("numpy has no bfloat16")
+    half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in pair[0].items()}
+    SAVE[suffix](half, tmp_path / f"a{suffix}")
+    found = read(tmp_path / f"a{suffix}", "torchvision").arrays
+    name = "params/encoder/backbone/stem/kernel"
+    expected = half["conv1.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found[name], expected)
+    assert found[name].dtype == np.float32
+
+
+def test_swins_of_its_authors_and_of_mmpretrain(tmp_path):
+    """Both lack the stages' norms; the first code's patch mergings end a stage."""
+    state = tiny_swin(0, TINY)
+    ours = networks(state)
+    for origin, prefix, left_out in (
+        ("timm", "model.encoder.", ()),
+        ("mmdet", "state_dict.", ("backbone.norm0", "backbone.norm1", "backbone.norm2")),
+    ):
+        arrays = arrays_of(origin, state, full_meta_of(TINY), "backbone")
+        if origin == "timm":
+            for i in (1, 2, 3):
+                names = [n for n in arrays if n.startswith(f"layers.{i}.downsample.")]
+                arrays |= {n.replace(f"s.{i}.", f"s.{i - 1}."): arrays.pop(n) for n in names}
+        kept = {n: torch.tensor(x) for n, x in arrays.items() if not n.startswith(left_out or "-")}
+        first, _, rest = prefix.partition(".")
+        torch.save({first: behind(rest, kept)}, tmp_path / "a.pth")
+        found = read(tmp_path / "a.pth", origin)
+        assert f"names are taken from behind {prefix!r}" in found.notes
+        stages = ("norm2/", "norm3/", "norm4/")
+        backbone = {
+            path: x
+            for path, x in ours.items()
+            if path.startswith(BACKBONE) and not path.split("backbone/")[1].startswith(stages)
+        }
+        demand_equal(found.arrays, backbone)
 
 
 def test_what_detectron2s_trainer_writes(tmp_path, state):

@@ -19,11 +19,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from convert_states import arrays_of, full_meta_of, random_state
-from safetensors.torch import save_file
 from test_convert_imports import R10
 from test_convert_refusals import Malicious, fails
+from torch_or_skip import module_on_torch, torch
 from weights_of_projects import behind
 
 from mcl_jax.configs import base
@@ -31,6 +30,8 @@ from mcl_jax.convert import imports
 from mcl_jax.convert.files import content, weights
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
+
+save_file = module_on_torch("safetensors.torch").save_file
 
 FUZZED = 300
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
@@ -182,8 +183,8 @@ def test_tensors_that_numpy_cannot_hold(tmp_path, tensors):
     for odd in (torch.zeros(4, 3, 7, 7, device="meta"), torch.zeros(4, 3, 7, 7).to_sparse()):
         torch.save(tensors | {"conv1.weight": odd}, path)
         assert "conv1.weight is a tensor that numpy cannot hold" in refusal(path)
-    save_file({"conv1.weight": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    assert "numbers of type BF16, which numpy lacks" in refusal(tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(3, dtype=torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert "numbers of type F8_E4M3, which numpy lacks" in refusal(tmp_path / "a.safetensors")
 
 
 def test_containers_that_hold_themselves_or_never_end(tmp_path):

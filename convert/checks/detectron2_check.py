@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mcl_jax.convert.files import content, weights
 
+from mcl_jax.convert.files import content, weights
 from mcl_jax.errors import UserError
 
 BASE = "_BASE_"

@@ -136,15 +136,7 @@ def write_torch_with_meta(path: Path, arrays: Arrays, about: Mapping[str, str]) 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """The arrays of what `write_torch` or `write_torch_with_meta` wrote."""
     content = load_torch(path)
-    return {name: as_array(x) for name, x in content.get("state_dict", content).items()}
-
-
-def as_array(tensor: Any) -> np.ndarray:
-    """A torch tensor as numpy."""
-    torch = import_torch()
-    # numpy has no bfloat16; the strict check refuses what is not float32, by name.
-    wide = tensor.to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor
-    return wide.detach().numpy()
+    return {name: x.numpy() for name, x in content.get("state_dict", content).items()}
 
 
 def import_safetensors() -> Any:
@@ -164,8 +156,19 @@ def write_safetensors(path: Path, arrays: Arrays, about: Mapping[str, str]) -> N
     library.numpy.save_file(contiguous, path, dict(about))
 
 
-def load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays, by name in alphabetical order: the file keeps none of its own."""
+def _load_with_torch(path: Path) -> dict[str, Any]:
+    """Tensors, which hold bfloat16 too."""
+    import_torch()
+    import safetensors.torch
+
+    return safetensors.torch.load_file(path)
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """The arrays (tensors, where there is bfloat16) by name, in alphabetical order.
+
+    The file keeps no order of its own.
+    """
     library = import_safetensors()
     try:
         with path.open("rb") as file:
@@ -173,13 +176,17 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
         types = {x["dtype"] for name, x in header.items() if name != "__metadata__"}
     except Exception as error:  # json's and the system's kinds, for a damaged file
         raise UserError(_unreadable(path, ".safetensors", error)) from error
-    if strange := types - SAFETENSORS_OF_NUMPY:
+    strange = types - SAFETENSORS_OF_NUMPY
+    if strange - {"BF16"}:
         raise UserError(
             f"{path} holds numbers of type {', '.join(sorted(map(str, strange)))}, which numpy "
             "lacks: save it as float32"
         )
+    load_file = _load_with_torch if strange else library.numpy.load_file
     try:
-        return dict(sorted(library.numpy.load_file(path).items()))
+        return dict(sorted(load_file(path).items()))
+    except UserError:  # there is no torch
+        raise
     except Exception as error:  # the library has an exception type of its own
         raise UserError(_unreadable(path, ".safetensors", error)) from error
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mcl_jax.convert.files.refusals import printable
 
+from mcl_jax.convert.files.refusals import printable
 from mcl_jax.errors import UserError
 
 NUMBERS = re.compile(r"[biufc]\d{1,2}|\?")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from mcl_jax.convert.files.refusals import printable
 
+from mcl_jax.convert.files.refusals import printable
 from mcl_jax.errors import UserError
 
 SHOWN_PROBLEMS = 40  # a wrong architecture has hundreds; the first ones tell which

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcl_jax.convert.files import content, formats, networks
+from mcl_jax.convert.files import content, networks
 from mcl_jax.convert.files.refusals import few, printable
 from mcl_jax.convert.names.styles import ORIGINS, STYLES
 from mcl_jax.errors import UserError
@@ -132,11 +132,16 @@ def is_array(x: Any) -> bool:
 
 
 def as_array(x: Any, name: str) -> np.ndarray:
-    """An array or tensor as numpy; UserError for a tensor that numpy cannot hold."""
+    """An array or tensor as numpy, half precision widened to float32, which loses nothing.
+
+    Raises:
+      UserError: for a tensor that numpy cannot hold.
+    """
     if isinstance(x, np.ndarray):
-        return x
+        return x.astype(np.float32) if x.dtype == np.float16 else x
     try:
-        return formats.as_array(x)
+        half = x.is_floating_point() and x.element_size() == 2  # float16 and bfloat16
+        return (x.float() if half else x).detach().numpy()
     except Exception as error:  # torch raises several kinds: sparse, quantized, without data
         raise UserError(
             f"{printable(name)} is a tensor that numpy cannot hold ({x.layout}, {x.dtype}, on "
