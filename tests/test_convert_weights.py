@@ -149,11 +149,12 @@ def test_networks_that_only_a_wrapper_tells_apart(tmp_path, pair):
         np.testing.assert_array_equal(found["conv1.weight"], x["conv1.weight"])
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "suffix, dtype",
+    [(suffix, torch.float16) for suffix in (".pth", ".safetensors", ".pkl", ".npz")]
+    + [(suffix, torch.bfloat16) for suffix in (".pth", ".safetensors")],  # numpy has none
+)
 def test_half_precision_is_widened(tmp_path, pair, suffix, dtype):
-    if (suffix, dtype) == (".pkl", torch.bfloat16):
-        pytest.skip("numpy has no bfloat16")
     half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in pair[0].items()}
     SAVE[suffix](half, tmp_path / f"a{suffix}")
     found = read(tmp_path / f"a{suffix}", "torchvision").arrays
@@ -231,11 +232,16 @@ def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
     torch.save({"model": behind("net.", long)}, tmp_path / "net.pth")
     torch.save({n: torch.tensor(x) for n, x in short.items()}, tmp_path / "short.pth")
     save_file(long, tmp_path / "a.safetensors")
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(short))
     for name, words in (
         ("final.pkl", "is a file of torch: Detectron2 goes by its name, rename it to .pth"),
         ("export.pth", "is a file of pickle: Detectron2 goes by its name, rename it to .pkl"),
         ("net.pth", "has its names behind 'model.net.', where Detectron2 does not look"),
         ("short.pth", "has short names (stem.conv1.weight) and no 'matching_heuristics'"),
+        (
+            "bare.pkl",
+            "lacks 'model' or '__author__', so that Detectron2 would take it for a file of C",
+        ),
         ("a.safetensors", "is safetensors, which Detectron2 does not read: python -m convert"),
     ):
         with pytest.raises(UserError) as caught:

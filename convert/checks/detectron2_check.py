@@ -123,6 +123,11 @@ def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
             f"{path.name} has its names behind {found.prefix!r}, where Detectron2 does not look: "
             f"{CONVERT}"
         )
+    if kind == "pickle" and not {"model", "__author__"} <= set(tree):
+        raise UserError(
+            f"{path.name} lacks 'model' or '__author__', so that Detectron2 would take it for a "
+            f"file of Caffe2: {CONVERT}"
+        )
     names = found.behind_prefix
     if tree.get("matching_heuristics") is not True and "stem.conv1.weight" in names.values():
         raise UserError(

@@ -26,7 +26,8 @@ facebookresearch/detectron2):
                           key_backbone.; its examples: backbone.0. ... of a torch.nn.Sequential
   DINO                    {"student", "teacher", "args"}, module.backbone.; "args" as SoCo's
   Swin (microsoft)        {"model"}; timm's names, but for the patch mergings
-  timm, torchvision       bare, or {"state_dict", "state_dict_ema"}, {"model", "model_ema"}
+  timm, torchvision       bare, or {"state_dict", "state_dict_ema"}, {"model", "model_ema"}; with
+                          "args" as SoCo's in checkpoints of their training scripts
   Lightning               {"state_dict"}, model. or net., or what else the user calls it
   MMDetection             {"state_dict", "meta"}, and with EMA {"ema_state_dict"}, module.
   Detectron2              .pkl {"model", "__author__"}; its trainer's model_final.pth {"model",
