@@ -5,7 +5,7 @@ Shapes: here HWIO and [in, out]; there as the view of the library says.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,8 @@ VECTORS = {
     ),
 }
 TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
+# Buffers that some versions of the libraries write and nothing here needs.
+NOT_LEARNED = (".num_batches_tracked", ".attn_mask", ".relative_position_index")
 MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
 
 
@@ -150,6 +152,7 @@ def read(
     parts = _present(model, kind, a)
     view = _without_stage_norms(kind.view(a, parts), model)
     known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
+    _demand_no_more(found.backbone - known, a.backbone, path.name)
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
     arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
     notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *found.notes]
@@ -176,6 +179,16 @@ def _recognize(model: Arrays, kind: Kind, path: Path) -> str:
             f"known are {', '.join(candidates)}"
         )
     return best[1]
+
+
+def _demand_no_more(others: Set[str], backbone: str, file: str) -> None:
+    """UserError where blocks of the file have no place in a backbone: it is a part of the file's."""
+    learned = [n for n in others if re.search(r"\.\d+\.", n) and not n.endswith(NOT_LEARNED)]
+    if learned:
+        raise UserError(
+            f"{file} holds another network than {backbone}, the nearest that is known here: "
+            f"{len(learned)} arrays of its backbone have no place in it ({few(sorted(learned))})"
+        )
 
 
 def _without_stage_norms(view: View, model: Arrays) -> View:

@@ -178,6 +178,18 @@ def test_whole_modules_and_pickled_tensors_and_how_to_save_their_weights(tmp_pat
     np.testing.assert_array_equal(leaves["x"], np.ones(3))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["layer3.4.conv1.weight", "layer1.0.se.fc1.weight", "layer4.40.bn3.bias", "conv1.3.weight"],
+)
+def test_a_larger_network_is_not_taken_for_the_smaller_one_in_it(tmp_path, tensors, name):
+    """ResNet-152 has all names of ResNet-101; a Swin-S those of a Swin-T."""
+    torch.save(tensors | {name: torch.zeros(3)}, tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth")
+    assert "holds another network than resnet10" in text
+    assert f"1 arrays of its backbone have no place in it ({name})" in text
+
+
 def test_tensors_that_numpy_cannot_hold(tmp_path, tensors):
     path = tmp_path / "a.pth"
     for odd in (torch.zeros(4, 3, 7, 7, device="meta"), torch.zeros(4, 3, 7, 7).to_sparse()):

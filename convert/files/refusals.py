@@ -17,19 +17,20 @@ TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 REFUSED_NAME = re.compile(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*\w)")
 
 # Programs that copy the arrays of a file and leave out the rest: of a network its state_dict().
-_WHOLE = "keep(x.state_dict()) if hasattr(x, 'state_dict') else "
+# They quote with " alone, as the shell's quotes around them are '.
+_WHOLE = 'keep(x.state_dict()) if hasattr(x, "state_dict") else '
 _DICTS = "{k: y for k, v in x.items() if (y := keep(v)) is not None} if isinstance(x, dict) else "
 KEEP_TENSORS = (
     f"import sys, torch; keep = lambda x: {_WHOLE}{_DICTS}"
     "x if isinstance(x, torch.Tensor) else None; "
-    "torch.save(keep(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), sys.argv[2])"
+    'torch.save(keep(torch.load(sys.argv[1], map_location="cpu", weights_only=False)), sys.argv[2])'
 )
 KEEP_ARRAYS = (
     f"import pickle, sys, numpy; keep = lambda x: {_WHOLE}{_DICTS}"
-    "x.detach().cpu().numpy() if hasattr(x, 'detach') else "
+    'x.detach().cpu().numpy() if hasattr(x, "detach") else '
     "x if isinstance(x, numpy.ndarray) else None; "
-    "pickle.dump(keep(pickle.load(open(sys.argv[1], 'rb'), encoding='latin1')), "
-    "open(sys.argv[2], 'wb'))"
+    'pickle.dump(keep(pickle.load(open(sys.argv[1], "rb"), encoding="latin1")), '
+    'open(sys.argv[2], "wb"))'
 )
 # How the files end that the two programs write.
 SAVED = {KEEP_TENSORS: ".weights.pth", KEEP_ARRAYS: ".weights.pkl"}

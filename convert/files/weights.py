@@ -30,6 +30,7 @@ class Weights(NamedTuple):
     Attributes:
       arrays: name in the library's table -> array.
       behind_prefix: the same name -> the file's, behind the prefix.
+      backbone: those names by which the network was found, which are its backbone's.
       style: key of STYLES.
       prefix: what stands before the names in the file; '' for nothing.
       notes: what the user should know: the prefix, and other networks.
@@ -37,6 +38,7 @@ class Weights(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     behind_prefix: dict[str, str]
+    backbone: frozenset[str]
     style: str
     prefix: str
     notes: list[str]
@@ -82,7 +84,8 @@ def select(tree: Any, file: str, origin: str, network: str | None = None) -> Wei
     if others := [names[0] for i, names in enumerate(labels) if i != index]:
         notes.append(f"other networks of the file, not read: {', '.join(map(printable, others))}")
     behind = {own: name.removeprefix(prefix) for own, name in chosen.names.items()}
-    return Weights(arrays, behind, chosen.style, prefix, notes)
+    backbone = frozenset(own for own, name in chosen.names.items() if name in chosen.landmarks)
+    return Weights(arrays, behind, backbone, chosen.style, prefix, notes)
 
 
 def flatten(tree: Any, file: str) -> dict[str, Any]:
