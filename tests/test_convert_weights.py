@@ -214,6 +214,26 @@ def test_what_detectron2s_trainer_writes(tmp_path, state):
     demand_equal(found.arrays, {path: ours[path] for path in found.arrays})
 
 
+@pytest.mark.parametrize(
+    "start, end",
+    [("fpn_", "norm."), ("fpn_lateral2.", ""), ("fpn_output2.", "")],
+    ids=["stock Detectron2 has no norms", "RetinaNet has no P2", "output alone"],
+)
+def test_an_fpn_of_another_form_is_left_out_with_a_word(tmp_path, state, start, end):
+    model = arrays_of("detectron2", state, full_meta_of(SMALL))
+    left = {n: x for n, x in model.items() if not (n.startswith(start) and end in n)}
+    assert len(left) < len(model)
+    formats.write_pickle(tmp_path / "a.pkl", left, {})
+    found = read(tmp_path / "a.pkl", "detectron2")
+    assert {path.split("/")[2] for path in found.arrays} == {"backbone", "head"}
+    words = "fpn is of another form (no norms, or other levels): not read, it starts anew"
+    assert words in found.notes
+    del model["fpn_lateral4.norm.bias"]  # one array missing is damage
+    formats.write_pickle(tmp_path / "a.pkl", model, {})
+    with pytest.raises(UserError, match="1 problem: missing fpn_lateral4.norm.bias$"):
+        read(tmp_path / "a.pkl", "detectron2")
+
+
 def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
     """scripts/finetune_detectron2.py gives Detectron2 the file's name; so what it reads must be so."""
     short = arrays_of("detectron2", state, full_meta_of(SMALL))
