@@ -145,6 +145,21 @@ def run_advice(text):
     return command[4]
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_numbers_of_numpy_beside_the_tensors_are_passed_over(tmp_path, arrays, tensors, old):
+    numbers = {
+        "best": np.float64(71.3),
+        "losses": np.arange(3),
+        "loss": np.float32(2),
+        "n": [np.int64(1)],
+    }
+    data = saved(numbers | {"state_dict": tensors}, _use_new_zipfile_serialization=not old)
+    (tmp_path / "a.pth").write_bytes(data)
+    found = weights.read(tmp_path / "a.pth", "torchvision")
+    assert set(found.arrays) == set(arrays)
+    np.testing.assert_array_equal(found.arrays["conv1.weight"], arrays["conv1.weight"])
+
+
 class Options:
     """A class of somebody's training code."""
 

@@ -6,6 +6,7 @@ Shapes: whatever the arrays have; those that are written are C-contiguous.
 
 from __future__ import annotations  # Detectron2's environments go down to Python 3.9
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -99,6 +100,14 @@ def import_torch() -> Any:
     return torch
 
 
+def _numbers_of_numpy(torch: Any) -> contextlib.AbstractContextManager:
+    """Within it torch reads numpy's numbers with our functions; before torch 2.7 it refuses them."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 7):
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals(plain_pickle.names_for_torch())
+
+
 def load_torch(path: Path) -> Any:
     """The content of a file of torch.save, old ones included; weights_only executes nothing.
 
@@ -107,7 +116,7 @@ def load_torch(path: Path) -> Any:
     """
     torch = import_torch()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _numbers_of_numpy(torch):
             warnings.simplefilter("ignore")  # of torch, about its own older formats
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
