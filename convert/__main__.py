@@ -9,7 +9,7 @@ import jax
 
 from mcl_jax import cli
 from mcl_jax.configs import base
-from mcl_jax.convert import export, imports, transform
+from mcl_jax.convert import export, imports, recognition, transform
 from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
@@ -18,7 +18,7 @@ from mcl_jax.runtime import checkpoint, checkpoint_folders
 
 BASE = "configs/base.py"
 OFFICIAL = "mcl-official"
-ORIGINS = (OFFICIAL, *imports.KINDS, "safetensors")
+ORIGINS = (OFFICIAL, *recognition.KINDS, "safetensors")
 EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
@@ -121,7 +121,7 @@ def read(options: argparse.Namespace) -> list[str]:
     if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
         raise UserError(f"{flags}: for --to alone")
-    if options.network is not None and options.origin not in imports.KINDS:
+    if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
     config = load_config(options.config) if options.config else base.get_config()
     adopt = not options.config

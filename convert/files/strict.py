@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mcl_jax.convert.files.refusals import printable
 from mcl_jax.errors import UserError
 
 SHOWN_PROBLEMS = 40  # a wrong architecture has hundreds; the first ones tell which
@@ -65,7 +66,7 @@ def demand(found: list[str], subject: str) -> None:
     """Raises UserError that names every problem (the first ones of very many)."""
     if not found:
         return
-    shown = "; ".join(found[:SHOWN_PROBLEMS])
+    shown = printable("; ".join(found[:SHOWN_PROBLEMS]))  # names come from files
     more = len(found) - SHOWN_PROBLEMS
     tail = f"; and {more} more" if more > 0 else ""
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"

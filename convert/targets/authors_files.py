@@ -92,7 +92,7 @@ def _network(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if differing:
         raise UserError(
             f"{ALIAS}* must equal {ALIASED}*, but {len(differing)} differ: "
-            f"{', '.join(differing[:10])}"
+            f"{', '.join(map(printable, differing[:10]))}"
         )
     return arrays
 
