@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("mcl_jax.convert.__main__",),
     ("mcl_jax.convert.targets",),
-    ("mcl_jax.convert.export", "mcl_jax.convert.imports", "mcl_jax.convert.transform"),
+    ("mcl_jax.convert.export", "mcl_jax.convert.imports"),
+    ("mcl_jax.convert.recognition", "mcl_jax.convert.transform"),
     ("mcl_jax.convert.checks",),
     ("mcl_jax.convert.names",),
     ("mcl_jax.convert.files",),

@@ -1,7 +1,7 @@
 """Files of weights as other projects write them, of one small ResNet-18 and a second one beside it.
 
 Each function takes two state_dicts under torchvision's names (the network, and the slower copy that
-many methods keep) and returns what the project gives to torch.save; convert/names/styles.py says
+many methods keep) and returns what the project gives to torch.save; convert/files/styles.py says
 whose code it follows. Shapes: as torchvision has them.
 """
 

@@ -1,7 +1,7 @@
 """One network out of a file of weights of any format, wherever in it the network is.
 
 A file is nested containers; the path to an array and its name are one dotted name here:
-`state_dict.module.encoder_q.conv1.weight`. Which projects write which: convert/names/styles.py.
+`state_dict.module.encoder_q.conv1.weight`. Which projects write which: convert/files/styles.py.
 
 Shapes: as in the file. Needs numpy alone: the fine-tuning scripts run without JAX.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from mcl_jax.convert.files import content, networks
 from mcl_jax.convert.files.refusals import few, printable
-from mcl_jax.convert.names.styles import ORIGINS, STYLES
+from mcl_jax.convert.files.styles import ORIGINS, STYLES
 from mcl_jax.errors import UserError
 
 DEEPEST = 20  # containers in each other; no project comes near
