@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
     data.group_size = 0
     data.image_size = 224  # px, side of views and canvases (H), a multiple of 32
     data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
-    data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
-    data.threads = 8  # decoding threads per process; each makes a whole batch
+    data.workers = 0  # decoding processes per host; 0: decode in threads of this process
+    # decoding threads per process, each makes a whole batch; 0: decode on demand
+    data.threads = 8
     data.max_unreadable_share = 0.01  # of images seen; more stops the run
     data.unreadable_grace = 100  # images seen before that share is judged
 
@@ -41,7 +42,9 @@ def get_config() -> ConfigDict:
     model.predictor_hidden = 2048
 
     numerics = config.numerics = ConfigDict()
-    numerics.compute_dtype = "auto"  # activations: bfloat16 on accelerators, float32 on CPU
+    # of activations: auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16 | float64
+    # (with JAX_ENABLE_X64=1)
+    numerics.compute_dtype = "auto"
     numerics.remat = False  # recompute residual blocks backward: less memory, more FLOPs
     numerics.bn_devices = 0  # devices whose images share BatchNorm statistics; 0: all of them
     numerics.bn_momentum = 0.9  # share of the running value kept (torch's 0.1)

@@ -1,9 +1,8 @@
 """Converts checkpoints: python -m convert --help."""
 
 import argparse
-import importlib.util
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
@@ -15,6 +14,7 @@ from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import checkpoint, checkpoint_folders
+from mcl_jax.settings import files
 
 BASE = "configs/base.py"
 OFFICIAL = "mcl-official"
@@ -79,8 +79,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config",
-        type=Path,
-        help=f"config file to go on with (--from only); without it {BASE} with the file's networks",
+        help="config file to go on with (--from only), as for scripts/pretrain.py: FILE or "
+        f"FILE:ARGUMENT; without it {BASE} with the file's networks",
     )
     parser.add_argument(
         "--network",
@@ -102,7 +102,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     if options.to == OFFICIAL:
         source = str(options.source)
         return [*authors.export(state, meta, options.out, source, changes), *changes]
-    files = export.export(
+    written = export.export(
         TARGETS[options.to],
         state,
         meta,
@@ -113,7 +113,7 @@ def convert(options: argparse.Namespace) -> list[str]:
         changes,
         checkpoint_folders.find(options.source)[0].parent,
     )
-    return [f"wrote {path}" for path in files]
+    return [f"wrote {path}" for path in written]
 
 
 def read(options: argparse.Namespace) -> list[str]:
@@ -123,7 +123,7 @@ def read(options: argparse.Namespace) -> list[str]:
         raise UserError(f"{flags}: for --to alone")
     if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
-    config = load_config(options.config) if options.config else base.get_config()
+    config = files.load(options.config) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:
         state, meta, notes = authors.load(options.source, config, adopt)
@@ -159,25 +159,10 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     return state, meta, changes
 
 
-def load_config(path: Path) -> Any:
-    """get_config() of a Python file."""
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--config {path} is not a Python file; give one like configs/base.py")
-    spec = importlib.util.spec_from_file_location("given_config", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config()
-    except (AttributeError, SyntaxError, ImportError) as error:
-        raise UserError(f"--config {path} cannot be loaded: {error}") from error
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Prints what was done; a mistake of the user's is one line on stderr and exit code 2."""
-    try:
+    with cli.mistakes_in_one_line():
         print("\n".join(convert(parse(arguments))))
-    except UserError as error:
-        cli.fail(str(error))
 
 
 if __name__ == "__main__":

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message names the offending value and what would be right.
     """
+
+
+class EmptySplit(UserError):
+    """A split of a data set that is there, with no image in it."""

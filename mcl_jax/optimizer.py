@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcl_jax.errors import UserError
-
 Array = jax.Array
 Schedule = Callable[[Array], Array]
 
@@ -130,21 +128,7 @@ def create(settings: Settings, params: Any, lr: Schedule) -> optax.GradientTrans
       settings: see Settings.
       params: the parameter tree (shapes are enough), for the masks.
       lr: learning rate per step.
-
-    Raises:
-      UserError: for an unknown name, denominator, exclusion rule or warm-up shape.
     """
-    choices = {
-        "name": ("lars", "sgd", "adamw"),
-        "trust_denominator": ("sum", "optax"),
-        "excluded": ("norm_and_bias", "authors", "none"),
-        "warmup_shape": ("sequential", "multiplied"),
-    }
-    for field, allowed in choices.items():
-        if getattr(settings, field) not in allowed:
-            raise UserError(
-                f"optimizer.{field} {getattr(settings, field)!r} is not one of {', '.join(allowed)}"
-            )
     excluded = excluded_mask(params, settings.excluded)
     decayed = jax.tree.map(lambda skip: not skip, excluded)
     clip_norm = settings.clip_norm

@@ -61,7 +61,7 @@ def main(_: Sequence[str]) -> None:
     if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
         raise UserError(f"--json {JSON.value}: there is no such folder")
     if SHOTS.value is not None:
-        config["svm"]["shots"] = cli.whole_numbers("shots", SHOTS.value)
+        cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
     train, test = svm.open_splits(config, None if missing else files)
     mesh, backbone = sharding.make_mesh(), evaluation.frozen_backbone(state)
     result = svm.run(config, backbone, train, test, mesh)

@@ -12,6 +12,7 @@ from mcl_jax.models import image_encoder
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 from mcl_jax.views import augment
 
@@ -45,7 +46,7 @@ def arguments(images_per_device, axis_name=None):
     return {
         "architecture": Architecture(**model),
         "numerics": Numerics(jnp.float32, 0.9, 1e-5, axis_name),
-        "views": augment.Settings.from_config(tiny_config().augment),
+        "views": fill(augment.Settings, tiny_config().augment),
         "image_size": SIDE,
         "images_per_device": images_per_device,
         "group_size": images_per_device,

@@ -31,6 +31,7 @@ from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
 from mcl_jax.runtime import checkpoint
+from mcl_jax.settings.records import fill
 
 
 def load(path, a=R18):
@@ -169,7 +170,7 @@ def test_momentum_arrives_with_the_sign_of_optax(tmp_path, prefixes):
 
 def test_optimizer_adds_its_trace_where_torch_subtracts_its_buffer():
     """Why the imported momentum changes its sign: torch's w <- w - (0.9 buffer + lr g), g = 0."""
-    settings = program.settings(optimizer.Settings, base.get_config().optimizer)
+    settings = fill(optimizer.Settings, base.get_config().optimizer)
     params = {"bias": jnp.zeros(3)}
     tx = optimizer.create(settings, params, lambda step: jnp.float32(1.0))
     trace = {"bias": jnp.asarray([1.0, -2.0, 3.0])}

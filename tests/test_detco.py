@@ -21,7 +21,6 @@ from instance_methods import (
 )
 
 from mcl_jax import sharding
-from mcl_jax.errors import UserError
 from mcl_jax.models.heads import pool
 from mcl_jax.models.image_encoder import StageEncoder
 from mcl_jax.models.layers import Context
@@ -259,22 +258,3 @@ def test_stage5_is_what_the_backbone_pools(state, inputs):
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
     features = jax.jit(partial(encoder.apply, method="stage5"))(variables, inputs.images[0])
     assert features.shape == (IMAGES, 8) and len(np.unique(features, axis=0)) == IMAGES
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"crop_size": 256}, "crop_size 256 is not a positive multiple of 3; 255 would"),
-        ({"patch_size": 21}, "patch_size 21 does not fit a cell of 20 px .*; 1 to 20 would"),
-        ({"stage_weights": (1.0, 1.0)}, r"stage_weights \(1.0, 1.0\) has 2 entries"),
-        ({"local_area": (0.6, 1.2)}, r"local_area is \(0.6, 1.2\): must be 0 < low"),
-    ],
-)
-def test_settings_that_cannot_work(values, message):
-    with pytest.raises(UserError, match=message):
-        dataclasses.replace(SETTINGS, **values)
-
-
-def test_the_queue_must_hold_a_batch():
-    with pytest.raises(UserError, match="queue_size 10 is smaller than the 12 images"):
-        detco(images=12)

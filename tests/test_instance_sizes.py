@@ -112,9 +112,6 @@ def test_copies_are_the_configs_own():
     assert instance_sizes.copies_of(montage) == (1, 1)
     montage.assembly = "mosaic"
     assert instance_sizes.copies_of(montage) == (0, 1)
-    montage.levels = 5
-    with pytest.raises(UserError, match="montage.levels must be 1..4"):
-        instance_sizes.copies_of(montage)
     montage.assembly = "copy_paste"
     with pytest.raises(UserError, match="'copy_paste' pastes over other images"):
         instance_sizes.copies_of(montage)

@@ -103,23 +103,6 @@ def test_groups_have_to_divide_the_devices(bn_devices):
         sharding.make_mesh(norm_devices=bn_devices)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        ("data", "group_size", 4, "numerics.bn_devices works by device; set data.group_size to 0"),
-        ("moco", "norm", "shuffle", "statistics on each device; set numerics.bn_devices to 0"),
-    ],
-)
-def test_what_works_by_device_already_is_refused(section, key, value, message):
-    config = small_config()
-    config.numerics.bn_devices = 4
-    config[section][key] = value
-    if section == "moco":
-        config.method = "moco"
-    with pytest.raises(UserError, match=message):
-        program.build(config, sharding.mesh_for(config), images=64)
-
-
 def test_a_mesh_without_the_groups_that_the_config_wants_is_a_mistake():
     config = small_config()
     config.numerics.bn_devices = 4

@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcl_jax import sharding
-from mcl_jax.errors import UserError
 from mcl_jax.objectives import queues
 
 SIZE, DIMENSIONS = 20, 3
@@ -65,11 +64,3 @@ def test_keys_get_no_gradient():
         return queues.enqueue(queue, jnp.int32(18), keys, None)[0].sum()
 
     assert not np.any(jax.grad(total)(jnp.ones((4, DIMENSIONS))))
-
-
-def test_a_batch_larger_than_the_queue_is_refused():
-    queue = jnp.zeros((SIZE, DIMENSIONS))
-    with pytest.raises(
-        UserError, match="queue_size 20 is smaller than the batch of 21 .* least 21"
-    ):
-        queues.enqueue(queue, jnp.int32(0), jnp.zeros((21, DIMENSIONS)), None)

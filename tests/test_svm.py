@@ -189,22 +189,6 @@ def test_a_missing_scikit_learn_is_one_line(monkeypatch):
         svm.open_splits(program.plain_config(tiny_evaluation("/nowhere")), None)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"costs": (1.0, 0.5)}, "svm.costs is (1.0, 0.5): must be rising numbers above 0"),
-        ({"stages": ("res6",)}, "svm.stages is ('res6',): must be some of res2, res3, res4, res5"),
-        ({"shots": (0, 1)}, "svm.shots is (0, 1): must be rising whole numbers"),
-        ({"folds": 1}, "svm.folds is 1: must be at least 2"),
-        ({"positive_weight": 0.0}, "svm.positive_weight is 0.0: must be above 0"),
-    ],
-)
-def test_values_out_of_range_are_named(change, message):
-    with pytest.raises(UserError) as caught:
-        svm_measure.Settings(**{**vars(SETTINGS), **change})
-    assert message in str(caught.value)
-
-
 def annotations(folder, name, sources):
     """COCO's file of images with one box a class of (file name, class numbers)."""
     content = {

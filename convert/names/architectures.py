@@ -8,10 +8,12 @@ from typing import Any
 import jax
 
 from mcl_jax import program, sharding
+from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, is_swin
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.models.resnet import ARCHITECTURES
+from mcl_jax.settings import door
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,7 +44,8 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
 
 def on_one_device(config: Mapping[str, Any]) -> program.Program:
     """The run of a configuration, as one device would do it: for what does not depend on that."""
-    plain = program.plain_config(config)
+    defaults = program.plain_config(base.get_config())  # for what a checkpoint is too old to have
+    plain = door.completed(program.plain_config(config), defaults)
     plain["numerics"]["bn_devices"] = 0
     # How many images there are has no part in shapes and initial values.
     images = plain["data"]["batch_size"]

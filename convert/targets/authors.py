@@ -21,6 +21,7 @@ from mcl_jax.convert.names.views import Entry, View
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 
@@ -144,7 +145,7 @@ def _optimizer_state(
     notes: list[str],
 ) -> Any:
     """The configured optimizer's state at `step`, with the file's momentum where it has one."""
-    settings = program.settings(optimizer.Settings, config["optimizer"])
+    settings = fill(optimizer.Settings, config["optimizer"])
     # The state does not depend on the schedule's values, only on there being one.
     lr = optimizer.learning_rate(settings, config["data"]["batch_size"], steps_per_epoch=1)
     state = optimizer.create(settings, params, lr).init(params)

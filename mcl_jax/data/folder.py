@@ -6,7 +6,7 @@ import os
 import re
 
 from mcl_jax.data.record import Record
-from mcl_jax.errors import UserError
+from mcl_jax.errors import EmptySplit, UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
@@ -70,7 +70,7 @@ def open_folder(root: str, split: str) -> FolderSource:
         )
     chosen = _select(files, split)
     if not chosen:
-        raise UserError(
+        raise EmptySplit(
             f"split {split!r} of folder {root!r} is empty: it holds {len(files)} images"
         )
     class_names = _class_names(files)

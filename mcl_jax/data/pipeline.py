@@ -81,7 +81,8 @@ def batches(
     _check_at_least("start_step", start_step, 0)
     if len(source) < batch_size:
         logging.warning(
-            "the data set has %d images, fewer than one batch of %d: images repeat within a batch",
+            "the data set has %d images, fewer than one batch of %d: images repeat within a batch, and "
+            "a contrastive loss takes the repeats for other images",
             len(source),
             batch_size,
         )

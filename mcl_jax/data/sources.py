@@ -15,7 +15,7 @@ from etils import epath
 from mcl_jax.data.folder import open_folder
 from mcl_jax.data.record import Record, Source
 from mcl_jax.data.scenes.builder import prepare_scenes
-from mcl_jax.errors import UserError
+from mcl_jax.errors import EmptySplit, UserError
 
 __all__ = ["Record", "Source", "TfdsSource", "open_source", "find_dataset_dir"]
 
@@ -152,8 +152,10 @@ class TfdsSource:
         decoders = {self._image_key: tfds.decode.SkipDecoding()}
         try:
             if builder.info.splits[self._split].num_examples == 0:
-                raise ValueError("it is empty")
+                raise EmptySplit(f"split {self._split!r} of {self._directory} is empty")
             self._data = builder.as_data_source(split=self._split, decoders=decoders)
+        except EmptySplit:
+            raise
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"split {self._split!r} cannot be read from {self._directory}, which has "

@@ -24,7 +24,7 @@ from mcl_jax import montage
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import TfdsSource
 from mcl_jax.errors import UserError
-from mcl_jax.objectives.build import settings
+from mcl_jax.settings.records import fill
 
 BEFORE, AFTER = "before", "montage"
 
@@ -111,7 +111,7 @@ def copies_of(section: Mapping[str, Any]) -> tuple[int, ...]:
             "montage.assembly 'copy_paste' pastes over other images; instance sizes are computed "
             "for 'montage' and 'mosaic'"
         )
-    layout = settings(montage.Layout, section, boundary_sigma=section["boundary_sigma"] or None)
+    layout = fill(montage.Layout, section)
     # validated as in training, for images that fill whole canvases at any level
     counts = montage.canvas_counts(4**layout.levels, layout)
     pairs = zip(layout.copies[: layout.levels], counts, strict=True)

@@ -14,14 +14,14 @@ from mcl_jax import sharding
 from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
-from mcl_jax.errors import UserError
+from mcl_jax.errors import EmptySplit, UserError
 from mcl_jax.evaluate import knn
 from mcl_jax.models.backbone import Architecture, check_backbone
 from mcl_jax.models.encoder import Encoder
-from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
-from mcl_jax.objectives.build import compute_dtype, make_objective, settings
+from mcl_jax.objectives.build import make_objective, numerics_of
 from mcl_jax.program import Program
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -31,23 +31,8 @@ LEAST_SIDE = 8
 
 
 def shrink_factors(shrinks: Iterable[int], image_size: int) -> tuple[int, ...]:
-    """The factors of `knn.shrinks` that leave at least 8 px.
-
-    Raises:
-      UserError: for a factor below 2, or one that does not divide H.
-    """
-    factors = []
-    for factor in shrinks:
-        if factor != int(factor) or factor < 2:
-            raise UserError(f"knn.shrinks holds {factor}; factors are whole numbers from 2 on")
-        if image_size // factor < LEAST_SIDE:
-            continue
-        if image_size % factor:
-            raise UserError(
-                f"knn.shrinks holds {factor}, which does not divide data.image_size {image_size}"
-            )
-        factors.append(int(factor))
-    return tuple(factors)
+    """The factors of `knn.shrinks` that leave at least 8 px."""
+    return tuple(factor for factor in shrinks if image_size // factor >= LEAST_SIDE)
 
 
 class KnnEvaluation:
@@ -75,9 +60,6 @@ class KnnEvaluation:
           UserError: for a wrong value, data set or split, and for images without labels.
         """
         data, own = config["data"], config["knn"]
-        for name in ("neighbors", "max_images", "temperature"):
-            if own[name] <= 0:
-                raise UserError(f"knn.{name} must be above 0, is {own[name]}")
         sharding.images_per_device(own["batch_size"], mesh, "knn.batch_size")
         self._config, self._mesh = config, mesh
         factors = (1, *shrink_factors(own["shrinks"], data["image_size"]))
@@ -170,16 +152,7 @@ def encoder_of(config: Mapping[str, Any]) -> Encoder:
       UserError: for a backbone that there is not.
     """
     check_backbone(config["model"]["backbone"])
-    numerics = config["numerics"]
-    return Encoder(
-        settings(Architecture, config["model"]),
-        Numerics(
-            compute_dtype(numerics["compute_dtype"]),
-            numerics["bn_momentum"],
-            numerics["bn_epsilon"],
-            axis_name=None,
-        ),
-    )
+    return Encoder(fill(Architecture, config["model"]), numerics_of(config))
 
 
 def trained_levels(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -216,7 +189,7 @@ def table(values: Mapping[str, float]) -> str:
 class KnnMonitor:
     """Evaluates the online backbone every `knn.every_epochs`, before step 1 and at the end.
 
-    Data without labels switches it off (with a message).
+    Data without labels, or with a split that is empty, switches it off (with a message).
 
     Args:
       run: the program whose config says what to evaluate, and when.
@@ -235,7 +208,10 @@ class KnnMonitor:
             log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return
         encoder, levels = run.objective.encoder, run.objective.trained_levels
-        self._evaluation = KnnEvaluation(run.config, encoder, run.mesh, levels)
+        try:
+            self._evaluation = KnnEvaluation(run.config, encoder, run.mesh, levels)
+        except EmptySplit as error:  # too few images for the configured shares
+            log.warning("%s: kNN accuracy is not measured", error)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this many steps."""

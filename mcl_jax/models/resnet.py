@@ -13,17 +13,11 @@ import jax
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, ConvNorm, Numerics
 from mcl_jax.models.pooling import max_pool
+from mcl_jax.models.sizes import RESNETS as ARCHITECTURES
 
 Array = jax.Array
 
 STAGES = ("res2", "res3", "res4", "res5")
-# name -> (blocks per stage, bottleneck?)
-ARCHITECTURES = {
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet34": ((3, 4, 6, 3), False),
-    "resnet50": ((3, 4, 6, 3), True),
-    "resnet101": ((3, 4, 23, 3), True),
-}
 
 
 def architecture(name: str) -> tuple[tuple[int, ...], bool]:

@@ -10,7 +10,6 @@ calls it `norm`.
 """
 
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +18,8 @@ import numpy as np
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, Linear, Numerics
+from mcl_jax.models.sizes import SWINS as ARCHITECTURES
+from mcl_jax.models.sizes import Size
 from mcl_jax.models.windows import join_windows, relative_position_index, shift_mask, split_windows
 
 Array = jax.Array
@@ -27,25 +28,6 @@ STAGES = ("res2", "res3", "res4", "res5")
 PATCH = 4  # px, side of an embedded patch
 LAYER_NORM_EPSILON = 1e-5
 
-
-class Size(NamedTuple):
-    """What a name stands for besides the embedding dimension.
-
-    Attributes:
-      depths: blocks per stage; every second one is shifted by half a window.
-      window: tokens on a side.
-      head_channels: C / heads of the published networks; narrower maps have one head.
-      mlp_ratio: hidden / C.
-    """
-
-    depths: tuple[int, int, int, int]
-    window: int
-    head_channels: int
-    mlp_ratio: int
-
-
-# With width 96 swin_t has heads (3, 6, 12, 24).
-ARCHITECTURES = {"swin_t": Size((2, 2, 6, 2), 7, 32, 4)}
 
 # torch truncates at an absolute 2, a hundred standard deviations: a plain normal.
 weight_init = nn.initializers.normal(0.02)

@@ -36,8 +36,6 @@ Array = jax.Array
 # encode(batch, context) -> (features, running statistics); a batch is a pytree of [b, ...].
 Encode = Callable[[Any, Context], tuple[Any, Any]]
 
-NORMS = ("sync", "shuffle")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,22 +46,12 @@ class Settings:
       temperature: tau.
       norm: 'sync' or 'shuffle', see above.
       norm_group: images normalized together under 'shuffle' (MoCo: 32, one GPU's); divides b.
-
-    Raises:
-      UserError: a value outside its range.
     """
 
     queue_size: int
     temperature: float
     norm: str
     norm_group: int
-
-    def __post_init__(self):
-        if self.norm not in NORMS:
-            raise UserError(f"moco.norm {self.norm!r} is not one of {', '.join(NORMS)}")
-        for name in ("queue_size", "temperature", "norm_group"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"moco.{name} must be > 0, got {getattr(self, name)}")
 
     @property
     def shuffles(self) -> bool:

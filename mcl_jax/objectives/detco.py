@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose
 from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
 from mcl_jax.models.layers import Context
@@ -40,9 +39,6 @@ class Settings:
       patch_size: p, px of the random patch out of each cell.
       local_area: (low, high) of the share of the image that this crop covers.
       shuffle_patches: concatenate the nine features in a random order per image and side.
-
-    Raises:
-      UserError: a value that cannot work.
     """
 
     stage_weights: tuple[float, ...]
@@ -50,17 +46,6 @@ class Settings:
     patch_size: int
     local_area: tuple[float, float]
     shuffle_patches: bool
-
-    def __post_init__(self):
-        jigsaw.check_sizes(self.crop_size, self.patch_size)
-        if len(self.stage_weights) != len(STAGES):
-            raise UserError(
-                f"detco.stage_weights {self.stage_weights} has {len(self.stage_weights)} entries, "
-                f"one for each of {', '.join(STAGES)} would do"
-            )
-        low, high = self.local_area
-        if not 0 < low <= high <= 1:
-            raise UserError(f"detco.local_area is {self.local_area}: must be 0 < low <= high <= 1")
 
 
 class Inputs(NamedTuple):

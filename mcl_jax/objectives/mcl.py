@@ -28,7 +28,6 @@ from mcl_jax.views import copy_paste
 Array = jax.Array
 
 SIDES = 2  # q and k: each is online against the other's target (symmetric loss)
-PYRAMIDS = ("assigned", "full")
 
 
 @dataclass(frozen=True)
@@ -68,26 +67,11 @@ class MCL(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_settings.pyramid not in PYRAMIDS:
-            raise UserError(
-                f"loss.pyramid {self.loss_settings.pyramid!r} is not one of {', '.join(PYRAMIDS)}"
-            )
-        weights = self.loss_settings.level_weights
-        if len(weights) < self.layout.levels:
-            raise UserError(
-                f"loss.level_weights {weights} has {len(weights)} entries, "
-                f"montage.levels is {self.layout.levels}"
-            )
         if self.layout.assembly != "montage":
             self._check_other_assembly()
 
     def _check_other_assembly(self):
         """What paper Table 8's baselines can be combined with."""
-        if self.full and self.layout.assembly == "copy_paste":
-            raise UserError(
-                "loss.pyramid 'full' is the authors' computation of a montage; "
-                "with montage.assembly 'copy_paste' use 'assigned'"
-            )
         targets = set(np.flatnonzero(self.matching.any(0)).tolist())
         whole = {0} if self.layout.assembly == "copy_paste" else {1}  # levels with every image
         if targets - whole:

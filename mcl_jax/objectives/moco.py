@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.image_encoder import ImageEncoder
 from mcl_jax.models.layers import Context
@@ -57,15 +56,6 @@ def encoder_variables(variables: Any, memory: Any) -> Variables:
     return Variables({"encoder": variables["params"]}, {"encoder": stats}, memory)
 
 
-def check_queue(settings: contrast.Settings, images_per_device: int) -> None:
-    """UserError where one device's keys alone overfill the queue; enqueue sees all devices."""
-    if settings.queue_size < images_per_device:
-        raise UserError(
-            f"moco.queue_size {settings.queue_size} is smaller than the {images_per_device} images "
-            f"of one device; it has to hold the keys of a whole batch"
-        )
-
-
 @dataclass(frozen=True)
 class MoCo(Common):
     """The method as pure functions over (params, state, inputs)."""
@@ -74,7 +64,6 @@ class MoCo(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        check_queue(self.settings, self.images_per_device)
         self.settings.context(self.images_per_device)  # validates norm_group
 
     @property

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax import montage
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Linear
@@ -26,7 +25,6 @@ from mcl_jax.state import TrainState
 
 Array = jax.Array
 
-POOLINGS = ("montage", "image")
 classifier_init = jax.nn.initializers.normal(0.01)
 
 
@@ -71,18 +69,6 @@ class Supervised(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.settings.pooling not in POOLINGS:
-            raise UserError(
-                f"supervised.pooling {self.settings.pooling!r} is not one of {', '.join(POOLINGS)}"
-            )
-        if self.settings.classes < 2:
-            raise UserError(f"supervised.classes must be at least 2, is {self.settings.classes}")
-        if not 0 <= self.settings.label_smoothing < 1:
-            raise UserError(
-                f"supervised.label_smoothing must be in [0, 1), is {self.settings.label_smoothing}"
-            )
-        if self.layout.assembly == "copy_paste":
-            raise UserError("montage.assembly 'copy_paste' is self-supervised only (paper Table 8)")
         self.spans  # noqa: B018 (validates)
 
     @property

@@ -19,6 +19,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.planning import compiled, topology
 from mcl_jax.planning.topology import GIB, Chip, Topology
 from mcl_jax.program import Program
+from mcl_jax.settings import teaching
 
 # XLA's lowest compile effort, as options of jax.stages.Lowered.compile. Figures are comparable only
 # at one effort: at the default, the TPU compiler takes 2.6 times as long and counts 1.6 times the
@@ -61,7 +62,9 @@ def make(
     if numerics["compute_dtype"] == "auto":  # of the chips planned for, not of this machine
         numerics["compute_dtype"] = "float32" if where.platform == "cpu" else "bfloat16"
     config = {**config, "numerics": numerics}
-    run = program.build(config, sharding.mesh_for(config, devices), images)
+    mesh = sharding.mesh_for(config, devices)
+    teaching.check_run(config, mesh.size, images)
+    run = program.build(config, mesh, images)
     figures = _figures(program.lower_step(run), where, devices, cache, options)
     if chip is not None and figures["peak_bytes"] * cores > chip.memory:
         raise UserError(_too_big(run, figures, where, chip, cores))

@@ -18,9 +18,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mcl_jax.errors import UserError
 from mcl_jax.views import color, resample
 
 # What the keys of a view are for: the number is folded into the view's own key.
@@ -47,9 +45,6 @@ class Settings:
       solarize_prob: of solarizing, one per side.
       solarize_threshold: values at or above it are inverted; on the [0, 1] scale.
       mean, std: per RGB channel, on the [0, 1] scale.
-
-    Raises:
-      UserError: a value outside its range.
     """
 
     area: tuple[float, float]
@@ -67,34 +62,6 @@ class Settings:
     solarize_threshold: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-    @classmethod
-    def from_config(cls, config):
-        """Reads the fields by name from a mapping such as `config.augment`; lists become tuples."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if missing := [name for name in names if name not in config]:
-            raise UserError(f"the augment settings lack {', '.join(missing)}")
-        values = [config[name] for name in names]
-        return cls(*(tuple(value) if isinstance(value, list) else value for value in values))
-
-    def __post_init__(self):
-        def require(name, condition, rule):
-            if not condition:
-                raise UserError(f"augment.{name} is {getattr(self, name)}: must be {rule}")
-
-        for name in ("flip_prob", "jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob"):
-            require(name, np.all(np.abs(np.array(getattr(self, name)) - 0.5) <= 0.5), "in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            require(name, getattr(self, name) >= 0, "at least 0")
-        require("hue", 0 <= self.hue <= 0.5, "in [0, 0.5] turns")
-        require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            require(name, 0 < low <= high, "0 < low <= high")
-        sides = len(self.blur_prob)
-        require("solarize_prob", len(self.solarize_prob) == sides, f"{sides} long, as blur_prob")
-        require("mean", len(self.mean) == 3, "three numbers")
-        require("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
 
 
 def views(key, canvas, extent, settings, *, image_size, strides):

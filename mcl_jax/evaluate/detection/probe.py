@@ -23,8 +23,8 @@ from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.evaluate.detection.training import Conduct, detect, fit, one_device
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
-from mcl_jax.objectives.build import settings as settings_from
 from mcl_jax.report import coco_scores
+from mcl_jax.settings.records import fill
 
 # Mode -> what of the pre-trained parts stays as it is; the others are trained. 'backbone' trains a
 # new FPN: the same for every method, whether it pre-trains one or not.
@@ -135,7 +135,7 @@ def prepare(
     by_part = _parts(variables, mode)
     train = data.train.first(labels, seed)
     detector = Detector(
-        settings=settings_from(ProbeSettings, config["probe"]),
+        settings=fill(ProbeSettings, config["probe"]),
         # What is regularized in pre-training by leaving branches out is plainly computed here.
         architecture=dataclasses.replace(architecture, drop_path=0.0),
         numerics=dataclasses.replace(numerics, axis_name=None),

@@ -24,9 +24,10 @@ from mcl_jax.evaluate.detection.training import STATE_FILE, Conduct, check_ident
 from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
-from mcl_jax.objectives.build import make_objective, settings
+from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
 from mcl_jax.runtime import atomic, provenance
+from mcl_jax.settings.records import fill
 
 RESULT_FILE, PICTURE_FILE = "result.json", "boxes.png"
 _PICTURED = 12  # test images on the picture, with the best detections of each
@@ -73,7 +74,7 @@ def untrained(config: Mapping[str, Any]) -> Subject:
 
 def applicable(subject: Subject) -> tuple[str, ...]:
     """The modes that a network can have: its own FPN is frozen only where all of it is trained."""
-    wanted = settings(ProbeSettings, subject.config["probe"]).levels
+    wanted = fill(ProbeSettings, subject.config["probe"]).levels
     whole = "fpn" in subject.variables["params"] and subject.levels.issuperset(wanted)
     return tuple(mode for mode, frozen in probe.MODES.items() if whole or "fpn" not in frozen)
 

@@ -27,9 +27,9 @@ from mcl_jax.evaluate.linear import classifier
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.build import compute_dtype
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.build import numerics_of
+from mcl_jax.settings.records import fill
 from mcl_jax.views import augment, color, resample
 
 Array = jax.Array
@@ -41,9 +41,6 @@ class Settings:
 
     The paper gives only the learning rate's start (10, for batches of 256) and no schedule; 'cosine'
     to 0 is this project's default. Nothing rescales `lrs` for other batch sizes.
-
-    Raises:
-      UserError: a value outside its range.
     """
 
     train_split: str
@@ -58,19 +55,6 @@ class Settings:
     aspect: tuple[float, float]
     flip_prob: float
     checkpoint_epochs: float
-
-    def __post_init__(self):
-        def require(name: str, condition: bool, rule: str) -> None:
-            if not condition:
-                raise UserError(f"linear.{name} is {getattr(self, name)}: must be {rule}")
-
-        distinct = len(set(self.lrs)) == len(self.lrs)
-        require("lrs", self.lrs and min(self.lrs) > 0 and distinct, "distinct positive numbers")
-        require("epochs", self.epochs > 0, "above 0")
-        require("checkpoint_epochs", self.checkpoint_epochs > 0, "above 0")
-        require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1")
-        require("aspect", 0 < self.aspect[0] <= self.aspect[1], "0 < low <= high")
-        require("flip_prob", 0 <= self.flip_prob <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -114,7 +98,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
     """
     settings = fill(Settings, config["linear"])
     sharding.images_per_device(settings.batch_size, mesh, "linear.batch_size")
-    data, numerics = config["data"], config["numerics"]
+    data = config["data"]
     train, test = (
         open_source(data["dataset"], split, data["data_dir"] or None)
         for split in (settings.train_split, settings.test_split)
@@ -122,11 +106,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
     classes = _classes(data["dataset"], train, test)
     total_steps = max(1, round(settings.epochs * len(train) / settings.batch_size))
     lr = classifier.learning_rates(settings.lrs, settings.schedule, total_steps)
-    dtype = compute_dtype(numerics["compute_dtype"])
-    network = make_backbone(
-        fill(Architecture, config["model"]),
-        Numerics(dtype, numerics["bn_momentum"], numerics["bn_epsilon"], axis_name=None),
-    )
+    network = make_backbone(fill(Architecture, config["model"]), numerics_of(config))
     features = partial(pooled_res5, network)
     shown = dict(
         image_size=data["image_size"], mean=config["augment"]["mean"], std=config["augment"]["std"]

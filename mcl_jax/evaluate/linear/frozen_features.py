@@ -19,8 +19,9 @@ from mcl_jax.data import pipeline, reading
 from mcl_jax.data.record import Source
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.build import compute_dtype, settings
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.build import numerics_of
+from mcl_jax.settings.records import fill
 from mcl_jax.views import color, resample
 
 Array = jax.Array
@@ -52,11 +53,9 @@ def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mes
       stages: of the backbone, running statistics.
       mesh: each device reads its own images.
     """
-    numerics = config["numerics"]
-    dtype = compute_dtype(numerics["compute_dtype"])
     network = make_backbone(
-        settings(Architecture, config["model"]),
-        Numerics(dtype, numerics["bn_momentum"], numerics["bn_epsilon"], axis_name=None),
+        fill(Architecture, config["model"]),
+        numerics_of(config),
     )
     view = partial(
         whole_view,

@@ -20,7 +20,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import frozen_features, svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Split
 from mcl_jax.evaluate.linear.svm_measure import Settings, measure
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.settings.records import fill
 
 
 def open_splits(

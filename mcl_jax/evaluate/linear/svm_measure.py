@@ -16,17 +16,12 @@ from mcl_jax.data.image_labels import DIFFICULT, PRESENT
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Machines, Split
-from mcl_jax.models.resnet import STAGES
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.settings.records import fill
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of `config.svm`; units and sources stand in configs/base.py.
-
-    Raises:
-      UserError: a value outside its range.
-    """
+    """The keys of `config.svm`; units and sources stand in configs/base.py."""
 
     train_split: str
     test_split: str
@@ -40,23 +35,6 @@ class Settings:
     shots: tuple[int, ...]
     samples: int
     threads: int
-
-    def __post_init__(self):
-        def require(name: str, condition: bool, rule: str) -> None:
-            if not condition:
-                raise UserError(f"svm.{name} is {getattr(self, name)}: must be {rule}")
-
-        def rising(values: tuple) -> bool:
-            return all(low < high for low, high in zip((0, *values), values, strict=False))
-
-        require("costs", bool(self.costs) and rising(self.costs), "rising numbers above 0")
-        require("shots", rising(self.shots), "rising whole numbers from 1 on, or none")
-        known = set(self.stages) <= set(STAGES) and len(set(self.stages)) == len(self.stages)
-        require("stages", bool(self.stages) and known, f"some of {', '.join(STAGES)}, each once")
-        for name, least in (("folds", 2), ("samples", 1), ("max_iterations", 1), ("threads", 0)):
-            require(name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("positive_weight", "tolerance"):
-            require(name, getattr(self, name) > 0, "above 0")
 
 
 def measure(
