@@ -49,7 +49,7 @@ def normalize(x: Array) -> Array:
     return x * jax.lax.rsqrt(squares)
 
 
-def info_nce(
+def scaled_info_nce(
     online: Array, target: Array, labels: Array, temperature: float
 ) -> tuple[Array, dict[str, Array]]:
     """2 * tau * mean cross-entropy of u . v^T / tau (equation 2, scaled as released).
@@ -94,7 +94,7 @@ def multi_level(
       labels: per level s int [V, m_s] global image numbers.
       matching: [S, S] row-stochastic.
       weights: w_s per level.
-      pair_loss: (u, v, labels) -> (loss, metrics), e.g. `info_nce` with its temperature.
+      pair_loss: (u, v, labels) -> (loss, metrics), e.g. `scaled_info_nce` with its temperature.
 
     Returns:
       (loss, metrics): per level s 'loss/level{s}' (weighted, both sides), 'std/level{s}' (mean

@@ -60,7 +60,7 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
     objective = make_objective(config, b, sharding.norm_axis(mesh))
     steps_per_epoch = max(1, images // data["batch_size"])
-    opt = fill(optimizers.Settings, config["optimizer"])
+    opt = fill(optimizers.OptimizerSettings, config["optimizer"])
     total_steps = max(1, round(opt.epochs * steps_per_epoch))
     lr = optimizers.learning_rate(opt, data["batch_size"], steps_per_epoch)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))

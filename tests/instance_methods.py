@@ -46,7 +46,7 @@ def arguments(images_per_device, axis_name=None):
     return {
         "architecture": Architecture(**model),
         "numerics": Numerics(jnp.float32, 0.9, 1e-5, axis_name),
-        "views": fill(augment.Settings, tiny_config().augment),
+        "views": fill(augment.AugmentSettings, tiny_config().augment),
         "image_size": SIDE,
         "images_per_device": images_per_device,
         "group_size": images_per_device,

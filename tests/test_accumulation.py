@@ -93,7 +93,9 @@ def in_one_piece(run, params, state, batch, seed, micro):
     for s, (u, own) in enumerate(zip(join(predictions), join(labels), strict=True)):
         for side in range(2):
             v = jnp.concatenate([t[1 - side] for t in targets])
-            loss, _ = losses.info_nce(u[side], v, own[side], objective.loss_settings.temperature)
+            loss, _ = losses.scaled_info_nce(
+                u[side], v, own[side], objective.loss_settings.temperature
+            )
             total += objective.loss_settings.level_weights[s] * loss
     return total
 
@@ -199,7 +201,7 @@ def test_one_gpu_is_the_main_run_with_its_rates_scaled():
         steps = images // config.data.batch_size
         warmup = round(config.optimizer.warmup_epochs * steps)
         schedule = optimizer.learning_rate(
-            fill(optimizer.Settings, config.optimizer), config.data.batch_size, steps
+            fill(optimizer.OptimizerSettings, config.optimizer), config.data.batch_size, steps
         )
         peaks.append(float(schedule(warmup)))
     assert peaks == pytest.approx([16.0, 1.0], rel=1e-3)

@@ -43,7 +43,7 @@ VALUES = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
-SETTINGS = augment.Settings(**VALUES)
+SETTINGS = augment.AugmentSettings(**VALUES)
 
 
 def on_canvas(image, size):
@@ -163,19 +163,19 @@ def test_sigma_is_in_px_at_224(image_size):
 
 def test_view_applies_its_draws_in_the_order_of_the_design():
     always = {"flip_prob": 1, "jitter_prob": 1, "blur_prob": (1, 1), "solarize_prob": (1, 1)}
-    settings = augment.Settings(**{**VALUES, **always, "grayscale_prob": 0})
+    settings = augment.AugmentSettings(**{**VALUES, **always, "grayscale_prob": 0})
     image, key = photo(6, 60, 90), jax.random.key(6)
     make = functools.partial(augment.view, settings=settings, side=0, image_size=32)
     got = np.asarray(jax.jit(make)(key, on_canvas(image, 96), jnp.array([60, 90])))
 
-    keys = {purpose: jax.random.fold_in(key, purpose) for purpose in augment.Purpose}
-    crop_key, extent = keys[augment.Purpose.CROP], jnp.array([60, 90])
+    keys = {draw: jax.random.fold_in(key, draw) for draw in augment.Draw}
+    crop_key, extent = keys[augment.Draw.CROP], jnp.array([60, 90])
     box = augment.draw_box(crop_key, extent, area=VALUES["area"], aspect=VALUES["aspect"])
     wanted = pil_resample(image / 255, *map(int, box), 32)[:, ::-1]
-    amounts, order = color.draw_jitter(keys[augment.Purpose.JITTER], (0.4, 0.4, 0.2), 0.1)
+    amounts, order = color.draw_jitter(keys[augment.Draw.JITTER], (0.4, 0.4, 0.2), 0.1)
     for op in map(int, order):
         wanted = torchvision_jitter(wanted, op, float(amounts[op]))
-    sigma_key = keys[augment.Purpose.BLUR_SIGMA]
+    sigma_key = keys[augment.Draw.BLUR_SIGMA]
     sigma = augment.draw_sigma(sigma_key, VALUES["blur_sigma"], image_size=32)
     wanted = torchvision_blur(wanted, float(sigma))
     wanted = np.where(wanted >= 128 / 255, 1 - wanted, wanted)
@@ -184,7 +184,7 @@ def test_view_applies_its_draws_in_the_order_of_the_design():
 
 
 def test_every_operation_happens_as_often_as_its_probability_says():
-    settings = augment.Settings(
+    settings = augment.AugmentSettings(
         **{
             **VALUES,
             **{"area": (1.0, 1.0), "aspect": (1.0, 1.0), "contrast": 0, "saturation": 0, "hue": 0},
@@ -286,8 +286,8 @@ def test_strided_views_are_the_kept_pixels_of_whole_ones(batch):
 
 def test_settings_come_from_a_config_and_can_be_a_static_argument():
     config = ConfigDict({**VALUES, "blur_sigma": [0.1, 2.0], "canvas": 512})
-    settings = fill(augment.Settings, config)
+    settings = fill(augment.AugmentSettings, config)
     assert settings == SETTINGS and hash(settings) == hash(SETTINGS)
     del config.hue
     with pytest.raises(UserError, match="lack hue"):
-        fill(augment.Settings, config)
+        fill(augment.AugmentSettings, config)

@@ -106,11 +106,11 @@ def loaded(target, a, model, norm=True):
     """The library's network as torch restates it, with these weights, every name accounted for."""
     networks = module_on_torch("torch_detectors")
     if a is TINY:
-        size = swin_sizes.architecture(a.backbone)
+        size = swin_sizes.size_of(a.backbone)
         own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
         backbone = networks.Swin(a.width, *own)
     else:
-        backbone = networks.ResNet(a.width, *resnet.architecture(a.backbone))
+        backbone = networks.ResNet(a.width, *resnet.blocks_of(a.backbone))
     network = networks.Detector(
         target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm
     )

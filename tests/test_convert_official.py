@@ -170,7 +170,7 @@ def test_momentum_arrives_with_the_sign_of_optax(tmp_path, prefixes):
 
 def test_optimizer_adds_its_trace_where_torch_subtracts_its_buffer():
     """Why the imported momentum changes its sign: torch's w <- w - (0.9 buffer + lr g), g = 0."""
-    settings = fill(optimizer.Settings, base.get_config().optimizer)
+    settings = fill(optimizer.OptimizerSettings, base.get_config().optimizer)
     params = {"bias": jnp.zeros(3)}
     tx = optimizer.create(settings, params, lambda step: jnp.float32(1.0))
     trace = {"bias": jnp.asarray([1.0, -2.0, 3.0])}

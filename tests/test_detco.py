@@ -26,13 +26,13 @@ from mcl_jax.models.image_encoder import StageEncoder
 from mcl_jax.models.layers import Context
 from mcl_jax.models.resnet import STAGES
 from mcl_jax.objectives import contrast
-from mcl_jax.objectives.detco import DetCo, Inputs, Settings, stage_losses
+from mcl_jax.objectives.detco import DetCo, DetCoSettings, Inputs, stage_losses
 from mcl_jax.views import augment, jigsaw
 
 IMAGES, QUEUE, TAU, PATCH = 4, 10, 0.2, 16
-CONTRAST = contrast.Settings(QUEUE, TAU, "sync", 2)
+CONTRAST = contrast.QueueSettings(QUEUE, TAU, "sync", 2)
 SHUFFLE = dataclasses.replace(CONTRAST, norm="shuffle")
-SETTINGS = Settings((0.1, 0.4, 0.7, 1.0), 60, PATCH, (0.6, 1.0), True)
+SETTINGS = DetCoSettings((0.1, 0.4, 0.7, 1.0), 60, PATCH, (0.6, 1.0), True)
 PAIRS = {"global": ("global", "global"), "local": ("local", "local"), "cross": ("local", "global")}
 
 

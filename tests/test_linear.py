@@ -106,7 +106,7 @@ def test_an_evaluation_reports_every_learning_rate_and_the_best(evaluation, whol
     assert [line["step"] for line in lines] == [*range(1, last + 1), last]
     assert lines[-1]["top1/lr0.01"] == result["rows"][1]["top1"]
     assert lines[-2]["loss/lr0.01"] < lines[0]["loss/lr0.01"] == pytest.approx(np.log(6), rel=1e-6)
-    shown = loop.table(result).splitlines()
+    shown = loop.as_text(result).splitlines()
     assert shown[0].split() == ["lr", "top-1", "top-5"] and len(shown) == 3
     assert [line.endswith("best") for line in shown].count(True) == 1
 
@@ -218,7 +218,7 @@ def test_the_script_evaluates_a_checkpoint_of_an_older_config(evaluation, tmp_pa
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["epochs"] == 1 and [row["lr"] for row in result["rows"]] == [0.03, 0.3]
-    assert done.stdout.strip() == loop.table(result).strip()
+    assert done.stdout.strip() == loop.as_text(result).strip()
     assert "49 images, 1 cpu device(s)" in done.stderr
 
 

@@ -14,7 +14,7 @@ from mcl_jax.errors import UserError
 def test_two_queries_three_targets_by_hand():
     online = jnp.array([[1.0, 0.0], [0.6, 0.8]])
     target = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    loss, metrics = losses.info_nce(online, target, jnp.array([0, 1]), 0.5)
+    loss, metrics = losses.scaled_info_nce(online, target, jnp.array([0, 1]), 0.5)
     # cosines [[1, 0, -1], [.6, .8, -.6]], logits doubled, loss 2 * .5 * mean cross-entropy
     first = np.log(np.exp(2) + 1 + np.exp(-2)) - 2
     second = np.log(np.exp(1.2) + np.exp(1.6) + np.exp(-1.2)) - 1.6
@@ -61,7 +61,7 @@ def our_loss(online, targets, labels, mode, weights, tau):
         [jnp.asarray(x) for x in labels],
         matching=losses.matching_matrix(mode, len(online)),
         weights=weights,
-        pair_loss=partial(losses.info_nce, temperature=tau),
+        pair_loss=partial(losses.scaled_info_nce, temperature=tau),
     )
 
 

@@ -27,8 +27,8 @@ from mcl_jax.objectives import contrast
 from mcl_jax.objectives.moco import Inputs, MoCo, draw_order
 
 IMAGES, QUEUE, TAU = 8, 24, 0.2
-SYNC = contrast.Settings(QUEUE, TAU, "sync", 2)
-SHUFFLE = contrast.Settings(QUEUE, TAU, "shuffle", 2)
+SYNC = contrast.QueueSettings(QUEUE, TAU, "sync", 2)
+SHUFFLE = contrast.QueueSettings(QUEUE, TAU, "shuffle", 2)
 AXIS = sharding.DATA_AXIS
 
 
@@ -233,7 +233,7 @@ def test_settings_that_cannot_work(values, images, message):
 
 
 def test_what_only_the_devices_show(state, inputs):
-    one_group = moco(contrast.Settings(QUEUE, TAU, "shuffle", IMAGES))
+    one_group = moco(contrast.QueueSettings(QUEUE, TAU, "shuffle", IMAGES))
     with pytest.raises(UserError, match="norm_group 8 is the whole batch.*; 4 would"):
         one_group.loss(state.params, state, inputs, None)
 

@@ -14,7 +14,7 @@ from mcl_jax.models.heads import cut_tiles
 from mcl_jax.models.layers import upsample_nearest
 from mcl_jax.models.pooling import max_pool
 from mcl_jax.models.pyramid import assigned_spans, full_spans, make_neck
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_backbones_have_the_published_number_of_parameters(config, backbone, mil
 
 def test_an_unknown_backbone_lists_the_known_ones():
     with pytest.raises(UserError, match="'resnet20' is not one of resnet18, resnet34"):
-        architecture("resnet20")
+        blocks_of("resnet20")
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 8])

@@ -195,7 +195,7 @@ def test_the_profile_names_what_takes_longest():
     shares = [row["share"] for row in result["operations"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-9
     assert math.isclose(first["ms_per_step"] / result["busy_ms_per_step"], first["share"])
-    assert first["name"] in profile.table(result)
+    assert first["name"] in profile.as_text(result)
 
 
 def test_a_devices_trace_is_read_from_its_streams_or_else_its_operations(tmp_path):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcl_jax.bench.loader import SyntheticPhotos, benchmark, table
+from mcl_jax.bench.loader import SyntheticPhotos, as_text, benchmark
 from mcl_jax.data.decode import decode_to_canvas
 from mcl_jax.data.pipeline import batches, evaluation_batches
 from mcl_jax.data.record import Record
@@ -292,7 +292,7 @@ def test_benchmark_reports_every_stage():
         SyntheticPhotos(100), canvas_size=64, batch_size=2, seconds=0.02, pipelines=[(0, 1)]
     )
     assert len(rows) == 6 and all(row["images_per_s"] > 0 for row in rows)
-    assert len(table(rows).splitlines()) == 7
+    assert len(as_text(rows).splitlines()) == 7
 
 
 def test_real_photographs_reach_the_canvas(tmp_path):

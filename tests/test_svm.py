@@ -29,7 +29,7 @@ from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
 MACHINES = Machines((0.01, 1.0, 100.0), 3, 2.0, 2000, 1e-4)
-SETTINGS = svm_measure.Settings(
+SETTINGS = svm_measure.SVMSettings(
     "train", "test", 16, ("res4", "res5"), MACHINES.costs, 3, 2.0, 2000, 1e-4, (1, 4), 3, 2
 )
 
@@ -133,7 +133,7 @@ def test_classes_that_can_be_told_apart_reach_1(separable):
     assert {row["cost"] for row in stage["classes"]} == {0.01}  # of equal ones the lowest
     assert [row["shots"] for row in stage["low_shot"]] == [1, 4]
     assert all(len(row["samples"]) == 3 and row["map"] == 1 for row in stage["low_shot"])
-    lines = svm_measure.table(result, SETTINGS.costs).splitlines()
+    lines = svm_measure.as_text(result, SETTINGS.costs).splitlines()
     assert lines[0].split() == ["mAP", "res4", "res5"] and lines[1].endswith("100.00%")
     assert "res5: 3 classes chose the lowest or highest of svm.costs" in lines
 
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_result_whatever_the_threads(separable):
     noisy = [{"res5": Split(s["res5"].features + 0.4 * np.random.default_rng(i).normal(
         size=s["res5"].features.shape), s["res5"].labels)} for i, s in enumerate(separable)]  # fmt: skip
     names = ("a", "b", "c")
-    alone = svm_measure.Settings(**{**vars(SETTINGS), "threads": 1})
+    alone = svm_measure.SVMSettings(**{**vars(SETTINGS), "threads": 1})
     first = svm_measure.measure(alone, 3, names, *noisy)
     assert first == svm_measure.measure(SETTINGS, 3, names, *noisy)
     rows = first["stages"]["res5"]["low_shot"]
@@ -173,8 +173,8 @@ def test_classes_without_images_are_left_out_and_named(separable):
     two = Split(train["res5"].features, train["res5"].labels * np.array([1, 1, 0], np.int8))
     result = svm_measure.measure(SETTINGS, 0, names, {"res5": two}, test)
     assert result["left_out"] == ["c"] and len(result["stages"]["res5"]["classes"]) == 2
-    assert "not measured, too few images: c" in svm_measure.table(result, SETTINGS.costs)
-    many = svm_measure.Settings(**{**vars(SETTINGS), "shots": (1, 16), "samples": 1})
+    assert "not measured, too few images: c" in svm_measure.as_text(result, SETTINGS.costs)
+    many = svm_measure.SVMSettings(**{**vars(SETTINGS), "shots": (1, 16), "samples": 1})
     result = svm_measure.measure(many, 0, names, train, test)
     assert result["shots_left_out"] == [16]  # there are 15
     assert [row["shots"] for row in result["stages"]["res5"]["low_shot"]] == [1]
@@ -269,7 +269,7 @@ def test_the_script_measures_a_checkpoint_of_an_older_config(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "svm.json").read_text())
     assert result["data"]["dataset"]["test_json"] == str(test) and result["svm"]["shots"] == [2]
-    expected = svm_measure.table(result, result["svm"]["costs"])
+    expected = svm_measure.as_text(result, result["svm"]["costs"])
     assert done.stdout == f"{train} -> {test}, step 0\n{expected}\n"
     missing = script(f"--workdir={tmp_path / 'run'}", f"--train_json={train}")
     assert missing.returncode == 2 and "--train_images is missing" in missing.stderr

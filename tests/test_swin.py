@@ -199,7 +199,7 @@ def test_drop_path_drops_rows_and_keeps_the_expectation():
 def test_drop_path_needs_training_and_its_own_stream():
     rng = np.random.default_rng(6)
     x = rng.normal(size=(2, 3, 3, 8)).astype(np.float32)
-    block = swin.Block(swin.architecture("swin_tiny"), False, 0.9, NUMERICS)
+    block = swin.Block(swin.size_of("swin_tiny"), False, 0.9, NUMERICS)
     train, stream = Context((2,), True), lambda seed: {"drop_path": jax.random.key(seed)}
     shapes = jax.eval_shape(lambda key: block.init(key, x, EVALUATE), jax.random.key(0))
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
@@ -228,7 +228,7 @@ def test_drop_rates_rise_linearly_over_the_blocks(monkeypatch):
 
 def test_initialization_is_torchvisions():
     x, key = jnp.zeros((1, 3, 3, 64)), jax.random.key(0)
-    block = swin.Block(swin.architecture("swin_tiny"), False, 0.0, NUMERICS)
+    block = swin.Block(swin.size_of("swin_tiny"), False, 0.0, NUMERICS)
     init = lambda key: (  # noqa: E731
         block.init(key, x, EVALUATE)["params"],
         swin.PatchEmbedding(96, NUMERICS).init(key, jnp.zeros((1, 4, 4, 3)))["params"],
@@ -269,7 +269,7 @@ def test_encoder_trains_on_maps_smaller_than_a_window():
 
 def test_names_and_sizes_of_the_config():
     assert backbone.stage_channels(SWIN_T) == (96, 192, 384, 768)
-    size = swin.architecture("swin_t")
+    size = swin.size_of("swin_t")
     assert [swin.heads(size, c) for c in backbone.stage_channels(SWIN_T)] == [3, 6, 12, 24]
     with pytest.raises(UserError, match="'swin_b' is not one of resnet18.*swin_t"):
         backbone.check_backbone("swin_b")

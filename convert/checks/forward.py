@@ -16,7 +16,7 @@ from mcl_jax.convert.names.views import View
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models import windows
 from mcl_jax.models.backbone import Architecture, is_swin
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 # px. All maps of a Swin must be larger than its windows: on smaller ones, libraries differ in
 # whether a window that covers the map is shifted.
@@ -101,7 +101,7 @@ def resnet(weights: Weights, a: Architecture, x: np.ndarray) -> Maps:
     x = np.maximum(conv_norm(weights, "backbone/stem", x, 2), 0)
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))  # after the ReLU nothing is below 0
     x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5))
-    counts, bottleneck = architecture(a.backbone)
+    counts, bottleneck = blocks_of(a.backbone)
     strided = 2 if bottleneck else 1
     maps = {}
     for stage, count in enumerate(counts, start=2):
@@ -142,7 +142,7 @@ def layer_norm(weights: Weights, path: str, x: np.ndarray) -> np.ndarray:
 
 def swin(weights: Weights, a: Architecture, images: np.ndarray) -> Maps:
     """Swin with the patch merging of the file's library."""
-    size, patch = swin_sizes.architecture(a.backbone), swin_sizes.PATCH
+    size, patch = swin_sizes.size_of(a.backbone), swin_sizes.PATCH
     patches = np.lib.stride_tricks.sliding_window_view(images, (patch, patch), (2, 3))
     patches = patches[:, :, ::patch, ::patch]
     x = np.tensordot(patches, weights["backbone/patch_embed/kernel"], ((1, 4, 5), (1, 2, 3)))

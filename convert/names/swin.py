@@ -57,7 +57,7 @@ class Names(NamedTuple):
 
 def rows(a: Architecture) -> Iterator[Row]:
     """Every array of the online backbone, in the order of torchvision's state_dict."""
-    size = swin.architecture(a.backbone)
+    size = swin.size_of(a.backbone)
     patches = Names("features.0.0", "patch_embed.proj", "patch_embed.projection")
     yield from _layer("patch_embed", patches, (swin.PATCH, swin.PATCH, 3, a.width))
     norm = Names("features.0.2", "patch_embed.norm", "patch_embed.norm")

@@ -13,7 +13,7 @@ import numpy as np
 
 from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 Shape = tuple[int, ...]
 
@@ -170,7 +170,7 @@ def _backbone(a: Architecture) -> Iterator[tuple[Row, dict[str, int], Shape]]:
     if is_swin(a.backbone):
         return
     yield STEM, {}, (7, 7, 3, a.width)
-    counts, bottleneck = architecture(a.backbone)
+    counts, bottleneck = blocks_of(a.backbone)
     inputs = a.width
     for i, count in enumerate(counts):
         features = a.width * 2**i

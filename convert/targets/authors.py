@@ -145,7 +145,7 @@ def _optimizer_state(
     notes: list[str],
 ) -> Any:
     """The configured optimizer's state at `step`, with the file's momentum where it has one."""
-    settings = fill(optimizer.Settings, config["optimizer"])
+    settings = fill(optimizer.OptimizerSettings, config["optimizer"])
     # The state does not depend on the schedule's values, only on there being one.
     lr = optimizer.learning_rate(settings, config["data"]["batch_size"], steps_per_epoch=1)
     state = optimizer.create(settings, params, lr).init(params)

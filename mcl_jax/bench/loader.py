@@ -149,7 +149,7 @@ def _row(stage: str, count: int, wall: float, cpu: float | None) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
+def as_text(rows: list[dict]) -> str:
     """The rows as text, one line each."""
     lines = [f"{'stage':<42}{'images/s':>10}{'ms/image':>10}{'CPU ms/image':>14}"]
     for row in rows:

@@ -122,7 +122,7 @@ def _rows(
     ]
 
 
-def table(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """`longest`'s result as text."""
     lines = [f"busy {result['busy_ms_per_step']:.2f} ms a step"]
     for kind in ("kernels", "operations"):

@@ -139,7 +139,7 @@ def measure(
     return {BEFORE: before} | named | {AFTER: np.concatenate(levels)}
 
 
-def table(measured: Mapping[str, np.ndarray]) -> str:
+def as_text(measured: Mapping[str, np.ndarray]) -> str:
     """Statistics as lines of text, px."""
     titles = _columns("mean", "std", "octaves", "5 %", "50 %", "95 %")
     lines = [f"{'sizes in px':<12}{'instances':>10}" + titles]

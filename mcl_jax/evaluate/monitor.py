@@ -169,7 +169,7 @@ def read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
     return {part: encoder[part] for part in ("backbone", "fpn", "head") if encoder.get(part)}
 
 
-def table(values: Mapping[str, float]) -> str:
+def as_text(values: Mapping[str, float]) -> str:
     """The values of `knn.measure` as lines of text."""
     lines = ["queries       read at   own class   own image"]
     for name, value in values.items():

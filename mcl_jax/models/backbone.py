@@ -52,6 +52,6 @@ def stage_channels(architecture: Architecture) -> tuple[int, ...]:
     check_backbone(architecture.backbone)
     expansion = 1
     if not is_swin(architecture.backbone):
-        _, bottleneck = resnet.architecture(architecture.backbone)
+        _, bottleneck = resnet.blocks_of(architecture.backbone)
         expansion = 4 if bottleneck else 1
     return tuple(architecture.width * 2**i * expansion for i in range(4))

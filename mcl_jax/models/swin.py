@@ -35,7 +35,7 @@ weight_init = nn.initializers.normal(0.02)
 patch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def architecture(name: str) -> Size:
+def size_of(name: str) -> Size:
     """The sizes of a name; UserError lists the names there are."""
     if name not in ARCHITECTURES:
         raise UserError(f"model.backbone {name!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -229,7 +229,7 @@ class Swin(nn.Module):
           context: `train` and an rng stream 'drop_path' drop branches; there is no batch norm.
           normed: the stages after their output norms, or (False) as the next stage reads them.
         """
-        size = architecture(self.name_of_architecture)
+        size = size_of(self.name_of_architecture)
         if not 0.0 <= self.drop_path < 1.0:
             raise UserError(f"model.drop_path must be at least 0 and below 1, got {self.drop_path}")
         rates = np.linspace(0.0, self.drop_path, sum(size.depths)).tolist()

@@ -114,7 +114,7 @@ class Common:
 
     architecture: Architecture
     numerics: Numerics
-    views: augment.Settings
+    views: augment.AugmentSettings
     image_size: int
     images_per_device: int
     group_size: int
@@ -166,7 +166,7 @@ class Common:
         self,
         keys: Array,
         batch: dict[str, Array],
-        settings: augment.Settings,
+        settings: augment.AugmentSettings,
         image_size: int,
         strides: tuple[int, ...] = (1,),
     ) -> tuple[Array, ...]:

@@ -38,7 +38,7 @@ Encode = Callable[[Any, Context], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class QueueSettings:
     """The keys of `config.moco`, which DetCo shares.
 
     Attributes:
@@ -119,7 +119,7 @@ def unit(features: Any) -> Any:
 
 
 def encode_queries(
-    encode: Encode, batch: Any, settings: Settings, axis_name: AxisName | None
+    encode: Encode, batch: Any, settings: QueueSettings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """(unit features of this device's images, running statistics equal on all devices)."""
     context = settings.context(jax.tree.leaves(batch)[0].shape[0])
@@ -128,7 +128,7 @@ def encode_queries(
 
 
 def encode_keys(
-    encode: Encode, batch: Any, order: Array, settings: Settings, axis_name: AxisName | None
+    encode: Encode, batch: Any, order: Array, settings: QueueSettings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """As `encode_queries`, for the key network: shuffled where asked for, and without gradients.
 
@@ -154,7 +154,7 @@ def encode_keys(
     return jax.lax.stop_gradient((features, stats))
 
 
-def synchronize(stats: Any, settings: Settings, axis_name: AxisName | None) -> Any:
+def synchronize(stats: Any, settings: QueueSettings, axis_name: AxisName | None) -> Any:
     """Running statistics averaged over devices where each one made its own ('shuffle')."""
     if axis_name is None or not settings.shuffles:
         return stats
@@ -165,7 +165,7 @@ def device_count(axis_name: AxisName | None) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def check_shuffle(images: int, settings: Settings, axis_name: AxisName | None) -> None:
+def check_shuffle(images: int, settings: QueueSettings, axis_name: AxisName | None) -> None:
     """UserError with the numbers where `shuffle` cannot work on this many devices."""
     devices = device_count(axis_name)
     if images % devices:

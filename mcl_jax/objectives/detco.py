@@ -30,7 +30,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class DetCoSettings:
     """The keys of `config.detco`; queue, temperature and norm are `config.moco`'s.
 
     Attributes:
@@ -88,7 +88,7 @@ def stage_losses(
 class DetCo(MoCo):
     """The method as pure functions over (params, state, inputs); queues and keys are MoCo's."""
 
-    detco: Settings
+    detco: DetCoSettings
 
     @property
     def encoder(self) -> StageEncoder:

@@ -250,7 +250,7 @@ class MCL(Common):
             labels,
             matching=self.matching,
             weights=self.loss_settings.level_weights,
-            pair_loss=partial(losses.info_nce, temperature=self.loss_settings.temperature),
+            pair_loss=partial(losses.scaled_info_nce, temperature=self.loss_settings.temperature),
         )
 
     def targets(

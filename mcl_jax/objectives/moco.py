@@ -60,7 +60,7 @@ def encoder_variables(variables: Any, memory: Any) -> Variables:
 class MoCo(Common):
     """The method as pure functions over (params, state, inputs)."""
 
-    settings: contrast.Settings
+    settings: contrast.QueueSettings
 
     def __post_init__(self):
         super().__post_init__()

@@ -36,7 +36,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class LinearSettings:
     """The keys of `config.linear`; units and sources stand in configs/base.py.
 
     The paper gives only the learning rate's start (10, for batches of 256) and no schedule; 'cosine'
@@ -67,7 +67,7 @@ class Evaluation:
     """
 
     config: Mapping[str, Any]
-    settings: Settings
+    settings: LinearSettings
     mesh: Mesh
     train: Source
     test: Source
@@ -96,7 +96,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
     Raises:
       UserError: for a wrong value, data set or split, and for data without labels.
     """
-    settings = fill(Settings, config["linear"])
+    settings = fill(LinearSettings, config["linear"])
     sharding.images_per_device(settings.batch_size, mesh, "linear.batch_size")
     data = config["data"]
     train, test = (
@@ -162,7 +162,7 @@ def _classes(dataset: str, train: Source, test: Source) -> int:
 
 
 def training_view(
-    key: Array, canvas: Array, extent: Array, settings: Settings, image_size: int, mean, std
+    key: Array, canvas: Array, extent: Array, settings: LinearSettings, image_size: int, mean, std
 ) -> Array:
     """Random resized crop and flip of one uint8 [C, C, 3] canvas: float32 [H, H, 3] normalized."""
     box_key, flip_key = jax.random.split(key)

@@ -195,7 +195,7 @@ def _result(evaluation: Evaluation, counts: Mapping[str, np.ndarray]) -> dict[st
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def as_text(result: Mapping[str, Any]) -> str:
     """The rows of a result for reading, in percent; the best is marked."""
     names = [name for name in ("top1", "top5") if name in result["best"]]
     lines = ["lr".rjust(10) + "".join(f"{name[:3]}-{name[3:]}".rjust(10) for name in names)]

@@ -19,7 +19,7 @@ from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import frozen_features, svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Split
-from mcl_jax.evaluate.linear.svm_measure import Settings, measure
+from mcl_jax.evaluate.linear.svm_measure import SVMSettings, measure
 from mcl_jax.settings.records import fill
 
 
@@ -36,7 +36,7 @@ def open_splits(
       UserError: for a wrong value, what cannot be opened, and data without labels; scikit-learn is
         missing.
     """
-    own = fill(Settings, config["svm"])
+    own = fill(SVMSettings, config["svm"])
     svm_fit.check_installed()
     if files is not None:
         pairs = ((files[f"{name}_json"], files[f"{name}_images"]) for name in ("train", "test"))
@@ -69,7 +69,7 @@ def run(
     Raises:
       UserError: as `measure`; the splits have other classes, or too many images cannot be read.
     """
-    settings = fill(Settings, config["svm"])
+    settings = fill(SVMSettings, config["svm"])
     if train.class_names != test.class_names:
         raise UserError(
             f"the splits have other classes: {train.name} has {len(train.class_names)}, "
@@ -83,7 +83,7 @@ def run(
 
 def _splits(
     config: Mapping[str, Any],
-    settings: Settings,
+    settings: SVMSettings,
     backbone: Mapping[str, Any],
     images: tuple[LabeledImages, LabeledImages],
     mesh: Mesh,

@@ -20,7 +20,7 @@ from mcl_jax.settings.records import fill
 
 
 @dataclass(frozen=True)
-class Settings:
+class SVMSettings:
     """The keys of `config.svm`; units and sources stand in configs/base.py."""
 
     train_split: str
@@ -38,7 +38,7 @@ class Settings:
 
 
 def measure(
-    settings: Settings,
+    settings: SVMSettings,
     seed: int,
     class_names: tuple[str, ...],
     train: Mapping[str, Split],
@@ -87,7 +87,7 @@ class _Job:
     """What all stages share; `measured` are numbers of classes."""
 
     seed: int
-    settings: Settings
+    settings: SVMSettings
     measured: list[int]
     shots: list[int]
     class_names: tuple[str, ...]
@@ -164,7 +164,7 @@ def _low_shot(job: _Job, stage: str, train: Split, test: Split) -> list[dict[str
     return rows
 
 
-def table(result: Mapping[str, Any], costs: tuple[float, ...]) -> str:
+def as_text(result: Mapping[str, Any], costs: tuple[float, ...]) -> str:
     """A result for reading, in percent: mAP per stage, AP per class, low-shot rows, and notes."""
     stages = result["stages"]
     head = "".join(stage.rjust(10) for stage in stages)
