@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mcl_jax import sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import EmptySplit, UserError
@@ -107,7 +107,8 @@ class KnnEvaluation:
         data, own = self._config["data"], self._config["knn"]
         source, split = self._sources[which], self._splits[which]
         count = min(len(source), own["max_images"])
-        batches = pipeline.evaluation_batches(source, **reading.arguments(data, own["batch_size"]))
+        loader = loader_settings.of_this_process(data, own["batch_size"])
+        batches = pipeline.evaluation_batches(source, loader)
         total = -(-count // own["batch_size"])
         needed = islice(batches, total)
         with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:

@@ -5,11 +5,13 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mcl_jax.data import pipeline
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.faults import images as torture_images
@@ -17,6 +19,17 @@ from mcl_jax.faults.torture import Job, require
 
 # Relative, of losses after AdamW's first steps, which magnify the other order of float32 sums.
 LOSS_TOLERANCE = 1e-3
+# Broken images are counted here, none of them stops the loader.
+LOADER = LoaderSettings(
+    canvas_size=32,
+    batch_size=8,
+    process_index=0,
+    process_count=1,
+    workers=0,
+    threads=1,
+    max_unreadable_share=1.0,
+    unreadable_grace=0,
+)
 
 
 def images(folder: Path, count: int, seed: int) -> list[str]:
@@ -37,17 +50,7 @@ def _validity(source: Source) -> np.ndarray:
     """Per record whether the loader could use it, without a line for each that it could not."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
-    batches = pipeline.evaluation_batches(
-        source,
-        canvas_size=32,
-        batch_size=16,
-        process_index=0,
-        process_count=1,
-        workers=0,
-        threads=1,
-        max_unreadable_share=1.0,
-    )
-    with batches:
+    with pipeline.evaluation_batches(source, LOADER) as batches:
         valid = np.concatenate([batch["valid"] for batch in batches])[: len(source)]
     logging.getLogger().setLevel(level)
     return valid
@@ -58,19 +61,8 @@ def worker_killed(seed: int) -> list[str]:
     source = open_source("scenes", "train[:64]", None)
 
     def stream(workers: int) -> pipeline.BatchIterator:
-        return pipeline.batches(
-            source,
-            canvas_size=32,
-            batch_size=8,
-            seed=seed,
-            start_step=3,
-            process_index=0,
-            process_count=1,
-            workers=workers,
-            threads=1,
-            shuffle=True,
-            max_unreadable_share=0.0,
-        )
+        loader = replace(LOADER, workers=workers, max_unreadable_share=0.0)
+        return pipeline.batches(source, loader, seed=seed, start_step=3, shuffle=True)
 
     others = _children()
     with stream(0) as plain, stream(2) as batches:

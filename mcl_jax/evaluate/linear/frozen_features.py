@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mcl_jax import losses, sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
@@ -103,7 +103,8 @@ def collect(
     """
     total = -(-len(source) // batch_size)
     found, rows = [], []
-    batches = pipeline.evaluation_batches(source, **reading.arguments(config["data"], batch_size))
+    loader = loader_settings.of_this_process(config["data"], batch_size)
+    batches = pipeline.evaluation_batches(source, loader)
     bar = tqdm(batches, name, total, unit="batch", disable=jax.process_index() != 0)
     with batches:
         for batch in bar:

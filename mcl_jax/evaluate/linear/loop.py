@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mcl_jax import program, sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import classifier
 from mcl_jax.evaluate.linear.classifier import Classifiers
@@ -109,7 +110,7 @@ def _train(
     with (
         pipeline.batches(
             evaluation.train,
-            **_reading(evaluation),
+            _loader(evaluation),
             seed=config["seed"],
             start_step=start,
             shuffle=True,
@@ -154,7 +155,7 @@ def _record(
 def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
     """Counts over the test split: 'seen' [], 'top1' and 'top5' [L]."""
     counts: dict[str, np.ndarray] = {}
-    with pipeline.evaluation_batches(evaluation.test, **_reading(evaluation)) as batches:
+    with pipeline.evaluation_batches(evaluation.test, _loader(evaluation)) as batches:
         for batch in batches:
             placed = _placed(evaluation, batch)
             new = evaluation.test_step(evaluation.backbone, state.params, placed)
@@ -162,9 +163,10 @@ def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
     return counts
 
 
-def _reading(evaluation: Evaluation) -> dict[str, Any]:
+def _loader(evaluation: Evaluation) -> LoaderSettings:
     """What both passes over images share."""
-    return reading.arguments(evaluation.config["data"], evaluation.settings.batch_size)
+    batch_size = evaluation.settings.batch_size
+    return loader_settings.of_this_process(evaluation.config["data"], batch_size)
 
 
 def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
