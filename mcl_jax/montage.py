@@ -117,15 +117,15 @@ def assemble(images: Array, order: Array, grid: int) -> Array:
 
 
 def draw_orders(keys: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
-    """Per level and group `permutation(n_s * 4^s) mod images`, numbered on from group to group.
+    """Per level and key group `permutation(n_s * 4^s) mod images`; images are numbered on.
 
     Args:
-      keys: [G], one per group of images.
-      images: of a group.
-      counts: n_s of all groups together.
+      keys: [G], one per key group (see `mcl_jax.keys`).
+      images: of a key group.
+      counts: n_s of all key groups together.
 
     Returns:
-      Per level int32 [n_s * 4^s], group by group; level 0, if any, stays in image order.
+      Per level int32 [n_s * 4^s], one key group after the other; level 0, if any, stays in image order.
     """
     groups = len(keys)
     orders = [jnp.arange(groups * images if counts[0] else 0, dtype=jnp.int32)]

@@ -55,7 +55,7 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     data = config["data"]
     micro_batches = config["optimizer"]["micro_batches"]
     groups = mesh.size // (config["numerics"]["bn_devices"] or mesh.size)
-    if mesh.shape[sharding.GROUP_AXIS] != groups:
+    if mesh.shape[sharding.DEVICE_GROUP_AXIS] != groups:
         raise ValueError(f"numerics.bn_devices asks for {groups} groups, the mesh is {mesh.shape}")
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
     objective = make_objective(config, b, sharding.norm_axis(mesh))

@@ -65,7 +65,7 @@ def without(state, *parts):
 @pytest.mark.parametrize("a", [TINY, SWIN_T])
 def test_table_lists_exactly_what_the_module_creates(a):
     images = jnp.zeros((1, 32, 32, 3))
-    init = lambda key: make_backbone(a, NUMERICS).init(key, images, Context((1,), False))  # noqa: E731
+    init = lambda key: make_backbone(a, NUMERICS).init(key, images, Context((1,), train=False))  # noqa: E731
     params = jax.eval_shape(init, jax.random.key(0))["params"]
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:

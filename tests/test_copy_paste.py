@@ -85,16 +85,16 @@ def test_loss_is_that_of_the_networks_own_embeddings(assembly, mode, levels, cop
     def everything(params, state, inputs):
         loss, outcome = objective.loss(params, state, inputs, None)
         variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
-        arguments = (inputs.canvases, objective.spans, 2, False, True, inputs.cells)
-        u, _ = objective.encoder.apply(variables, *arguments, mutable=["batch_stats"])
+        flags = {"sides": 2, "full": False, "train": True, "mutable": ["batch_stats"]}
+        u, _ = objective.encoder.apply(
+            variables, inputs.canvases, objective.spans, cells=inputs.cells, **flags
+        )
         variables = {"params": params["predictor"], "batch_stats": stats["predictor"]}
-        u, _ = objective.predictors.apply(variables, u, True, mutable=["batch_stats"])
+        u, _ = objective.predictors.apply(variables, u, train=True, mutable=["batch_stats"])
         variables = {"params": state.target_params, "batch_stats": stats["encoder"]}
         whole = 0 if assembly == "copy_paste" else 1
         spans = objective.spans[: whole + 1]
-        v, _ = objective.encoder.apply(
-            variables, inputs.canvases, spans, 2, False, True, mutable=["batch_stats"]
-        )
+        v, _ = objective.encoder.apply(variables, inputs.canvases, spans, **flags)
         return loss, [losses.normalize(x) for x in u], losses.normalize(v[whole])
 
     loss, u, v = jax.device_get(everything(params, state, inputs))

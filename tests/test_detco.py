@@ -160,7 +160,7 @@ def test_three_terms_of_every_stage():
 def by_hand(encoder, images, patches, context):
     """Every patch position on its own through the pooling, then side by side."""
     stages = encoder.backbone(images, context)
-    nine = Context((IMAGES * 9,), True)
+    nine = Context((IMAGES * 9,), train=True)
     of_patches = encoder.backbone(patches.reshape(-1, PATCH, PATCH, 3), nine)
     out = {"global": {}, "local": {}}
     for stage in STAGES:
@@ -185,7 +185,7 @@ def test_whole_objective_against_its_networks(state, inputs):
 
     @jax.jit
     def features(state):
-        context, mutable = Context((IMAGES,), True), {"mutable": ["batch_stats"]}
+        context, mutable = Context((IMAGES,), train=True), {"mutable": ["batch_stats"]}
         apply = partial(objective.encoder.apply, method=by_hand, **mutable)
         online = {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
         target = {"params": state.target_params, "batch_stats": state.target_batch_stats}

@@ -60,7 +60,7 @@ def tiny_backbone(config):
     network = make_backbone(Architecture(**sizes), Numerics(jnp.float32, 0.9, 1e-5, None))
     image = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(
-        lambda key: network.init(key, image, Context((1,), False)), jax.random.key(0)
+        lambda key: network.init(key, image, Context((1,), train=False)), jax.random.key(0)
     )
     rng = np.random.default_rng(0)
 

@@ -73,7 +73,7 @@ def test_loss_is_cross_entropy_with_label_0_and_trains_queries_alone():
 def encoded(objective, params, stats, images, groups):
     variables = {"params": params, "batch_stats": stats}
     y, new = objective.encoder.apply(
-        variables, images, Context(groups, True), mutable=["batch_stats"]
+        variables, images, Context(groups, train=True), mutable=["batch_stats"]
     )
     return y, new["batch_stats"]
 
@@ -151,8 +151,8 @@ def dealt(settings, rows, order):
     """What `contrast.encode_keys` makes of rows [8 * b, C] on eight devices with a mean per group."""
 
     def encode(batch, context):
-        means = batch.reshape(len(context.groups), -1, batch.shape[-1]).mean(1)
-        return {"rows": batch, "means": means.repeat(context.groups[0], 0)}, {}
+        means = batch.reshape(len(context.norm_groups), -1, batch.shape[-1]).mean(1)
+        return {"rows": batch, "means": means.repeat(context.norm_groups[0], 0)}, {}
 
     def body(rows, order):
         return contrast.encode_keys(encode, rows, order, settings, AXIS)[0]

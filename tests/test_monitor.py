@@ -165,7 +165,9 @@ def workdir(tmp_path_factory):
     encoder = Encoder(fill(Architecture, config.model), NUMERICS)
     spans = assigned_spans((1,) * 4)
     variables = jax.eval_shape(
-        lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),
+        lambda key: encoder.init(
+            key, jnp.zeros((4, 32, 32, 3)), spans, sides=1, full=True, train=True
+        ),
         jax.random.key(0),
     )
     rng = np.random.default_rng(0)  # cheaper than compiling the initializers

@@ -36,7 +36,7 @@ def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
         gradient = jax.grad(apply, argnums=(0, 1), has_aux=True)
         (d_params, dx), (out, changed) = gradient(own, x, weights, sharding.norm_axis(mesh))
         total = jax.lax.psum(d_params, sharding.DATA_AXIS)
-        return out, dx, total, sharding.merge_groups(changed)
+        return out, dx, total, sharding.merge_device_groups(changed)
 
     split, whole = sharding.BATCH_SPEC, PartitionSpec()
     mapped = jax.shard_map(

@@ -116,7 +116,7 @@ def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_m
     def compiled(remat):
         numerics = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS, remat)
         stage = resnet.Stage(4, 4, 1, True, numerics)
-        context = Context((4,), True)
+        context = Context((4,), train=True)
         variables = stage.init(jax.random.key(0), x[:4], context)
 
         def body(params, x):

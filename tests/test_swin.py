@@ -15,7 +15,7 @@ from mcl_jax.models import backbone, swin, windows
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Context, Numerics
 
-EVALUATE = Context((2,), False)
+EVALUATE = Context((2,), train=False)
 
 
 def numerics(dtype):
@@ -200,7 +200,7 @@ def test_drop_path_needs_training_and_its_own_stream():
     rng = np.random.default_rng(6)
     x = rng.normal(size=(2, 3, 3, 8)).astype(np.float32)
     block = swin.Block(swin.size_of("swin_tiny"), False, 0.9, NUMERICS)
-    train, stream = Context((2,), True), lambda seed: {"drop_path": jax.random.key(seed)}
+    train, stream = Context((2,), train=True), lambda seed: {"drop_path": jax.random.key(seed)}
     shapes = jax.eval_shape(lambda key: block.init(key, x, EVALUATE), jax.random.key(0))
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     run = jax.jit(lambda v, context, rngs: block.apply(v, x, context, rngs=rngs), static_argnums=1)
@@ -220,7 +220,7 @@ def test_drop_rates_rise_linearly_over_the_blocks(monkeypatch):
     monkeypatch.setattr(swin, "drop_path", lambda x, rate, key: rates.append(rate) or x)
     rngs = {"drop_path": jax.random.key(0)}
     run = lambda params: tiny(drop_path=0.4).apply(  # noqa: E731
-        {"params": params}, jnp.zeros((2, 32, 32, 3)), Context((2,), True), rngs=rngs
+        {"params": params}, jnp.zeros((2, 32, 32, 3)), Context((2,), train=True), rngs=rngs
     )
     jax.eval_shape(run, tiny_shapes())
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])  # attention, MLP
@@ -260,7 +260,9 @@ def test_encoder_trains_on_maps_smaller_than_a_window():
     @jax.grad
     def gradient(params):
         state = {"params": params, "batch_stats": variables["batch_stats"]}
-        features, _ = encoder.apply(state, images, True, method="features", mutable=["batch_stats"])
+        features, _ = encoder.apply(
+            state, images, train=True, method="features", mutable=["batch_stats"]
+        )
         return sum((x**3).mean() for name, x in features.items() if name[0] == "P")
 
     for path, x in jax.tree_util.tree_flatten_with_path(gradient(variables["params"]))[0]:

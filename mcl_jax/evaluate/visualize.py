@@ -156,9 +156,13 @@ def between_levels(
     @jax.jit
     def compute(online, predictor, target, canvases):
         spans = assigned_spans((n,) * levels)
-        projections, _ = encoder.apply(online, canvases, spans, 1, False, True, **mutable)
-        u, _ = heads.apply(predictor, projections, True, **mutable)
-        (v,), _ = encoder.apply(target, canvases[:n], spans[:1], 1, False, True, **mutable)
+        projections, _ = encoder.apply(
+            online, canvases, spans, sides=1, full=False, train=True, **mutable
+        )
+        u, _ = heads.apply(predictor, projections, train=True, **mutable)
+        (v,), _ = encoder.apply(
+            target, canvases[:n], spans[:1], sides=1, full=False, train=True, **mutable
+        )
         v = losses.normalize(v.reshape(n, -1))
         return [losses.normalize(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
 
@@ -173,7 +177,7 @@ def feature_maps(encoder, variables: Any, views: Array, pyramid: bool) -> dict[s
             return encoder.apply(variables, views, method="features")
         stages = make_backbone(encoder.architecture, encoder.numerics)
         own = {name: tree["backbone"] for name, tree in variables.items()}
-        return stages.apply(own, views, Context((len(views),), False))
+        return stages.apply(own, views, Context((len(views),), train=False))
 
     maps = jax.jit(compute)(variables, views)
     prefix = "P" if pyramid else "res"

@@ -72,10 +72,10 @@ class MLP(nn.Module):
         """[M, C] -> [M, out]."""
         dtype = self.numerics.dtype
         x = Linear(self.hidden, dtype, self.kernel_init, name="linear1")(x)
-        x = self.numerics.norm("norm1", relu=True)(x, context.groups, context.train)
+        x = self.numerics.norm("norm1", relu=True)(x, context.norm_groups, context.train)
         x = Linear(self.out, dtype, self.kernel_init, name="linear2")(x)
         if self.last_norm:
-            x = self.numerics.norm("norm2", affine=False)(x, context.groups, context.train)
+            x = self.numerics.norm("norm2", affine=False)(x, context.norm_groups, context.train)
         return x
 
 
@@ -97,8 +97,8 @@ class Predictors(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, embeddings: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
-        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a normalization group."""
+    def __call__(self, embeddings: tuple[Array, ...], *, train: bool) -> tuple[Array, ...]:
+        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a norm group."""
         predicted = []
         for s, x in enumerate(embeddings):
             sides, rows, width = x.shape
@@ -106,6 +106,6 @@ class Predictors(nn.Module):
                 predicted.append(jnp.zeros((sides, 0, self.out), x.dtype))
                 continue
             mlp = MLP(self.hidden, self.out, False, predictor_init, self.numerics, name=f"level{s}")
-            y = mlp(x.reshape(-1, width), Context((rows,) * sides, train))
+            y = mlp(x.reshape(-1, width), Context((rows,) * sides, train=train))
             predicted.append(y.reshape(sides, rows, -1))
         return tuple(predicted)

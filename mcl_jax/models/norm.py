@@ -1,6 +1,8 @@
-"""Batch normalization over the global batch, several independent groups in one call.
+"""Batch normalization over the global batch, several norm groups in one call.
 
-Shapes: x [N, ..., C]; N is the sum of the group sizes; G groups; C channels.
+A *norm group* is what is normalized together, apart from the rest of the batch.
+
+Shapes: x [N, ..., C]; N is the sum of the norm groups' sizes; G norm groups; C channels.
 
 Why not flax's: the method needs torch's unbiased running variance (design section 3: exactness on
 small batches), statistics of each montage side (and, in the shared head, of each level) on their

@@ -11,13 +11,13 @@ loss by recognizing the fingerprint instead of the image. Two ways out:
 
   'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and keys are
     normalized in other company than queries: every device permutes its images, sends an equal
-    share of them to every device, normalizes what it got in groups, and sends the features back.
-    Several groups on one device do the same without any communication.
+    share of them to every device, normalizes what it got in norm groups, and sends the features
+    back. Several norm groups on one device do the same without any communication.
   'sync': statistics of the whole batch, for queries and keys alike. The fingerprint is shared,
     but the more images it averages over, the less it says. Simple, and what large batches take.
 
-Under 'shuffle' a device's running statistics are updated once per group, so they forget faster
-the more groups it has; at the end of a step they are averaged over devices.
+Under 'shuffle' a device's running statistics are updated once per norm group, so they forget
+faster the more of them it has; at the end of a step they are averaged over devices.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class QueueSettings:
       queue_size: K, keys per queue; at least the global batch, no multiple of it needed.
       temperature: tau.
       norm: 'sync' or 'shuffle', see above.
-      norm_group: images normalized together under 'shuffle' (MoCo: 32, one GPU's); divides b.
+      norm_group: size of a norm group in images under 'shuffle' (MoCo: 32, one GPU's); divides b.
     """
 
     queue_size: int
@@ -62,20 +62,20 @@ class QueueSettings:
         return replace(numerics, axis_name=None) if self.shuffles else numerics
 
     def context(self, images: int) -> Context:
-        """Training mode for b images: one group, or b / norm_group of them under 'shuffle'.
+        """Training mode for b images: one norm group, or b / norm_group of them under 'shuffle'.
 
         Raises:
           UserError: if b is no multiple of norm_group.
         """
         if not self.shuffles:
-            return Context((images,), True)
+            return Context((images,), train=True)
         groups, rest = divmod(images, self.norm_group)
         if rest or not groups:
             raise UserError(
                 f"moco.norm_group {self.norm_group} does not divide the {images} images of a "
                 f"device; {_nearest_divisor(images, self.norm_group)} would"
             )
-        return Context((self.norm_group,) * groups, True)
+        return Context((self.norm_group,) * groups, train=True)
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
@@ -184,7 +184,7 @@ def check_shuffle(images: int, settings: QueueSettings, axis_name: AxisName | No
 def shuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     """Permutes this device's rows [b, ...], then deals them out evenly to all devices.
 
-    Afterwards neighboring rows come from different devices, so that every normalization group
+    Afterwards neighboring rows come from different devices, so that every norm group
     holds images of as many devices as it has room for.
     """
     rows = rows[order]

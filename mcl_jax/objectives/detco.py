@@ -101,7 +101,7 @@ class DetCo(MoCo):
         images = jnp.zeros((1, side, side, 3))
         patches = jnp.zeros((1, jigsaw.PATCHES, patch, patch, 3))
         features, variables = self.encoder.init_with_output(
-            encoder_key, images, patches, Context((1,), True)
+            encoder_key, images, patches, Context((1,), train=True)
         )
         memory = {
             "queue": queues.create_like(queue_key, self.settings.queue_size, features),

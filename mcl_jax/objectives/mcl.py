@@ -94,7 +94,7 @@ class MCL(Common):
     @property
     def counts(self) -> tuple[int, ...]:
         """Canvases per level of one side on one device (montage and mosaic)."""
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -133,12 +133,12 @@ class MCL(Common):
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
         spans = assigned_spans((1,) * levels)
-        encoder = self.encoder.init(encoder_key, canvases, spans, 1, True, True)
+        encoder = self.encoder.init(encoder_key, canvases, spans, sides=1, full=True, train=True)
         embeddings = tuple(
             jnp.zeros((1, 2 * (start < stop), self.architecture.projector_out))
             for start, stop in self.spans
         )
-        predictor = self.predictors.init(predictor_key, embeddings, True)
+        predictor = self.predictors.init(predictor_key, embeddings, train=True)
         collections = {
             name: {"encoder": encoder[name], "predictor": predictor[name]}
             for name in ("params", "batch_stats")
@@ -218,16 +218,16 @@ class MCL(Common):
             variables,
             inputs.canvases,
             self.spans,
-            SIDES,
-            self.full,
-            True,
-            inputs.cells,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            cells=inputs.cells,
             mutable=["batch_stats"],
             rngs=rngs,
         )
         variables = {"params": params["predictor"], "batch_stats": state.batch_stats["predictor"]}
         predictions, predictor_stats = self.predictors.apply(
-            variables, embeddings, True, mutable=["batch_stats"]
+            variables, embeddings, train=True, mutable=["batch_stats"]
         )
         stats = {
             "encoder": encoder_stats["batch_stats"],
@@ -268,7 +268,13 @@ class MCL(Common):
         canvases = canvases.reshape(-1, *inputs.canvases.shape[1:])
         variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         embeddings, stats = self.encoder.apply(
-            variables, canvases, spans, SIDES, self.full, True, mutable=["batch_stats"]
+            variables,
+            canvases,
+            spans,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            mutable=["batch_stats"],
         )
         targets = []
         for v, labels in zip(embeddings[:levels], inputs.labels, strict=False):

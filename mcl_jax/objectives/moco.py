@@ -75,7 +75,7 @@ class MoCo(Common):
         """Parameters under 'encoder', and memory {'queue': [K, D], 'pointer': int32}."""
         encoder_key, queue_key = jax.random.split(key)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        variables = self.encoder.init(encoder_key, images, Context((1,), True))
+        variables = self.encoder.init(encoder_key, images, Context((1,), train=True))
         dimensions = self.architecture.projector_out
         memory = {
             "queue": queues.create(queue_key, self.settings.queue_size, dimensions),

@@ -80,7 +80,7 @@ class Supervised(Common):
         """Canvases per level; whole images are level 0 alone."""
         if not self.multi_level:
             return (self.images_per_device,)
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -107,13 +107,13 @@ class Supervised(Common):
         canvases = jnp.zeros((self.layout.levels, self.image_size, self.image_size, 3))
         if self.multi_level:
             spans = assigned_spans((1,) * self.layout.levels)
-            arguments = (canvases, spans, 1, True, True)
+            flags = {"sides": 1, "full": True, "train": True}
             features, encoder = self.encoder.init_with_output(
-                encoder_key, *arguments, method="regions"
+                encoder_key, canvases, spans, **flags, method="regions"
             )
         else:
             features, encoder = self.encoder.init_with_output(
-                encoder_key, canvases, True, method="stage5"
+                encoder_key, canvases, train=True, method="stage5"
             )
         width = jax.tree.leaves(features)[0].shape[-1]
         classifier = self.classifier.init(classifier_key, jnp.zeros((1, width)))
@@ -154,12 +154,19 @@ class Supervised(Common):
         options = {"mutable": ["batch_stats"], "rngs": rngs}
         if self.multi_level:
             levels, stats = self.encoder.apply(
-                variables, inputs.canvases, self.spans, 1, False, True, method="regions", **options
+                variables,
+                inputs.canvases,
+                self.spans,
+                sides=1,
+                full=False,
+                train=True,
+                method="regions",
+                **options,
             )
             features = [x[0] for x in levels]
         else:
             x, stats = self.encoder.apply(
-                variables, inputs.canvases, True, method="stage5", **options
+                variables, inputs.canvases, train=True, method="stage5", **options
             )
             features = [x]
         total, metrics = jnp.zeros(()), {}

@@ -19,18 +19,18 @@ class Collective(NamedTuple):
     Attributes:
       kind: one of KINDS.
       bytes: of its result on one device.
-      groups: int [groups, devices in each] numbers in mesh order; None: all devices at once.
+      replica_groups: int [groups, devices in each] numbers in mesh order; None: all devices at once.
     """
 
     kind: str
     bytes: int
-    groups: np.ndarray | None
+    replica_groups: np.ndarray | None
 
     def crosses(self, hosts: Sequence[int]) -> bool:
         """Whether any of its groups has devices of different hosts (given per device)."""
-        if self.groups is None:
+        if self.replica_groups is None:
             return len(set(hosts)) > 1
-        own = np.asarray(hosts)[self.groups]
+        own = np.asarray(hosts)[self.replica_groups]
         return bool((own != own[:, :1]).any())
 
 

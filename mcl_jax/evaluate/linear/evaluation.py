@@ -137,7 +137,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
 
 def pooled_res5(network: Any, backbone: Mapping[str, Any], images: Array) -> Array:
     """[b, H, W, 3] -> average-pooled res5 float32 [b, F], with running statistics."""
-    return pool(network.apply(backbone, images, Context((images.shape[0],), False))["res5"])
+    return pool(network.apply(backbone, images, Context((images.shape[0],), train=False))["res5"])
 
 
 def _mapped(body: Callable, mesh: Mesh) -> Callable:
