@@ -80,7 +80,7 @@ def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
 
     def create(seed: jax.Array) -> TrainState:
-        variables = program.objective.init(key_for(seed, 0, 0, Purpose.INIT))
+        variables = program.objective.init(key_for(seed, 0, key_group=0, purpose=Purpose.INIT))
         has_target = program.objective.has_target
         return TrainState(
             step=jnp.zeros((), jnp.int32),

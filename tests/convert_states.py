@@ -23,10 +23,50 @@ from mcl_jax.models.layers import Numerics
 
 DATA = Path(__file__).parent / "data"
 NUMERICS = Numerics(jnp.float32, bn_momentum=0.9, bn_epsilon=1e-5, axis_name=None)
-R50 = Architecture("resnet50", 64, 256, 4, 2048, 256, 2048, "fpn", 0.0)
-NARROW_R50 = Architecture("resnet50", 4, 8, 4, 16, 12, 24, "fpn", 0.0)
-NARROW_R34 = Architecture("resnet34", 4, 8, 3, 16, 12, 24, "fpn", 0.0)
-R18 = Architecture("resnet18", 8, 16, 2, 32, 12, 24, "fpn", 0.0)
+R50 = Architecture(
+    "resnet50",
+    64,
+    fpn_channels=256,
+    head_convs=4,
+    projector_hidden=2048,
+    projector_out=256,
+    predictor_hidden=2048,
+    neck="fpn",
+    drop_path=0.0,
+)
+NARROW_R50 = Architecture(
+    "resnet50",
+    4,
+    fpn_channels=8,
+    head_convs=4,
+    projector_hidden=16,
+    projector_out=12,
+    predictor_hidden=24,
+    neck="fpn",
+    drop_path=0.0,
+)
+NARROW_R34 = Architecture(
+    "resnet34",
+    4,
+    fpn_channels=8,
+    head_convs=3,
+    projector_hidden=16,
+    projector_out=12,
+    predictor_hidden=24,
+    neck="fpn",
+    drop_path=0.0,
+)
+R18 = Architecture(
+    "resnet18",
+    8,
+    fpn_channels=16,
+    head_convs=2,
+    projector_hidden=32,
+    projector_out=12,
+    predictor_hidden=24,
+    neck="fpn",
+    drop_path=0.0,
+)
 LEVELS = 4
 STEP = 1234
 
@@ -65,26 +105,28 @@ def need_torch_for(target):
 def export_to(target, state, meta, out, parts=None, **options):
     """`--to` target with `--parts`, of a checkpoint in memory; returns the written files."""
     need_torch_for(target)
-    return exports.export(TARGETS[target], state, meta, "runs/test", out, parts, **options)
+    return exports.export(
+        TARGETS[target], state, meta=meta, source="runs/test", out=out, parts=parts, **options
+    )
 
 
 def job_of(target, state, meta, parts=None, folded=False):
     taken = exports.chosen_parts(TARGETS[target], parts, meta["config"])
-    return exports.Job(state, meta, taken, folded, (), Path("weights"))
+    return exports.Job(state, meta, parts=taken, folded=folded, changes=(), weights=Path("weights"))
 
 
 def view_of(target, state, meta, parts=None):
     """What the target's file would hold."""
-    return TARGETS[target].view(job_of(target, state, meta, parts))
+    return TARGETS[target].view(job_of(target, state, meta=meta, parts=parts))
 
 
 def arrays_of(target, state, meta, parts=None):
     """The file's arrays, not written."""
-    return view_of(target, state, meta, parts).to_file(state, "the checkpoint")
+    return view_of(target, state, meta=meta, parts=parts).to_file(state, "the checkpoint")
 
 
 def export(a, state, out):
-    export_to("detectron2", state, meta_of(a), out)
+    export_to("detectron2", state, meta=meta_of(a), out=out)
     with (out / f"mcl_{a.backbone}.pkl").open("rb") as file:
         return pickle.load(file)
 

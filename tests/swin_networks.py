@@ -14,8 +14,28 @@ from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TORCHVISION
 from mcl_jax.models.backbone import Architecture
 
-TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)
-SWIN_T = Architecture("swin_t", 96, 256, 4, 2048, 256, 2048, "fpn", 0.0)
+TINY = Architecture(
+    "swin_tiny",
+    8,
+    fpn_channels=8,
+    head_convs=1,
+    projector_hidden=16,
+    projector_out=8,
+    predictor_hidden=16,
+    neck="fpn",
+    drop_path=0.0,
+)
+SWIN_T = Architecture(
+    "swin_t",
+    96,
+    fpn_channels=256,
+    head_convs=4,
+    projector_hidden=2048,
+    projector_out=256,
+    predictor_hidden=2048,
+    neck="fpn",
+    drop_path=0.0,
+)
 
 
 def keys_of(name, library="torchvision"):

@@ -94,7 +94,7 @@ def in_one_piece(run, params, state, batch, seed, micro):
         for side in range(2):
             v = jnp.concatenate([t[1 - side] for t in targets])
             loss, _ = losses.scaled_info_nce(
-                u[side], v, own[side], objective.loss_settings.temperature
+                u[side], v, labels=own[side], temperature=objective.loss_settings.temperature
             )
             total += objective.loss_settings.level_weights[s] * loss
     return total
@@ -118,14 +118,18 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
 
         def body(state, batch, seed):
             params = sharding.device_local(state.params, sharding.DATA_AXIS)
-            (loss, outcome), grads = accumulation.value_and_grad(params, state, batch, seed, run)
+            (loss, outcome), grads = accumulation.value_and_grad(
+                params, state, batch=batch, seed=seed, run=run
+            )
             expected = jax.value_and_grad(
-                lambda p: in_one_piece(run, p, state, batch, seed, negatives == "micro_batch")
+                lambda p: in_one_piece(
+                    run, p, state=state, batch=batch, seed=seed, micro=negatives == "micro_batch"
+                )
             )(params)
             return (loss, grads), expected, outcome.metrics, outcome.batch_stats
 
         batch = batch_of(np.random.default_rng(0), B)
-        mine, expected, metrics, stats = on_devices(run, body, state, batch)
+        mine, expected, metrics, stats = on_devices(run, body, state=state, batch=batch)
     assert float(mine[0]) == pytest.approx(float(expected[0]), rel=1e-13)
     assert float(metrics["loss/level0"] + metrics["loss/level1"]) == pytest.approx(float(mine[0]))
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected[1]))

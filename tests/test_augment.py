@@ -62,7 +62,9 @@ def batch():
 
 def whole_views(key, canvas, extent):
     """[V, S, b, 16, 16, 3]"""
-    levels = augment.views(key, canvas, extent, SETTINGS, image_size=16, strides=(1, 1, 1, 1))
+    levels = augment.views(
+        key, canvas, extent=extent, settings=SETTINGS, image_size=16, strides=(1, 1, 1, 1)
+    )
     return jnp.stack(levels, axis=1)
 
 
@@ -236,7 +238,7 @@ def test_views_are_independent_of_the_batch_and_can_be_replayed_alone(batch):
 
     alone = jax.jit(functools.partial(augment.view, settings=SETTINGS, image_size=16))
     for side, level, image in [(0, 3, 2), (1, 0, 1)]:
-        own_key = augment.view_key(key, image, side, level)
+        own_key = augment.view_key(key, image, side=side, level=level)
         got = alone(own_key, canvas[image], extent[image], side=side)
         np.testing.assert_allclose(got, views[side, level, image], atol=2e-5)  # order of sums
 

@@ -44,7 +44,7 @@ def train(features, labels, lrs, *, classes, steps, batch):
     def body(state, step):
         i = step % len(x)
         return classifier.update(
-            state, x[i], y[i], lr(step), momentum=0.9, weight_decay=0.0, axis_name=None
+            state, x[i], labels=y[i], lr=lr(step), momentum=0.9, weight_decay=0.0, axis_name=None
         )
 
     state = classifier.new(len(lrs), features.shape[1], classes)
@@ -111,8 +111,8 @@ def test_top_k_by_hand():
     scores = np.array([[5, 4, 3, 2, 1, 0]] * 4, np.float32)
     labels = np.array([0, 4, 5, -1], np.int32)  # best, fifth, last, not counted
     # the second classifier finds all classes equal (ranked by number), the third has diverged
-    np.testing.assert_array_equal(classifier.hits(params, scores, labels, 1), [1, 1, 0])
-    np.testing.assert_array_equal(classifier.hits(params, scores, labels, 5), [2, 2, 0])
+    np.testing.assert_array_equal(classifier.hits(params, scores, labels=labels, k=1), [1, 1, 0])
+    np.testing.assert_array_equal(classifier.hits(params, scores, labels=labels, k=5), [2, 2, 0])
 
 
 def test_a_grid_equals_separate_runs():

@@ -71,7 +71,17 @@ def test_whole_files_are_torchvisions_mask_rcnn_v2_but_for_its_new_layers():
 
 def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_path):
     """torchvision has no constructor for it; the loader puts its parts together."""
-    a = Architecture("resnet18", 64, 256, 4, 16, 12, 24, "fpn", 0.0)
+    a = Architecture(
+        "resnet18",
+        64,
+        fpn_channels=256,
+        head_convs=4,
+        projector_hidden=16,
+        projector_out=12,
+        predictor_hidden=24,
+        neck="fpn",
+        drop_path=0.0,
+    )
     job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
     model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
     expected = keys_of("maskrcnn_resnet18")
@@ -140,7 +150,7 @@ def test_written_files_compute_the_same_in_torch(tmp_path, target, a):
     images, rois = (torch.tensor(x, dtype=torch.float32) for x in forward.inputs(a))
     with torch.no_grad():
         theirs = network(images, rois)
-    ours = selfcheck.reference(state, a, PARTS, forward.EPSILON)
+    ours = selfcheck.reference(state, a, parts=PARTS, epsilon=forward.EPSILON)
     assert (
         set(theirs)
         == set(ours)
@@ -166,7 +176,7 @@ def test_a_folded_fpn_computes_the_same_in_torch(tmp_path):
     images, rois = (torch.tensor(x, dtype=torch.float32) for x in forward.inputs(a))
     with torch.no_grad():
         theirs = network.eval()(images, rois)
-    ours = selfcheck.reference(state, a, PARTS[:2], forward.EPSILON)
+    ours = selfcheck.reference(state, a, parts=PARTS[:2], epsilon=forward.EPSILON)
     for name, x in ours.items():
         np.testing.assert_allclose(theirs[name], x, atol=1e-5 * np.abs(x).max())
     assert "cannot be undone" in (out / "report.txt").read_text()

@@ -30,9 +30,11 @@ from mcl_jax.objectives.detco import DetCo, DetCoSettings, Inputs, stage_losses
 from mcl_jax.views import augment, jigsaw
 
 IMAGES, QUEUE, TAU, PATCH = 4, 10, 0.2, 16
-CONTRAST = contrast.QueueSettings(QUEUE, TAU, "sync", 2)
+CONTRAST = contrast.QueueSettings(QUEUE, TAU, norm="sync", norm_group=2)
 SHUFFLE = dataclasses.replace(CONTRAST, norm="shuffle")
-SETTINGS = DetCoSettings((0.1, 0.4, 0.7, 1.0), 60, PATCH, (0.6, 1.0), True)
+SETTINGS = DetCoSettings(
+    (0.1, 0.4, 0.7, 1.0), 60, patch_size=PATCH, local_area=(0.6, 1.0), shuffle_patches=True
+)
 PAIRS = {"global": ("global", "global"), "local": ("local", "local"), "cross": ("local", "global")}
 
 
@@ -64,7 +66,9 @@ def inputs():
 
 def test_patches_lie_within_their_cells():
     crop, patch, images = 60, 16, 200
-    positions = np.asarray(jigsaw.draw_positions(jax.random.key(0), images, crop, patch))
+    positions = np.asarray(
+        jigsaw.draw_positions(jax.random.key(0), images, crop_size=crop, patch_size=patch)
+    )
     assert positions.shape == (images, 9, 2)
     offsets = positions - 20 * np.array([divmod(cell, 3) for cell in range(9)])
     # every offset of a 16 px patch in a 20 px cell occurs, and no other
@@ -74,7 +78,7 @@ def test_patches_lie_within_their_cells():
 
 def test_patches_are_cut_where_their_positions_say():
     crops = pictures(2, 60, 60, 3)
-    positions = jigsaw.draw_positions(jax.random.key(1), 2, 60, 16)
+    positions = jigsaw.draw_positions(jax.random.key(1), 2, crop_size=60, patch_size=16)
     orders = np.asarray(jigsaw.draw_orders(jax.random.key(2), 2))
     cut = jax.jit(lambda positions: jigsaw.cut(crops, positions, 16))
     patches, shuffled = (np.asarray(cut(p)) for p in (positions, jigsaw.reorder(positions, orders)))
@@ -138,7 +142,7 @@ def test_three_terms_of_every_stage():
 
     @jax.jit
     def computed(u, v, queue):
-        terms = stage_losses(u, v, queue, TAU)
+        terms = stage_losses(u, v, queue=queue, temperature=TAU)
         return terms, detco()._weigh(terms)
 
     single = (jax.tree.map(np.float32, tree) for tree in arrays)

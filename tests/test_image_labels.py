@@ -78,7 +78,11 @@ def write(directory, features, examples):
                 {"image": cv2.imencode(".png", picture(i)[..., ::-1])[1].tobytes()} | example,
             )
 
-    builder = Written(features, jobs=[SplitJob("train", read, 1000, None)], data_dir=str(directory))
+    builder = Written(
+        features,
+        jobs=[SplitJob("train", read, input_bytes=1000, expected=None)],
+        data_dir=str(directory),
+    )
     write_splits(builder, partial=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from mcl_jax import sharding
-from mcl_jax.evaluate import knn
+from mcl_jax.evaluate import embedding, knn
 
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(5, 16))
@@ -92,7 +92,7 @@ def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
 def test_the_evaluation_view_is_the_center_at_seven_eighths():
     canvas = np.zeros((96, 96, 3), np.uint8)
     canvas[:64, :80] = np.arange(80)[None, :, None]  # the column's number
-    view = knn.center_view(
+    view = embedding.center_view(
         jnp.asarray(canvas), jnp.array([64, 80]), 56, mean=(0, 0, 0), std=(1 / 255,) * 3
     )
     # 64 * 7/8 = 56 px wide, centered in 80 columns: 12 .. 67, at 1:1

@@ -57,7 +57,9 @@ def tiny_evaluation(folder, backbone="resnet10"):
 def tiny_backbone(config):
     """Random weights without compiling an initialization."""
     sizes = {field.name: config.model[field.name] for field in dataclasses.fields(Architecture)}
-    network = make_backbone(Architecture(**sizes), Numerics(jnp.float32, 0.9, 1e-5, None))
+    network = make_backbone(
+        Architecture(**sizes), Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=None)
+    )
     image = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(
         lambda key: network.init(key, image, Context((1,), train=False)), jax.random.key(0)

@@ -28,7 +28,7 @@ from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
-NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS)
+NUMERICS = Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=sharding.DATA_AXIS)
 COLORS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
 PER_CLASS = 7
 

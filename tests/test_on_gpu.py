@@ -45,7 +45,9 @@ def test_parts_run_in_order_within_the_budget_and_each_is_written_at_once(tmp_pa
         Part("long", 60.0, measure("long", 60.0)),
         Part("last", 5.0, measure("last", 1.0)),
     ]
-    records = run(parts, Budget(100.0, now=lambda: clock[0]), tmp_path, {"device": "a card"})
+    records = run(
+        parts, Budget(100.0, now=lambda: clock[0]), out=tmp_path, about={"device": "a card"}
+    )
     assert [(name, left) for name, left, *_ in seen] == [
         ("first", 100.0),
         ("broken", 60.0),

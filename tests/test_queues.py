@@ -32,7 +32,7 @@ def test_contents_after_several_wrap_arounds(devices):
 
     def step(queue, pointer, a, b):
         axis_name = None if devices == 1 else sharding.DATA_AXIS
-        return queues.enqueue(queue, pointer, {"a": a, "b": b}, axis_name)
+        return queues.enqueue(queue, pointer, keys={"a": a, "b": b}, axis_name=axis_name)
 
     if devices > 1:  # out_specs P() with shard_map's check: the content is proven equal everywhere
         specs = (P(), P(), P(sharding.DATA_AXIS), P(sharding.DATA_AXIS))
@@ -61,6 +61,6 @@ def test_keys_get_no_gradient():
     queue = queues.create(jax.random.key(0), SIZE, DIMENSIONS)
 
     def total(keys):
-        return queues.enqueue(queue, jnp.int32(18), keys, None)[0].sum()
+        return queues.enqueue(queue, jnp.int32(18), keys=keys, axis_name=None)[0].sum()
 
     assert not np.any(jax.grad(total)(jnp.ones((4, DIMENSIONS))))

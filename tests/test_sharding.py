@@ -114,8 +114,10 @@ def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_m
     x = np.random.default_rng(0).normal(size=(8, 16, 16, 16)).astype(np.float32)
 
     def compiled(remat):
-        numerics = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS, remat)
-        stage = resnet.Stage(4, 4, 1, True, numerics)
+        numerics = Numerics(
+            jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=sharding.DATA_AXIS, remat=remat
+        )
+        stage = resnet.Stage(4, 4, stride=1, bottleneck=True, numerics=numerics)
         context = Context((4,), train=True)
         variables = stage.init(jax.random.key(0), x[:4], context)
 
@@ -136,7 +138,9 @@ def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_m
             out_specs=((spec(), spec()), spec(), spec(sharding.DATA_AXIS)),
         )
         step = jax.jit(mapped).lower(variables["params"], x).compile()
-        local = resnet.Stage(4, 4, 1, True, replace(numerics, axis_name=None))
+        local = resnet.Stage(
+            4, 4, stride=1, bottleneck=True, numerics=replace(numerics, axis_name=None)
+        )
 
         def pull(params, x):
             own = {"params": params, "batch_stats": variables["batch_stats"]}

@@ -134,7 +134,7 @@ def test_every_level_is_shown_and_scales_are_compared_as_the_loss_does(runs):
     for cosines in seen.cosines.values():
         assert cosines.shape == (8, 8) and np.abs(cosines).max() <= 1 + 1e-5
     encoder = visualize.encoder_of(meta["config"])
-    alike = visualize.between_levels(encoder, state, seen.views, 2)
+    alike = visualize.between_levels(encoder, state, views=seen.views, levels=2)
     assert len(alike) == 2 and alike[0].shape == (8, 8)
 
 

@@ -95,7 +95,7 @@ def check(
     """
     theirs = forward.features(forward.Weights(model, view), a, parts)
     epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
-    ours = reference(state, a, parts, epsilon)
+    ours = reference(state, a, parts=parts, epsilon=epsilon)
     errors = {}
     for name, x in theirs.items():
         largest = max(np.abs(ours[name]).max(), np.finfo(np.float32).tiny)  # of a dead map: 0

@@ -120,8 +120,8 @@ def infer(shapes: Shapes) -> tuple[Architecture, int]:
 
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest index that `pattern` captures at the start of a name."""
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    matches = (re.match(pattern, name) for name in shapes)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def differences(ours: Architecture, levels: int, theirs: Architecture, their_levels: int) -> list:

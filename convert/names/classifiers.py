@@ -46,17 +46,17 @@ class Library:
 TORCHVISION = Library(
     "torchvision",
     "torchvision.models.{}()",
-    {},
-    "torchvision.models.SwinTransformer",
-    "head",
+    models={},
+    swin_class="torchvision.models.SwinTransformer",
+    swin_classifier="head",
     swin_index=True,
 )
 TIMM = Library(
     "timm",
     "timm.create_model('{}')",
-    {"swin_t": "swin_tiny_patch4_window7_224"},
-    "timm.models.SwinTransformer",
-    "head.fc",
+    models={"swin_t": "swin_tiny_patch4_window7_224"},
+    swin_class="timm.models.SwinTransformer",
+    swin_classifier="head.fc",
     swin_index=False,
 )
 
@@ -89,7 +89,7 @@ def swin_entry(row: swin.Row, name: str, library: Library) -> Entry:
         return Entry(row.source, row.shape, name)
     index = name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
     buffers = {index: swin.position_index(row).reshape(-1)} if library.swin_index else {}
-    return Entry(row.source, row.shape, name, "same", buffers)
+    return Entry(row.source, row.shape, name=name, layout="same", buffers=buffers)
 
 
 def with_counter(tensor: table.Tensor, name: str) -> Entry:

@@ -54,5 +54,11 @@ def _of_swin(row: swin.Row) -> Entry:
     name = f"backbone.{row.mmdet}"
     if name.endswith(swin.BIAS_TABLE):
         index = name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
-        return Entry(row.source, row.shape, name, "same", {index: swin.position_index(row)})
-    return Entry(row.source, row.shape, name, "unfold" if row.merges else "torch")
+        return Entry(
+            row.source,
+            row.shape,
+            name=name,
+            layout="same",
+            buffers={index: swin.position_index(row)},
+        )
+    return Entry(row.source, row.shape, name=name, layout="unfold" if row.merges else "torch")

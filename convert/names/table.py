@@ -144,23 +144,34 @@ def predictor(a: Architecture, levels: int) -> list[Tensor]:
     outer, hidden = a.projector_out, a.predictor_hidden
     tensors = []
     for s in range(levels):
-        tensors += _linear(PREDICTOR_1, {"s": s}, (outer, hidden), PREDICTOR)
-        tensors += _norm("level{s}/norm1", PREDICTOR_1, {"s": s}, hidden, PREDICTOR)
-        tensors += _linear(PREDICTOR_2, {"s": s}, (hidden, outer), PREDICTOR)
+        tensors += _linear(PREDICTOR_1, {"s": s}, shape=(outer, hidden), network=PREDICTOR)
+        tensors += _norm(
+            "level{s}/norm1", PREDICTOR_1, indices={"s": s}, channels=hidden, network=PREDICTOR
+        )
+        tensors += _linear(PREDICTOR_2, {"s": s}, shape=(hidden, outer), network=PREDICTOR)
     return tensors
 
 
 def _encoder(a: Architecture, network: Network) -> list[Tensor]:
     tensors = []
     for row, indices, shape in (*_backbone(a), *_neck_and_head(a)):
-        tensors.append(_layer(row, KERNEL, indices, shape, network))
-        tensors += _norm(f"{row.ours}/norm", row, indices, shape[-1], network)
+        tensors.append(_layer(row, KERNEL, indices=indices, shape=shape, network=network))
+        tensors += _norm(
+            f"{row.ours}/norm", row, indices=indices, channels=shape[-1], network=network
+        )
     hidden, outer = a.projector_hidden, a.projector_out
-    tensors += _linear(PROJECTOR_1, {}, (a.fpn_channels, hidden), network)
-    tensors += _norm("projector/norm1", PROJECTOR_1, {}, hidden, network)
-    tensors += _linear(PROJECTOR_2, {}, (hidden, outer), network)
+    tensors += _linear(PROJECTOR_1, {}, shape=(a.fpn_channels, hidden), network=network)
+    tensors += _norm("projector/norm1", PROJECTOR_1, indices={}, channels=hidden, network=network)
+    tensors += _linear(PROJECTOR_2, {}, shape=(hidden, outer), network=network)
     # The last norm has no affine parameters (docs/design.md).
-    norm = _norm("projector/norm2", PROJECTOR_2, {}, outer, network, leaves=STATISTICS)
+    norm = _norm(
+        "projector/norm2",
+        PROJECTOR_2,
+        indices={},
+        channels=outer,
+        network=network,
+        leaves=STATISTICS,
+    )
     return tensors + norm
 
 
@@ -204,15 +215,15 @@ def _layer(
 ) -> Tensor:
     """An array of a layer itself."""
     names = [column.partition("|")[0] for column in row[1:]]
-    return _tensor(row.ours, names, leaf, indices, shape, network)
+    return _tensor(row.ours, names, leaf=leaf, indices=indices, shape=shape, network=network)
 
 
 def _linear(
     row: Row, indices: Mapping[str, int], shape: Shape, network: Network
 ) -> tuple[Tensor, Tensor]:
     """Kernel and bias of a linear layer."""
-    kernel = _layer(row, KERNEL, indices, shape, network)
-    return kernel, _layer(row, BIAS, indices, shape[1:], network)
+    kernel = _layer(row, KERNEL, indices=indices, shape=shape, network=network)
+    return kernel, _layer(row, BIAS, indices=indices, shape=shape[1:], network=network)
 
 
 def _norm(
@@ -229,7 +240,10 @@ def _norm(
         layer, _, norm = column.partition("|")
         *parents, _ = layer.split(".")
         names.append(".".join([*parents, norm]) if column else "")
-    return [_tensor(ours, names, leaf, indices, (channels,), network) for leaf in leaves]
+    return [
+        _tensor(ours, names, leaf=leaf, indices=indices, shape=(channels,), network=network)
+        for leaf in leaves
+    ]
 
 
 def _tensor(

@@ -89,7 +89,7 @@ TARGET = Target(
     parts=architectures.PARTS,
     default="all",
     demand=lambda job: None,
-    view=lambda job: detectors.view(job.architecture, "mmdet", job.parts, job.folded),
+    view=lambda job: detectors.view(job.architecture, "mmdet", parts=job.parts, folded=job.folded),
     files=files,
     notes=notes,
     models=models,

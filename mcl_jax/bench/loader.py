@@ -84,9 +84,9 @@ def benchmark(
     }
     if all(d.startswith(b"\xff\xd8") for d in data):
         stages = {"decode, simplejpeg": simplejpeg.decode_jpeg} | stages
-    rows = [_time_images(name, stage, data, seconds) for name, stage in stages.items()]
+    rows = [_time_images(name, stage, data=data, seconds=seconds) for name, stage in stages.items()]
     for workers, threads in pipelines:
-        settings = _settings(canvas_size, batch_size, workers, threads)
+        settings = _settings(canvas_size, batch_size, workers=workers, threads=threads)
         rows.append(_time_pipeline(source, settings, seconds))
     return rows
 
@@ -112,7 +112,7 @@ def _time_images(
     while not count or time.perf_counter() - start < seconds:
         stage(data[count % len(data)])
         count += 1
-    return _row(name, count, time.perf_counter() - start, time.process_time() - cpu)
+    return _row(name, count, wall=time.perf_counter() - start, cpu=time.process_time() - cpu)
 
 
 def _settings(canvas_size: int, batch_size: int, workers: int, threads: int) -> LoaderSettings:
@@ -141,7 +141,7 @@ def _time_pipeline(source: Source, settings: LoaderSettings, seconds: float) -> 
             count += settings.batch_size
         wall, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     name = f"whole pipeline, {workers} workers, {threads} threads"
-    return _row(name, count, wall, None if workers else cpu_seconds)
+    return _row(name, count, wall=wall, cpu=None if workers else cpu_seconds)
 
 
 def _row(stage: str, count: int, wall: float, cpu: float | None) -> dict:
@@ -177,7 +177,11 @@ def eight_views(data: bytes, rng: np.random.Generator) -> list[np.ndarray]:
     """Four views of side q, four of side k (design section 3), each uint8 [224, 224, 3]."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     sides = [(1.0, 0.0), (0.1, 0.2)]
-    return [_view(image, rng, blur, solarize) for blur, solarize in sides for _ in range(4)]
+    return [
+        _view(image, rng, blur=blur, solarize=solarize)
+        for blur, solarize in sides
+        for _ in range(4)
+    ]
 
 
 def _view(image: Image.Image, rng: np.random.Generator, blur: float, solarize: float) -> np.ndarray:

@@ -66,14 +66,14 @@ class Task:
         if any(count % 2 for count in self.counts):
             raise ValueError(f"canvases per level {self.counts} cannot be halved")
         starts = np.cumsum((0, *self.counts))
-        kept = [np.arange(s, s + c // 2) for s, c in zip(starts, self.counts, strict=False)]
+        halves = [np.arange(s, s + c // 2) for s, c in zip(starts, self.counts, strict=False)]
         batch = self.options["batch_size"] // 2
         return Task(
             self.weights,
-            self.canvases[:, np.concatenate(kept)],
-            tuple(level[:, : level.shape[1] // 2] % batch for level in self.labels),
-            tuple(count // 2 for count in self.counts),
-            {**self.options, "batch_size": batch},
+            self.canvases[:, np.concatenate(halves)],
+            labels=tuple(level[:, : level.shape[1] // 2] % batch for level in self.labels),
+            counts=tuple(count // 2 for count in self.counts),
+            options={**self.options, "batch_size": batch},
         )
 
 
@@ -97,10 +97,10 @@ def step_function(task: Task, device: str) -> Callable[[], float]:
             loss = torch_mcl.loss(
                 weights,
                 sides,
-                labels,
-                task.counts,
-                options["level_weights"],
-                options["temperature"],
+                labels=labels,
+                counts=task.counts,
+                level_weights=options["level_weights"],
+                temperature=options["temperature"],
             )
         torch_mcl.lars_step(
             weights,

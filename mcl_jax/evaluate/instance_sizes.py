@@ -175,10 +175,10 @@ def read(source: Source, progress: bool) -> Boxes | int:
             continue
         shares.append(areas(boxes))
         extents.append(np.broadcast_to(extent, (len(shares[-1]), 2)))
-    found = np.concatenate(shares) if shares else np.zeros(0)
-    if not len(found):
+    areas_of_boxes = np.concatenate(shares) if shares else np.zeros(0)
+    if not len(areas_of_boxes):
         raise UserError(f"no boxes in the {len(source)} images of this split")
-    return Boxes(found, np.concatenate(extents), unreadable)
+    return Boxes(areas_of_boxes, np.concatenate(extents), unreadable)
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:

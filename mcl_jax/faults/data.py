@@ -1,4 +1,4 @@
-"""Faults of data, workers and flags (see torture.py)."""
+"""Faults of data, workers and flags (see runs.py)."""
 
 import contextlib
 import logging
@@ -14,8 +14,8 @@ from mcl_jax.data import pipeline
 from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
-from mcl_jax.faults import images as torture_images
-from mcl_jax.faults.torture import Job, require
+from mcl_jax.faults import images as faulty_images
+from mcl_jax.faults.runs import Job, require
 
 # Relative, of losses after AdamW's first steps, which magnify the other order of float32 sums.
 LOSS_TOLERANCE = 1e-3
@@ -34,15 +34,15 @@ LOADER = LoaderSettings(
 
 def images(folder: Path, count: int, seed: int) -> list[str]:
     """Odd files are read, broken ones counted and named, good ones untouched by either."""
-    each = -(-count // len(torture_images.KINDS))
-    usable = torture_images.fill(folder, good=each, of_each_kind=each, seed=seed)
+    each = -(-count // len(faulty_images.KINDS))
+    usable = faulty_images.fill(folder, good=each, of_each_kind=each, seed=seed)
     source = open_source(f"folder:{folder}", "train", None)
     require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
     valid = _validity(source)
     names = [Path(source[i].name).name for i in range(len(source))]
     wrong = [n for n, found in zip(names, valid, strict=True) if usable[n] != found]
     require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
-    kinds = torture_images.KINDS.items()
+    kinds = faulty_images.KINDS.items()
     return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
 
 
@@ -57,7 +57,7 @@ def _validity(source: Source) -> np.ndarray:
 
 
 def worker_killed(seed: int) -> list[str]:
-    """kill -9 of a decoding process: the stream of batches goes on as if nothing had been."""
+    """kill -9 of a decoding process: the stream of batches does not change."""
     source = open_source("scenes", "train[:64]", None)
 
     def stream(workers: int) -> pipeline.BatchIterator:

@@ -43,7 +43,7 @@ def make_backbone(
     a = architecture
     check_backbone(a.backbone)
     if is_swin(a.backbone):
-        return swin.Swin(a.backbone, a.width, a.drop_path, numerics, name=name)
+        return swin.Swin(a.backbone, a.width, drop_path=a.drop_path, numerics=numerics, name=name)
     return resnet.ResNet(a.backbone, a.width, numerics, name=name)
 
 

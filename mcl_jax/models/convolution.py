@@ -58,7 +58,7 @@ def formulation_on_cpu(shape: tuple[int, ...], kernel: tuple[int, ...], stride: 
 def convolve_directly(x: Array, kernel: Array, stride: int) -> Array:
     """XLA's convolution."""
     pad = (kernel.shape[0] - 1) // 2
-    return _convolve(x, kernel, (stride, stride), ((pad, pad), (pad, pad)))
+    return _convolve(x, kernel, strides=(stride, stride), padding=((pad, pad), (pad, pad)))
 
 
 def _convolve(x: Array, kernel: Array, strides, padding) -> Array:
@@ -101,7 +101,7 @@ def convolve_folded(x: Array, kernel: Array, stride: int) -> Array:
     ]
     kernel = jnp.stack(widened, axis=-2).reshape(k, 3, FOLD * channels, outputs * features)
     x = x.reshape(n, height, width // FOLD, FOLD * channels)
-    out = _convolve(x, kernel, (stride, 1), ((pad, pad), (1, 1)))
+    out = _convolve(x, kernel, strides=(stride, 1), padding=((pad, pad), (1, 1)))
     return out.reshape(n, height // stride, width // stride, features)
 
 

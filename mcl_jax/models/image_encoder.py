@@ -45,7 +45,14 @@ def normed_mlp(architecture: Architecture, numerics: Numerics, name: str | None 
     BYOL uses one MLP design for projector and predictor (Grill et al., 2020, section 3.2).
     """
     a = architecture
-    return MLP(a.projector_hidden, a.projector_out, False, kaiming_fan_in, numerics, name=name)
+    return MLP(
+        a.projector_hidden,
+        a.projector_out,
+        last_norm=False,
+        kernel_init=kaiming_fan_in,
+        numerics=numerics,
+        name=name,
+    )
 
 
 def pooled_res5(backbone: nn.Module, images: Array) -> Array:

@@ -100,7 +100,12 @@ class ResNet(nn.Module):
         features = {}
         for i, (stage, count) in enumerate(zip(STAGES, blocks, strict=True)):
             x = Stage(
-                self.width * 2**i, count, 1 if i == 0 else 2, bottleneck, self.numerics, name=stage
+                self.width * 2**i,
+                count,
+                stride=1 if i == 0 else 2,
+                bottleneck=bottleneck,
+                numerics=self.numerics,
+                name=stage,
             )(x, context)
             features[stage] = x
         return features

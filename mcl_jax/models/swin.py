@@ -65,8 +65,8 @@ def drop_path(x: Array, rate: float, key: Array) -> Array:
 
     What is kept is divided by 1 - rate, so the expectation is x (Huang et al., 2016). rate < 1.
     """
-    kept = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
+    survives = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(survives, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 class WindowAttention(nn.Module):
@@ -132,7 +132,11 @@ class Block(nn.Module):
     def __call__(self, x: Array, context: Context) -> Array:
         channels, numerics = x.shape[-1], self.numerics
         attention = WindowAttention(
-            heads(self.size, channels), self.size.window, self.shifted, numerics, name="attention"
+            heads(self.size, channels),
+            self.size.window,
+            shifted=self.shifted,
+            numerics=numerics,
+            name="attention",
         )
         x = x + self._kept(attention(layer_norm(numerics, "norm1")(x)), context)
         y = layer_norm(numerics, "norm2")(x)
@@ -237,8 +241,10 @@ class Swin(nn.Module):
         x = layer_norm(self.numerics, "patch_norm")(x)
         features, start = {}, 0
         for i, (stage, depth) in enumerate(zip(STAGES, size.depths, strict=True)):
-            own = tuple(rates[start : start + depth])
-            x = Stage(size, i > 0, own, self.numerics, name=stage)(x, context)
+            stage_rates = tuple(rates[start : start + depth])
+            x = Stage(size, i > 0, drop_rates=stage_rates, numerics=self.numerics, name=stage)(
+                x, context
+            )
             start += depth
             norm = layer_norm(self.numerics, f"norm{i + 2}")
             # Without the norms an initialization still has their parameters.

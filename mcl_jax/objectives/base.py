@@ -140,7 +140,9 @@ class Common:
     def group_keys(self, seed: Array, step: Array, shard: Array, purpose: Purpose) -> Array:
         """One key per key group of this shard; it does not depend on which device holds the group."""
         numbers = shard * self.key_groups + jnp.arange(self.key_groups)
-        return jax.vmap(lambda group: key_for(seed, step, group, purpose))(numbers)
+        return jax.vmap(lambda group: key_for(seed, step, key_group=group, purpose=purpose))(
+            numbers
+        )
 
     def augmented(
         self,
@@ -159,8 +161,10 @@ class Common:
           shard: int32, see `Objective.inputs`.
           strides: per level, see `augment.views`.
         """
-        keys = self.group_keys(seed, step, shard, Purpose.AUGMENT)
-        return self.make_views(keys, batch, self.views, self.image_size, strides)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.AUGMENT)
+        return self.make_views(
+            keys, batch, settings=self.views, image_size=self.image_size, strides=strides
+        )
 
     def make_views(
         self,

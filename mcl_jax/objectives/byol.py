@@ -90,7 +90,7 @@ class BYOL(Common):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Two augmented views per image; arguments as in objectives.base."""
-        (views,) = self.augmented(seed, step, batch, shard)
+        (views,) = self.augmented(seed, step, batch=batch, shard=shard)
         return Inputs(views.reshape(-1, *views.shape[2:]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
@@ -119,5 +119,5 @@ class BYOL(Common):
             "predictor": predictor_stats["batch_stats"],
         }
         metrics = {f"{name}/level0": value for name, value in metrics.items()}
-        outcome = Outcome(stats, target_stats["batch_stats"], state.memory, metrics)
+        outcome = Outcome(stats, target_stats["batch_stats"], memory=state.memory, metrics=metrics)
         return loss, outcome

@@ -1,20 +1,20 @@
-"""Queries against keys and a queue, and the normalization that hides who shares a batch.
+"""Queries against keys and a queue, and the normalization that keeps queries and keys apart.
 
 Shapes: b images of this device, B of all D devices; queries and keys [b, D] unit rows; queue
 [K, D] unit rows; order int32 [b], a permutation of this device's images.
 
 Why the choice of normalization matters (He et al., 2020, section 3.3): with batch statistics an
 output depends on all images it was normalized with. A query and its positive key come from the
-same batch, the queue's negatives from earlier ones. If both are normalized with the same
-companions, they carry the same fingerprint of these companions, and the network can lower the
-loss by recognizing the fingerprint instead of the image. Two ways out:
+same batch, the queue's negatives from earlier ones. If a query and its key are normalized with the
+same images, both show the same trace of these images. The network can then lower the loss by
+comparing traces instead of images. Two ways out:
 
-  'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and keys are
-    normalized in other company than queries: every device permutes its images, sends an equal
-    share of them to every device, normalizes what it got in norm groups, and sends the features
-    back. Several norm groups on one device do the same without any communication.
-  'sync': statistics of the whole batch, for queries and keys alike. The fingerprint is shared,
-    but the more images it averages over, the less it says. Simple, and what large batches take.
+  'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and a key is
+    normalized with other images than its query. Every device permutes its images, sends an equal
+    share of them to every device, normalizes what it received in norm groups, and sends the
+    features back. Several norm groups on one device do the same without any communication.
+  'sync': statistics of the whole batch, for queries and keys alike. The trace is shared, but the
+    more images it averages over, the less it says. Simple, and right for large batches.
 
 Under 'shuffle' a device's running statistics are updated once per norm group, so they forget
 faster the more of them it has; at the end of a step they are averaged over devices.
@@ -78,9 +78,9 @@ class QueueSettings:
         return Context((self.norm_group,) * groups, train=True)
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def _nearest_divisor(number: int, target: int) -> int:
     divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted))
+    return min(divisors, key=lambda d: abs(d - target))
 
 
 def info_nce(
@@ -148,7 +148,7 @@ def encode_keys(
     if settings.shuffles:
         check_shuffle(jax.tree.leaves(batch)[0].shape[0], settings, axis_name)
         batch = jax.tree.map(lambda x: shuffle(x, order, axis_name), batch)
-    features, stats = encode_queries(encode, batch, settings, axis_name)
+    features, stats = encode_queries(encode, batch, settings=settings, axis_name=axis_name)
     if settings.shuffles:
         features = jax.tree.map(lambda x: unshuffle(x, order, axis_name), features)
     return jax.lax.stop_gradient((features, stats))
@@ -177,7 +177,7 @@ def check_shuffle(images: int, settings: QueueSettings, axis_name: AxisName | No
     if images * devices == settings.norm_group:
         raise UserError(
             f"moco.norm_group {settings.norm_group} is the whole batch: shuffling within one group "
-            f"hides nothing; {_nearest_divisor(images, images // 2)} would do"
+            f"changes no statistics; {_nearest_divisor(images, images // 2)} would do"
         )
 
 
@@ -191,8 +191,8 @@ def shuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     devices = device_count(axis_name)
     if devices == 1:
         return rows
-    dealt = jax.lax.all_to_all(rows, axis_name, split_axis=0, concat_axis=0, tiled=True)
-    by_source = dealt.reshape(devices, -1, *rows.shape[1:])
+    received = jax.lax.all_to_all(rows, axis_name, split_axis=0, concat_axis=0, tiled=True)
+    by_source = received.reshape(devices, -1, *rows.shape[1:])
     return by_source.swapaxes(0, 1).reshape(rows.shape)
 
 

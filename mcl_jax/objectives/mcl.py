@@ -154,8 +154,8 @@ class MCL(Common):
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this shard.
           shard: int32, see `Objective.inputs`.
         """
-        views = self.augmented(seed, step, batch, shard, self.layout.strides)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        views = self.augmented(seed, step, batch=batch, shard=shard, strides=self.layout.strides)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         sides = [jax.vmap(jax.random.fold_in, (0, None))(keys, side) for side in range(SIDES)]
         if self.layout.assembly == "copy_paste":  # of the whole shard, one group
             plans = [
@@ -165,7 +165,7 @@ class MCL(Common):
             plans = [montage.draw_orders(side, self.group_size, self.counts) for side in sides]
         inputs = self.assemble(views, plans)
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
             inputs = inputs._replace(drop_path_key=key)
         return inputs
 
@@ -208,7 +208,7 @@ class MCL(Common):
         targets, target_stats = self.targets(state, inputs, axis_name)
         predictions, stats = self.predict(params, state, inputs)
         loss, metrics = self.contrast(predictions, targets, self.labels(inputs, axis_name))
-        return loss, Outcome(stats, target_stats, state.memory, metrics)
+        return loss, Outcome(stats, target_stats, memory=state.memory, metrics=metrics)
 
     def predict(self, params: Any, state: TrainState, inputs: Inputs) -> tuple[list[Array], Any]:
         """The online network's normalized u per level [V, m_s, D], and its running statistics."""

@@ -128,15 +128,18 @@ class Supervised(Common):
           batch: also {'label': int32 [b]} in [0, C).
         """
         strides = self.layout.strides if self.multi_level else (1,)
-        views = [view[0] for view in self.augmented(seed, step, batch, shard, strides)]
+        views = [
+            view[0]
+            for view in self.augmented(seed, step, batch=batch, shard=shard, strides=strides)
+        ]
         key = None
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
         if not self.multi_level:
             return Inputs(views[0], (batch["label"],), key)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         orders = montage.draw_orders(keys, self.group_size, self.counts)
-        built = montage.build(views, orders, self.layout, self.numerics.dtype)
+        built = montage.build(views, orders, layout=self.layout, dtype=self.numerics.dtype)
         return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
@@ -180,4 +183,4 @@ class Supervised(Common):
             metrics[f"top1/level{s}"] = (logits.argmax(1) == classes).mean()
             total = total + loss
         batch_stats = {"encoder": stats.get("batch_stats", {})}
-        return total, Outcome(batch_stats, {}, state.memory, metrics)
+        return total, Outcome(batch_stats, {}, memory=state.memory, metrics=metrics)

@@ -84,10 +84,12 @@ def parse(name: str, slices: int = 1) -> Topology:
             raise UserError(f"topology {name!r} is not a number of devices; {hint}")
         if slices > 1:
             raise UserError(f"topology {name!r} has no slices; they are for TPU pods")
-        return Topology(name, family, "", (int(shape),) if shape else (), 1)
+        return Topology(name, family, version="", shape=(int(shape),) if shape else (), slices=1)
     if family not in TPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
         raise UserError(f"topology {name!r} is unknown; {hint}")
-    return Topology(name, "tpu", family, tuple(map(int, shape.split("x"))), slices)
+    return Topology(
+        name, "tpu", version=family, shape=tuple(map(int, shape.split("x"))), slices=slices
+    )
 
 
 def prepare_process(topology: Topology) -> None:

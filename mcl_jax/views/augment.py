@@ -82,8 +82,10 @@ def views(key, canvas, extent, settings, *, image_size, strides):
     """
 
     def begin(canvas, extent, image, side, level):
-        own_keys = view_keys(key, image, side, level)
-        return own_keys, colored(own_keys, canvas, extent, settings, image_size=image_size)
+        own_keys = view_keys(key, image, side=side, level=level)
+        return own_keys, colored(
+            own_keys, canvas, extent=extent, settings=settings, image_size=image_size
+        )
 
     def every(function, axes):
         """`function`, over images outermost, then sides, then what `axes` says."""
@@ -95,13 +97,13 @@ def views(key, canvas, extent, settings, *, image_size, strides):
     sides, levels = jnp.arange(len(settings.blur_prob)), jnp.arange(len(strides))
     keys, planes = of_images(canvas, extent, jnp.arange(len(canvas)), sides, levels)
 
-    made = []
+    levels_of_views = []
     for level, stride in enumerate(strides):
         end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
         of_level = every(end, ((0, 0, None), (0, 0, 0)))
-        own = {draw: per_level[:, :, level] for draw, per_level in keys.items()}
-        made.append(of_level(own, planes[:, :, level], sides).swapaxes(0, 1))
-    return tuple(made)
+        level_keys = {draw: per_level[:, :, level] for draw, per_level in keys.items()}
+        levels_of_views.append(of_level(level_keys, planes[:, :, level], sides).swapaxes(0, 1))
+    return tuple(levels_of_views)
 
 
 def view_key(key, image, side, level):
@@ -111,8 +113,8 @@ def view_key(key, image, side, level):
 
 def view_keys(key, image, side, level):
     """The keys of one view by `Draw`."""
-    own_key = view_key(key, image, side, level)
-    return {draw: jax.random.fold_in(own_key, draw) for draw in Draw}
+    base = view_key(key, image, side=side, level=level)
+    return {draw: jax.random.fold_in(base, draw) for draw in Draw}
 
 
 def view(key, canvas, extent, settings, *, side, image_size, stride=1):
@@ -131,7 +133,7 @@ def view(key, canvas, extent, settings, *, side, image_size, stride=1):
       float32 [H / stride, H / stride, 3], normalized RGB.
     """
     keys = {draw: jax.random.fold_in(key, draw) for draw in Draw}
-    planes = colored(keys, canvas, extent, settings, image_size=image_size)
+    planes = colored(keys, canvas, extent=extent, settings=settings, image_size=image_size)
     return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
 
 

@@ -67,7 +67,7 @@ def build(views: Sequence[Array], pastes: Pastes, layout: Layout, dtype: jnp.dty
         rows = jnp.arange(height) // (height >> s)
         columns = jnp.arange(width) // (width >> s)
         cell = rows[:, None] * 2**s + columns[None, :]
-        here = cell == pastes.cells[s - 1][:, None, None]
-        canvases.append(jnp.where(here[..., None], everywhere, views[0][start:stop]))
+        in_cell = cell == pastes.cells[s - 1][:, None, None]
+        canvases.append(jnp.where(in_cell[..., None], everywhere, views[0][start:stop]))
     labels = (jnp.arange(images, dtype=jnp.int32), *pastes.images)
     return Montage(jnp.concatenate(canvases).astype(dtype), labels, (None, *pastes.cells))

@@ -27,8 +27,12 @@ def crop(canvas, box, flip, *, image_size):
     Returns:
       float32 [H, 3, H] in [0, 1].
     """
-    rows = resize_weights(box[0], box[2], False, canvas.shape[0], image_size)
-    columns = resize_weights(box[1], box[3], flip, canvas.shape[1], image_size)
+    rows = resize_weights(
+        box[0], box[2], flip=False, source_size=canvas.shape[0], target_size=image_size
+    )
+    columns = resize_weights(
+        box[1], box[3], flip=flip, source_size=canvas.shape[1], target_size=image_size
+    )
     planes = canvas.transpose(0, 2, 1).astype(jnp.float32)
     planes = jnp.einsum("yh,hcw->ycw", rows, planes, precision=_PRECISION)
     return jnp.einsum("ycw,xw->ycx", planes, columns, precision=_PRECISION) / 255.0

@@ -69,7 +69,7 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     main = int(rng.integers(len(CLASS_NAMES)))
     canvas = _background(rng, height, width)
     canvas += _ground(rng, height, width, *GROUNDS[_typical(rng, main)])[..., None]
-    objects = _draw_objects(rng, height, width, main)
+    objects = _draw_objects(rng, height, width=width, main=main)
     objects, owner = _keep_visible(objects, height, width)
     for item in objects:
         _shadow(canvas, item)
@@ -80,7 +80,7 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     areas = np.array([int((owner == i).sum()) for i in range(len(objects))], np.int64)
     labels = np.array([item.label for item in objects], np.int64)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return Scene(image, boxes, labels, areas, int(areas.argmax()))
+    return Scene(image, boxes, labels=labels, areas=areas, dominant=int(areas.argmax()))
 
 
 def _typical(rng: np.random.Generator, main: int) -> int:
@@ -105,7 +105,7 @@ def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) 
         center_y = rng.uniform(size / 2 - slack, height - size / 2 + slack)
         center_x = rng.uniform(size / 2 - slack, width - size / 2 + slack)
         top, left = round(center_y - alpha.shape[0] / 2), round(center_x - alpha.shape[1] / 2)
-        objects.append(_Object(label, alpha, color, top, left))
+        objects.append(_Object(label, alpha, color=color, top=top, left=left))
     return objects
 
 
@@ -122,7 +122,7 @@ def _object_patch(
     mask = np.zeros((patch, patch), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     rim = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=max(1, round(radius * 0.05)))
-    pattern = _texture(rng, TEXTURES[texture], patch, radius)
+    pattern = _texture(rng, TEXTURES[texture], patch=patch, radius=radius)
     # Only the three one-channel maps are drawn finely; color is mixed at the final size.
     alpha, rim, pattern = (
         cv2.resize(layer, (out, out), interpolation=cv2.INTER_AREA).astype(np.float32)
