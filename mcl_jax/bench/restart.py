@@ -1,7 +1,8 @@
 """A pre-training run that is killed and started again, watched from outside.
 
 Says how long the command takes to its first step, cold and with a warm compile cache, whether
-anything is compiled after that, and whether the losses after it are those of a run that was never killed.
+anything is compiled after that, and whether the losses after it are those of a run that was never
+killed.
 """
 
 import re
