@@ -139,8 +139,8 @@ def export(
       The written files.
 
     Raises:
-      UserError: for a network that the target does not have, a library that is not installed, an
-        array that is missing, unexpected, misshapen or not finite, and a failed check.
+      UserError: a network that the target does not have, a library that is not installed, a wrong
+        array, a failed check.
 
     Example:
       >>> state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
@@ -149,14 +149,8 @@ def export(
     a = architectures.from_config(meta["config"])
     part_names = chosen_parts(target, parts, meta["config"])
     weights = f"mcl_{target.stem(a, part_names)}{target.format.suffix}"
-    job = Job(
-        state,
-        meta,
-        parts=part_names,
-        folded=folded,
-        changes=tuple(changes),
-        weights=out.resolve() / weights,
-    )
+    path = out.resolve() / weights
+    job = Job(state, meta, parts=part_names, folded=folded, changes=tuple(changes), weights=path)
     target.demand(job)
     target.format.check()  # last: what cannot be asked for needs no library
     subject = f"the checkpoint does not hold the {a.backbone} that its configuration names"
@@ -166,10 +160,7 @@ def export(
     model = view.to_file(job.state, subject)
 
     def fill(temporary: Path) -> None:
-        path = temporary / weights
-        target.format.write(path, model, about(meta))
-        read = target.format.read(path)
-        folder.demand_equal(read, model, path.name)
+        read = _write(target, temporary / weights, model=model, meta=meta)
         view.demand_same(read, job.state)
         errors = selfcheck.check(
             read, view, state=state, a=a, parts=part_names, config=meta["config"]
@@ -177,14 +168,24 @@ def export(
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
         content = _report(target, job, source=source, model=model, view=view)
-        content |= {"file": weights, "self_check": errors, "sha256": files.sha256(path)}
+        digest = files.sha256(temporary / weights)
+        content |= {"file": weights, "self_check": errors, "sha256": digest}
         report.write(temporary, content)
-        page = model_card.text(
-            content, meta["config"], commit=meta.get("commit", ""), workdir=workdir
-        )
+        commit = meta.get("commit", "")
+        page = model_card.text(content, meta["config"], commit=commit, workdir=workdir)
         card.write(temporary / card.FILE, page)
 
     return folder.write(out, fill)
+
+
+def _write(
+    target: Target, path: Path, model: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Writes the weights; returns them as they are read back, which is bit by bit what they were."""
+    target.format.write(path, model, about(meta))
+    read = target.format.read(path)
+    folder.demand_equal(read, model, path.name)
+    return read
 
 
 def _fold(target: Target, job: Job, subject: str) -> Job:

@@ -5,6 +5,7 @@ Shapes: here HWIO and [in, out]; Detectron2's and the authors' arrays OIHW and [
 
 import ast
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from mcl_jax.models.layers import Numerics
 DATA = Path(__file__).parent / "data"
 NUMERICS = Numerics(jnp.float32, bn_momentum=0.9, bn_epsilon=1e-5, axis_name=None)
 R50 = Architecture(
-    "resnet50",
-    64,
+    backbone="resnet50",
+    width=64,
     fpn_channels=256,
     head_convs=4,
     projector_hidden=2048,
@@ -34,38 +35,12 @@ R50 = Architecture(
     neck="fpn",
     drop_path=0.0,
 )
-NARROW_R50 = Architecture(
-    "resnet50",
-    4,
-    fpn_channels=8,
-    head_convs=4,
-    projector_hidden=16,
-    projector_out=12,
-    predictor_hidden=24,
-    neck="fpn",
-    drop_path=0.0,
+NARROW_R50 = replace(
+    R50, width=4, fpn_channels=8, projector_hidden=16, projector_out=12, predictor_hidden=24
 )
-NARROW_R34 = Architecture(
-    "resnet34",
-    4,
-    fpn_channels=8,
-    head_convs=3,
-    projector_hidden=16,
-    projector_out=12,
-    predictor_hidden=24,
-    neck="fpn",
-    drop_path=0.0,
-)
-R18 = Architecture(
-    "resnet18",
-    8,
-    fpn_channels=16,
-    head_convs=2,
-    projector_hidden=32,
-    projector_out=12,
-    predictor_hidden=24,
-    neck="fpn",
-    drop_path=0.0,
+NARROW_R34 = replace(NARROW_R50, backbone="resnet34", head_convs=3)
+R18 = replace(
+    NARROW_R34, backbone="resnet18", width=8, fpn_channels=16, head_convs=2, projector_hidden=32
 )
 LEVELS = 4
 STEP = 1234

@@ -4,6 +4,7 @@ Shapes: here NHWC and HWIO; exported arrays OIHW.
 """
 
 import ast
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
-from mcl_jax.models.backbone import Architecture, stage_channels
+from mcl_jax.models.backbone import stage_channels
 from mcl_jax.models.norm import BatchNorm
 
 # What a detector has that nothing pre-trains.
@@ -71,17 +72,7 @@ def test_whole_files_are_torchvisions_mask_rcnn_v2_but_for_its_new_layers():
 
 def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_path):
     """torchvision has no constructor for it; the loader puts its parts together."""
-    a = Architecture(
-        "resnet18",
-        64,
-        fpn_channels=256,
-        head_convs=4,
-        projector_hidden=16,
-        projector_out=12,
-        predictor_hidden=24,
-        neck="fpn",
-        drop_path=0.0,
-    )
+    a = replace(NARROW_R50, backbone="resnet18", width=64, fpn_channels=256)
     job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
     model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
     expected = keys_of("maskrcnn_resnet18")
