@@ -42,6 +42,9 @@ def open_source(dataset: str, split: str, data_dir: str | None) -> Source:
     Raises:
       UserError: unknown kind of data set, directory, version or split, a data set in TFRecord form,
         or an empty folder; the message says what to do.
+
+    Example:
+      >>> open_source("folder:/data/photos", "train[:90%]", None)[0].name
     """
     if dataset == "scenes":
         return TfdsSource(str(prepare_scenes(data_dir)), split)

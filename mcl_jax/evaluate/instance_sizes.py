@@ -129,6 +129,9 @@ def measure(
       copies: see `level_sizes`.
       image_size: H.
       shorter, longer: see `detection_scale`.
+
+    Example:
+      >>> print(as_text(measure(1000, (1, 1, 2, 4), image_size=224, shorter=800, longer=1333)))
     """
     if isinstance(boxes, int):
         shares, before = np.ones(boxes), np.full(boxes, float(image_size))

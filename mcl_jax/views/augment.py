@@ -79,6 +79,11 @@ def views(key, canvas, extent, settings, *, image_size, strides):
     Returns:
       Per level s float32 [V, b, H / stride, H / stride, 3]; entry [v, i] is what `view` makes of
       image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
+
+    Example:
+      >>> settings = fill(AugmentSettings, config.augment)
+      >>> key = jax.random.key(0)
+      >>> (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
     """
 
     def begin(canvas, extent, image, side, level):

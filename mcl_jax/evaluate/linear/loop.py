@@ -54,6 +54,11 @@ def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict
 
     Raises:
       UserError: if the folder holds another evaluation, or too many images cannot be read.
+
+    Example:
+      >>> state, meta = checkpoint.read("runs/mcl")
+      >>> backbone = evaluation.frozen_backbone(state)
+      >>> run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
