@@ -86,8 +86,10 @@ def export_to(target, state, meta, out, parts=None, **options):
 
 
 def job_of(target, state, meta, parts=None, folded=False):
-    taken = exports.chosen_parts(TARGETS[target], parts, meta["config"])
-    return exports.Job(state, meta, parts=taken, folded=folded, changes=(), weights=Path("weights"))
+    part_names = exports.chosen_parts(TARGETS[target], parts, meta["config"])
+    return exports.Job(
+        state, meta, parts=part_names, folded=folded, changes=(), weights=Path("weights")
+    )
 
 
 def view_of(target, state, meta, parts=None):
@@ -114,13 +116,13 @@ def model_keys(name):
 
 def matches(model, names):
     """Detectron2's matching heuristics: the longest name that is a dot-suffix of the model's."""
-    found = {}
+    arrays = {}
     for key in model:
         fitting = [name for name in names if key == name or key.endswith("." + name)]
         if fitting:
-            found[key] = max(fitting, key=len)
-    assert len(set(found.values())) == len(found), "ambiguous: Detectron2 raises"
-    return found
+            arrays[key] = max(fitting, key=len)
+    assert len(set(arrays.values())) == len(arrays), "ambiguous: Detectron2 raises"
+    return arrays
 
 
 def make_arrays(a, seed=0):

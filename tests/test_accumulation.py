@@ -80,21 +80,21 @@ def in_one_piece(run, params, state, batch, seed, micro):
         inputs = objective.inputs(seed, state.step, part, device * MICRO + i)
         u, _ = objective.predict(params, state, inputs)
         v, _ = objective.targets(state, inputs, sharding.DATA_AXIS)
-        own = objective.labels(inputs, sharding.DATA_AXIS)
-        single.append(objective.contrast(u, v, own)[0])
+        own_labels = objective.labels(inputs, sharding.DATA_AXIS)
+        single.append(objective.contrast(u, v, own_labels)[0])
         predictions.append(u)
         targets.append(v)
-        labels.append([x + i * b * DEVICES for x in own])
+        labels.append([x + i * b * DEVICES for x in own_labels])
     if micro:
         return sum(single) / MICRO
     join = lambda parts: [jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True)]  # noqa: E731
     targets = [t[0] for t in targets]  # mode a reads level 0 alone
     total = 0.0
-    for s, (u, own) in enumerate(zip(join(predictions), join(labels), strict=True)):
+    for s, (u, own_labels) in enumerate(zip(join(predictions), join(labels), strict=True)):
         for side in range(2):
             v = jnp.concatenate([t[1 - side] for t in targets])
             loss, _ = losses.scaled_info_nce(
-                u[side], v, labels=own[side], temperature=objective.loss_settings.temperature
+                u[side], v, labels=own_labels[side], temperature=objective.loss_settings.temperature
             )
             total += objective.loss_settings.level_weights[s] * loss
     return total

@@ -123,10 +123,10 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     top, left, h, w = boxes.T
     assert min(top.min(), left.min()) >= 0 and min(h.min(), w.min()) > 0
     assert (top + h).max() <= height and (left + w).max() <= width
-    for got, wanted in zip(describe(boxes), describe(reference), strict=True):
+    for got, expected in zip(describe(boxes), describe(reference), strict=True):
         # Kolmogorov-Smirnov: 2.2 / sqrt(n / 2) is passed by chance less than once in 10^4.
-        points = np.union1d(got, wanted)
-        cdfs = [np.searchsorted(np.sort(x), points, "right") / len(x) for x in (got, wanted)]
+        points = np.union1d(got, expected)
+        cdfs = [np.searchsorted(np.sort(x), points, "right") / len(x) for x in (got, expected)]
         assert np.abs(cdfs[0] - cdfs[1]).max() < 2.2 / math.sqrt(len(got) / 2)
 
 
@@ -173,16 +173,16 @@ def test_view_applies_its_draws_in_the_order_of_the_design():
     keys = {draw: jax.random.fold_in(key, draw) for draw in augment.Draw}
     crop_key, extent = keys[augment.Draw.CROP], jnp.array([60, 90])
     box = augment.draw_box(crop_key, extent, area=VALUES["area"], aspect=VALUES["aspect"])
-    wanted = pil_resample(image / 255, *map(int, box), 32)[:, ::-1]
+    expected = pil_resample(image / 255, *map(int, box), 32)[:, ::-1]
     amounts, order = color.draw_jitter(keys[augment.Draw.JITTER], (0.4, 0.4, 0.2), 0.1)
     for op in map(int, order):
-        wanted = torchvision_jitter(wanted, op, float(amounts[op]))
+        expected = torchvision_jitter(expected, op, float(amounts[op]))
     sigma_key = keys[augment.Draw.BLUR_SIGMA]
     sigma = augment.draw_sigma(sigma_key, VALUES["blur_sigma"], image_size=32)
-    wanted = torchvision_blur(wanted, float(sigma))
-    wanted = np.where(wanted >= 128 / 255, 1 - wanted, wanted)
-    wanted = (wanted - VALUES["mean"]) / VALUES["std"]
-    np.testing.assert_allclose(got, wanted, atol=1e-4)  # rounding of [0, 1] / std, hue included
+    expected = torchvision_blur(expected, float(sigma))
+    expected = np.where(expected >= 128 / 255, 1 - expected, expected)
+    expected = (expected - VALUES["mean"]) / VALUES["std"]
+    np.testing.assert_allclose(got, expected, atol=1e-4)  # rounding of [0, 1] / std, hue included
 
 
 def test_every_operation_happens_as_often_as_its_probability_says():
@@ -282,8 +282,8 @@ def test_strided_views_are_the_kept_pixels_of_whole_ones(batch):
     for level, views in enumerate(jax.jit(strided)(jax.random.key(13), canvas, extent)):
         stride = strides[level]
         assert views.shape == (2, 3, 16 // stride, 16 // stride, 3)
-        kept = whole[:, level, :, ::stride, ::stride]
-        np.testing.assert_allclose(views, kept, atol=2e-5)  # order of sums
+        expected = whole[:, level, :, ::stride, ::stride]
+        np.testing.assert_allclose(views, expected, atol=2e-5)  # order of sums
 
 
 def test_settings_come_from_a_config_and_can_be_a_static_argument():

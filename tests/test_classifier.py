@@ -56,19 +56,19 @@ def test_training_reaches_the_closed_form_optimum():
     classes, channels, rows = 4, 6, 4000
     centers = rng.normal(size=(classes, channels))
     features, labels = gaussians(rng, centers, rows)
-    unseen, wanted = gaussians(rng, centers, rows)
+    test_features, truth = gaussians(rng, centers, rows)
     state, _ = train(features, labels, (1.0, 3.0), classes=classes, steps=1000, batch=1000)
     kernel, bias = discriminant(features, labels, classes)
-    best = ((unseen @ kernel + bias).argmax(1) == wanted).mean()
+    best = ((test_features @ kernel + bias).argmax(1) == truth).mean()
     assert 0.6 < best < 0.95  # neither trivial nor hopeless
     for i in range(2):
         params = {name: np.asarray(value[i]) for name, value in state.params.items()}
-        scores = unseen @ params["kernel"] + params["bias"]
+        scores = test_features @ params["kernel"] + params["bias"]
         # Both estimate the same boundaries; the rows on which they differ are a fair coin each, so
         # the accuracies differ by at most 3 sqrt(differing rows) rows.
-        differing = (scores.argmax(1) != (unseen @ kernel + bias).argmax(1)).sum()
+        differing = (scores.argmax(1) != (test_features @ kernel + bias).argmax(1)).sum()
         assert differing < 0.03 * rows
-        assert abs((scores.argmax(1) == wanted).mean() - best) < 3 * np.sqrt(differing) / rows
+        assert abs((scores.argmax(1) == truth).mean() - best) < 3 * np.sqrt(differing) / rows
         # no linear classifier fits the training rows better than the minimum of their cross-entropy
         reached = cross_entropy(features @ params["kernel"] + params["bias"], labels)
         assert reached < cross_entropy(features @ kernel + bias, labels) + 1e-6

@@ -107,9 +107,11 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
     }
     assert shapes == {key: kind for key, kind in keys.items() if key not in head}
     assert head <= set(keys)
-    there = arrays_of("torchvision", state, meta)
+    torchvision_arrays = arrays_of("torchvision", state, meta)
     sources = view_of("torchvision", state, meta).sources
-    by_source = {source: there[key] for key, source in sources.items() if source != "computed"}
+    by_source = {
+        source: torchvision_arrays[key] for key, source in sources.items() if source != "computed"
+    }
     for row in content["tensors"]:
         if row["source"] != "computed":
             np.testing.assert_array_equal(model[row["name"]], by_source.pop(row["source"]))

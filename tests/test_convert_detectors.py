@@ -108,8 +108,8 @@ def loaded(target, a, model, norm=True):
     networks = module_on_torch("torch_detectors")
     if a is TINY:
         size = swin_sizes.size_of(a.backbone)
-        own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
-        backbone = networks.Swin(a.width, *own)
+        sizes = (size.depths, size.window, size.head_channels, size.mlp_ratio)
+        backbone = networks.Swin(a.width, *sizes)
     else:
         backbone = networks.ResNet(a.width, *resnet.blocks_of(a.backbone))
     network = networks.Detector(

@@ -207,7 +207,7 @@ def test_networks_are_inferred_from_the_shapes(a):
 
 def test_given_config_is_used(tmp_path):
     path = write_npz(tmp_path / "a.npz", make_arrays(R18))
-    given = config_file(tmp_path, vars(R18), base_lr=0.25)
+    config_path = config_file(tmp_path, vars(R18), base_lr=0.25)
     out = tmp_path / "run"
-    main([str(path), "--from", "mcl-official", "--out", str(out), "--config", str(given)])
+    main([str(path), "--from", "mcl-official", "--out", str(out), "--config", str(config_path)])
     assert checkpoint.read(out)[1]["config"]["optimizer"]["base_lr"] == 0.25

@@ -182,8 +182,8 @@ def test_whole_objective_against_its_networks(state, inputs):
     def computed(params, target, queue):
         def loss(params, target, queue):
             memory = {"queue": queue, "pointer": jnp.int32(8)}  # 8 + 4 wraps around at 10
-            given = state.replace(target_params=target, memory=memory)
-            return objective.loss(params, given, inputs, None)
+            with_target = state.replace(target_params=target, memory=memory)
+            return objective.loss(params, with_target, inputs, None)
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, target, queue)
 
@@ -228,9 +228,9 @@ def test_whole_objective_against_its_networks(state, inputs):
 
 
 def test_keys_cost_no_gradient_memory(state, inputs):
-    inside, given, twice = residuals(detco(), state, inputs)
-    assert inside == given
-    assert twice > 1.5 * given  # another trained pass would show
+    within, alone, twice = residuals(detco(), state, inputs)
+    assert within == alone
+    assert twice > 1.5 * alone  # another trained pass would show
 
 
 def test_state_is_proven_equal_on_all_devices(state):

@@ -108,9 +108,9 @@ def test_an_evaluation_reports_every_learning_rate_and_the_best(evaluation, whol
     assert [line["step"] for line in lines] == [*range(1, last + 1), last]
     assert lines[-1]["top1/lr0.01"] == result["rows"][1]["top1"]
     assert lines[-2]["loss/lr0.01"] < lines[0]["loss/lr0.01"] == pytest.approx(np.log(6), rel=1e-6)
-    shown = loop.as_text(result).splitlines()
-    assert shown[0].split() == ["lr", "top-1", "top-5"] and len(shown) == 3
-    assert [line.endswith("best") for line in shown].count(True) == 1
+    table_lines = loop.as_text(result).splitlines()
+    assert table_lines[0].split() == ["lr", "top-1", "top-5"] and len(table_lines) == 3
+    assert [line.endswith("best") for line in table_lines].count(True) == 1
 
 
 def test_a_killed_evaluation_goes_on_bit_by_bit(evaluation, whole, tmp_path):

@@ -111,8 +111,8 @@ def test_whole_objective_shuffled_on_one_device(state, inputs):
     def computed(params, target, queue):
         def loss(params, target, queue):
             memory = state.memory | {"queue": queue}
-            given = state.replace(target_params=target, memory=memory)
-            return objective.loss(params, given, inputs, None)
+            with_target = state.replace(target_params=target, memory=memory)
+            return objective.loss(params, with_target, inputs, None)
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, target, queue)
 
@@ -158,9 +158,9 @@ def test_shuffling_changes_a_keys_company_not_its_place(state, inputs):
 
 
 def test_keys_cost_no_gradient_memory(state, inputs):
-    inside, given, twice = residuals(moco(), state, inputs)
-    assert inside == given
-    assert twice > 1.5 * given  # another trained pass would show
+    within, alone, twice = residuals(moco(), state, inputs)
+    assert within == alone
+    assert twice > 1.5 * alone  # another trained pass would show
 
 
 def dealt(settings, rows, order):

@@ -112,8 +112,14 @@ def test_garbage_is_looked_for_rarely_and_as_before_afterwards():
 
 
 def test_config_arguments_are_passed_on():
-    given = ["--config", "a.py", "--minutes=1", "-config.x.y", "2", "--configs", "--config.z=3"]
-    assert cli.config_arguments(given) == ["--config", "a.py", "-config.x.y", "2", "--config.z=3"]
+    arguments = ["--config", "a.py", "--minutes=1", "-config.x.y", "2", "--configs", "--config.z=3"]
+    assert cli.config_arguments(arguments) == [
+        "--config",
+        "a.py",
+        "-config.x.y",
+        "2",
+        "--config.z=3",
+    ]
 
 
 def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
@@ -175,9 +181,9 @@ def test_needed_flops_are_the_assigned_networks_whatever_is_run():
         config.data.image_size = config.data.canvas_size = 32
         config.data.batch_size, config.model.head_convs = 32, 1
         config.montage.levels, config.loss.pyramid = 2, pyramid
-        own = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
-        lowered = program.lower_step(own)
-        counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(own, lowered)
+        single = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
+        lowered = program.lower_step(single)
+        counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(single, lowered)
     assert counts["full"][1] == pytest.approx(counts["assigned"][1], rel=1e-12)
     assert 0 < counts["assigned"][1] < counts["assigned"][0] < counts["full"][0]
 

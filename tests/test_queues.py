@@ -14,12 +14,12 @@ SIZE, DIMENSIONS = 20, 3
 
 def simulated(queue, batches):
     """The oldest row leaves, the new one takes its place."""
-    rows, at = [row for row in np.asarray(queue)], 0
+    rows, pointer = [row for row in np.asarray(queue)], 0
     for batch in batches:
         for key in batch:
-            rows[at] = key
-            at = (at + 1) % len(rows)
-    return np.stack(rows), at
+            rows[pointer] = key
+            pointer = (pointer + 1) % len(rows)
+    return np.stack(rows), pointer
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -42,9 +42,9 @@ def test_contents_after_several_wrap_arounds(devices):
     for a, b in keys:
         queue, pointer = step(queue, pointer, a, b)
     for i, name in enumerate(("a", "b")):
-        expected, at = simulated(start[name], keys[:, i])
+        expected, end = simulated(start[name], keys[:, i])
         np.testing.assert_array_equal(queue[name], expected)
-        assert int(pointer) == at
+        assert int(pointer) == end
         for shard in queue[name].addressable_shards:
             np.testing.assert_array_equal(shard.data, expected)
     assert len(queue["a"].addressable_shards) == devices

@@ -51,8 +51,8 @@ def envelope(positive, scores):
     precision = hits / np.arange(1, len(hits) + 1)
     best = [precision[i:].max() for i in range(len(hits))]
     area = sum(best[i] for i in np.flatnonzero(positive[order])) / positive.sum()
-    at = [precision[hits * 10 >= k * positive.sum()].max() for k in range(11)]
-    return area, np.mean(at)
+    precisions = [precision[hits * 10 >= k * positive.sum()].max() for k in range(11)]
+    return area, np.mean(precisions)
 
 
 def test_average_precision_by_hand():
@@ -71,9 +71,9 @@ def test_average_precision_is_vocs_and_scikit_learns_where_precision_only_falls(
         positive = rng.random(40) < 0.3
         positive[0] = True
         scores = rng.normal(size=40) + positive
-        found = svm_fit.average_precision(positive, scores)
-        np.testing.assert_allclose(found, envelope(positive, scores), rtol=1e-12)
-        assert found[0] >= average_precision_score(positive, scores) - 1e-12
+        areas = svm_fit.average_precision(positive, scores)
+        np.testing.assert_allclose(areas, envelope(positive, scores), rtol=1e-12)
+        assert areas[0] >= average_precision_score(positive, scores) - 1e-12
     falling = np.array([1, 1, 0, 1, 0, 0, 1, 0, 0, 0], bool)  # 1, 1, 3/4, 4/7
     expected = average_precision_score(falling, -np.arange(10.0))
     assert svm_fit.average_precision(falling, -np.arange(10.0))[0] == pytest.approx(expected)

@@ -84,9 +84,9 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
         try:
             whole = pretrain(tmp_path / "whole", 4)
             for devices, stop_after in ((2, 2), (4, None)):
-                found = pretrain(tmp_path / "changing", devices, stop_after)
+                stream = pretrain(tmp_path / "changing", devices, stop_after)
                 # sums over devices in another order, float32
-                assert found == pytest.approx({s: whole[s] for s in found}, rel=2e-5)
+                assert stream == pytest.approx({s: whole[s] for s in stream}, rel=2e-5)
         finally:
             jax.config.update("jax_compilation_cache_dir", None)
-    assert list(found) == list(range(1, 5))
+    assert list(stream) == list(range(1, 5))

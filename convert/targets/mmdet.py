@@ -67,12 +67,12 @@ def files(job: Job) -> dict[str, str]:
 
 def notes(job: Job) -> list[str]:
     a = job.architecture
-    found = untrained_levels(job)
+    lines = untrained_levels(job)
     if not is_swin(a.backbone) and not blocks_of(a.backbone)[1] and a.width != 64:
-        found.append(
+        lines.append(
             f"this {a.backbone} has width {a.width}: base_channels in the configuration says so"
         )
-    return found
+    return lines
 
 
 def models(job: Job) -> dict[str, dict[str, str]]:

@@ -40,7 +40,7 @@ def images(folder: Path, count: int, seed: int) -> list[str]:
     require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
     valid = _validity(source)
     names = [Path(source[i].name).name for i in range(len(source))]
-    wrong = [n for n, found in zip(names, valid, strict=True) if usable[n] != found]
+    wrong = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
     require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
     kinds = faulty_images.KINDS.items()
     return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
@@ -72,9 +72,9 @@ def worker_killed(seed: int) -> list[str]:
                 require(victims, "there is no worker to kill")
                 os.kill(min(victims), signal.SIGKILL)
                 time.sleep(0.2)
-            expected, found = next(plain), next(batches)
-            same = np.array_equal(expected["index"], found["index"])
-            require(same and np.array_equal(expected["image"], found["image"]), f"batch {step}")
+            undisturbed, batch = next(plain), next(batches)
+            same = np.array_equal(undisturbed["index"], batch["index"])
+            require(same and np.array_equal(undisturbed["image"], batch["image"]), f"batch {step}")
     return ["12 batches equal to those of an undisturbed loader"]
 
 

@@ -113,10 +113,10 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
             devices = jax.devices(topology.platform)
         except RuntimeError as error:
             raise UserError(f"topology {topology.name!r}: {error}") from error
-        wanted = topology.shape[0] if topology.shape else len(devices)
-        if wanted > len(devices):
+        count = topology.shape[0] if topology.shape else len(devices)
+        if count > len(devices):
             raise UserError(f"topology {topology.name!r}: JAX started with {len(devices)} devices")
-        return devices[:wanted]
+        return devices[:count]
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
