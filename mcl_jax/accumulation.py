@@ -128,7 +128,7 @@ def _zeros(params: Any) -> Any:
 
 
 def merged(outcome: Outcome) -> Outcome:
-    """With the running statistics of all device groups in one, see `sharding.merge_device_groups`."""
+    """Its running statistics become the mean over device groups, see `sharding.merge_device_groups`."""
     both = (outcome.batch_stats, outcome.target_batch_stats)
     online, target = sharding.merge_device_groups(both)
     return outcome._replace(batch_stats=online, target_batch_stats=target)

@@ -47,7 +47,7 @@ def on_one_device(config: Mapping[str, Any]) -> program.Program:
     defaults = program.plain_config(base.get_config())  # for what a checkpoint is too old to have
     plain = door.completed(program.plain_config(config), defaults)
     plain["numerics"]["bn_devices"] = 0
-    # How many images there are has no part in shapes and initial values.
+    # Shapes and initial values do not depend on the number of images.
     images = plain["data"]["batch_size"]
     return program.build(plain, sharding.make_mesh(jax.devices()[:1]), images)
 

@@ -153,7 +153,7 @@ def ema_step(weights, m):
 
 
 def from_names(names, memory_format=torch.contiguous_format, device="cpu"):
-    """Arrays under the authors' names -> `weights`; the online network's parameters want gradients."""
+    """Arrays under the authors' names -> `weights`; the online network's parameters need gradients."""
     weights = {}
     for name, value in names.items():
         tensor = torch.tensor(value, device=device)

@@ -55,7 +55,7 @@ class Task:
             return cls(weights, file["canvases"], labels, counts, scalars["options"])
 
     def halved(self) -> "Task":
-        """The same amount of work for half as many images: for a card that the whole overfills.
+        """The same amount of work for half as many images: for a card that is too small for all.
 
         The first half of every level's canvases, with image numbers that fit: the shapes are those
         of a batch of half the size, the loss is none.
@@ -120,7 +120,7 @@ def step_function(task: Task, device: str) -> Callable[[], float]:
 
 
 def time_alone(task: Task, device: str, *, warm_up: int, steps: int) -> dict[str, Any]:
-    """Times steps in a process that has the device alone; halves a batch that overfills it.
+    """Times steps in a process that has the device alone; halves a batch that does not fit.
 
     Args:
       device: see `step_function`.

@@ -25,8 +25,8 @@ from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
 from mcl_jax.data.loader_settings import LoaderSettings, check_at_least
 from mcl_jax.data.record import Source
 
-# Records tried in place of an unreadable one before a black canvas stands in: a technical bound
-# that keeps a wholly broken data set from being read n times over.
+# Records tried in place of an unreadable one; after them the canvas stays black. Without a limit a
+# data set in which everything is broken would be read n times.
 _REPLACEMENT_TRIES = 16
 
 

@@ -103,5 +103,5 @@ def feature_function(
 
 
 def full_size(reading: str) -> str:
-    """The reading of the same map at full size, which others are compared with."""
+    """The reading of the same map at full size; shrunk ones are compared with it."""
     return f"/P{COARSEST}" if reading.startswith("/P") else ""

@@ -168,7 +168,7 @@ def trained_levels(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
     """Montage levels that the online encoder with these parameters was trained on."""
     if "head" not in params:  # a method without a pyramid
         return ()
-    # any b that fills canvases tells the levels
+    # the levels are the same for every number of images that fills canvases
     return make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
 
 

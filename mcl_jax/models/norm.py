@@ -246,7 +246,8 @@ class BatchNorm(nn.Module):
                 groups=groups,
             )
         if self.pool is not None and self.affine:
-            # `normalize` wants no negative scale there: -1 goes into x, in the pass that writes it
+            # `normalize` with a pool takes no negative scale. Its sign goes into x instead, in the
+            # pass that writes x.
             signs = jnp.where(scale < 0, -1.0, 1.0)
             x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
         return normalize(

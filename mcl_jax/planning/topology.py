@@ -93,7 +93,7 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def prepare_process(topology: Topology) -> None:
-    """Environment that must stand before JAX starts its backends."""
+    """Environment variables that must be set before JAX starts its backends."""
     if topology.platform == "gpu":
         return
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -3,8 +3,8 @@
 Shapes:
   planes  float32 [H, 3, W]  rows, (red, green, blue), columns; values in [0, 1]
 
-All of it is elementwise but for one mean, so it fuses, and nothing branches on data: under `vmap` a
-`lax.switch` would compute every branch anyway.
+All operations but one mean are elementwise, so XLA fuses them. Nothing branches on data: under
+`vmap` a `lax.switch` would compute every branch anyway.
 """
 
 import enum
@@ -46,9 +46,9 @@ def draw_jitter(key, widths, hue):
 def jitter(planes, amounts, order):
     """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
 
-    Two formulations, equal to rounding: `jitter_in_two_passes` reads memory least; XLA's CPU
-    emitter, though, evaluates a shared value anew for each of its uses, exponentially often over
-    such a chain unless LLVM's optimizer undoes it, so CPUs go slot by slot.
+    There are two formulations, equal up to rounding. `jitter_in_two_passes` reads memory least. XLA's
+    CPU compiler, however, computes a shared value again for each use, exponentially often over such
+    a chain. So CPUs take `jitter_slot_by_slot`.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].

@@ -74,8 +74,8 @@ def blur(planes, sigma, stride=1):
       float32 [H / stride, 3, W / stride].
     """
     height, _, width = planes.shape
-    # Columns first, unlike the crop: the color operations before it then write straight into the
-    # product's operand. Rows first wants [H, 3 * W], which costs all augmentation 1.4x on CPU.
+    # Columns first, unlike the crop: the color operations before it then write the operand of the
+    # product. Rows first needs [H, 3 * W]; all augmentation then takes 1.4 times as long on CPU.
     rows, columns = (blur_weights(sigma, size)[::stride] for size in (height, width))
     planes = jnp.einsum("hcw,xw->hcx", planes, columns, precision=_PRECISION)
     return jnp.einsum("yh,hcx->ycx", rows, planes, precision=_PRECISION)

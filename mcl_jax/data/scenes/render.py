@@ -17,10 +17,10 @@ SHAPES = ("disc", "square", "triangle", "star")
 TEXTURES = ("striped", "dotted")
 CLASS_NAMES = tuple(f"{texture}_{shape}" for shape, texture in itertools.product(SHAPES, TEXTURES))
 
-# (pattern, coarse?) of the ground that a class likes, in the order of CLASS_NAMES.
+# (pattern, coarse?) of the ground that is typical of a class, in the order of CLASS_NAMES.
 GROUNDS = tuple(itertools.product(("waves", "weave", "rings", "speckle"), (True, False)))
-# How often a scene shows the dominant class's own ground, and a smaller object its kind; otherwise
-# any of the eight.
+# Share of scenes whose ground is the typical one of the dominant class, and of smaller objects that
+# are of the class typical beside it. The others are any of the eight.
 TYPICAL_SHARE = 0.9
 
 # The dominant object covers at least this share of all visible object pixels.
@@ -93,7 +93,7 @@ def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) 
     side = min(height, width)
     main_size = side * rng.uniform(0.4, 0.85)
     count = int(rng.integers(1, 7))
-    # Log-uniform sizes: as many small objects as there are scales to see them at.
+    # Sizes are log-uniform: every octave of sizes has the same number of objects.
     sizes = np.exp(rng.uniform(np.log(_SMALLEST_PX), np.log(0.7 * main_size), count))
     order = [(float(size), _typical(rng, main)) for size in sizes]
     order.insert(int(rng.integers(0, count + 1)), (main_size, main))
@@ -129,7 +129,7 @@ def _object_patch(
         for layer in (mask, rim, pattern)
     )
     dark, light = _color_pair(rng)
-    # A light from a random side makes the object read as a body; the rim sets it off the ground.
+    # A light from a random side gives the object depth; the rim separates it from the ground.
     ramp = np.linspace(-1, 1, out, dtype=np.float32)
     towards = rng.uniform(0, 2 * np.pi)
     light_x, light_y = np.float32(0.18 * np.cos(towards)), np.float32(0.18 * np.sin(towards))
