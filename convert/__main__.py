@@ -101,17 +101,20 @@ def convert(options: argparse.Namespace) -> list[str]:
     state, meta, changes = prepared(options)
     if options.to == OFFICIAL:
         source = str(options.source)
-        return [*authors.export(state, meta, options.out, source, changes), *changes]
+        return [
+            *authors.export(state, meta, out=options.out, source=source, changes=changes),
+            *changes,
+        ]
     written = export.export(
         TARGETS[options.to],
         state,
-        meta,
-        str(options.source),
-        options.out,
-        options.parts,
-        options.fold_norms,
-        changes,
-        checkpoint_folders.find(options.source)[0].parent,
+        meta=meta,
+        source=str(options.source),
+        out=options.out,
+        parts=options.parts,
+        folded=options.fold_norms,
+        changes=changes,
+        workdir=checkpoint_folders.find(options.source)[0].parent,
     )
     return [f"wrote {path}" for path in written]
 

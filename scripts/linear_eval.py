@@ -58,7 +58,7 @@ def main(_: Sequence[str]) -> None:
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
     result = loop.run(evaluation, OUTPUT.value, owner=True)
     if jax.process_index() == 0:
-        print(loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes")
+        print(loop.as_text(result) if result else f"stopped on request; {OUTPUT.value} resumes")
 
 
 if __name__ == "__main__":

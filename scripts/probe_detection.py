@@ -84,7 +84,7 @@ def main(_: Sequence[str]) -> None:
         except Stopped:
             print(f"stopped on request; {OUTPUT.value} resumes")
         else:
-            print(report.table(rows))
+            print(report.as_text(rows))
 
 
 if __name__ == "__main__":

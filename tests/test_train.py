@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mcl_jax import program, train
 from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
-from mcl_jax.faults.torture import REPO, SMALL, STEPS, losses
+from mcl_jax.faults.runs import REPO, SMALL, STEPS, losses
 from mcl_jax.report import metrics
 
 

@@ -15,7 +15,11 @@ SHOWN_PROBLEMS = 40  # a wrong architecture has hundreds; the first ones tell wh
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dicts of arrays -> {'a/b/c': array}; empty dicts vanish."""
+    """Nested dicts of arrays -> {'a/b/c': array}; empty dicts vanish.
+
+    As flax.traverse_util.flatten_dict; but nothing in convert/files imports JAX, for the
+    fine-tuning scripts run without it.
+    """
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
