@@ -6,7 +6,7 @@ import jax
 
 from mcl_jax import cli
 from mcl_jax.configs import base, path_of
-from mcl_jax.convert import checkpoints, imports
+from mcl_jax.convert import checkpoints, imports, recognition
 from mcl_jax.convert.arguments import BASE, OFFICIAL, parser
 from mcl_jax.convert.targets import authors
 from mcl_jax.errors import UserError
@@ -44,7 +44,7 @@ def read(options: argparse.Namespace) -> list[str]:
     if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
         raise UserError(f"{flags}: for --to alone")
-    if options.network is not None and options.origin not in imports.KINDS:
+    if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
     config = files.load(path_of(options.config)) if options.config else base.get_config()
     adopt = not options.config

@@ -49,17 +49,17 @@ def write(request: Request) -> tuple[Sequence[Any], list[str]]:
     state, meta, changes = _prepared(request)
     source = str(request.source)
     if request.target == OFFICIAL:
-        return authors.export(state, meta, request.out, source, changes), changes
+        return authors.export(state, meta, out=request.out, source=source, changes=changes), changes
     written = export.export(
         TARGETS[request.target],
         state,
-        meta,
-        source,
-        request.out,
-        request.parts,
-        request.fold_norms,
-        changes,
-        checkpoint_folders.find(request.source)[0].parent,
+        meta=meta,
+        source=source,
+        out=request.out,
+        parts=request.parts,
+        folded=request.fold_norms,
+        changes=changes,
+        workdir=checkpoint_folders.find(request.source)[0].parent,
     )
     return written, changes
 

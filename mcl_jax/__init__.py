@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcl_jax.api import FrozenNetwork, UserError, export, load, load_config, pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["FrozenNetwork", "UserError", "export", "load", "load_config", "pretrain"]
 
 # In a checkout, installed or not, `mcl_jax.convert` and `mcl_jax.configs` are the folders beside

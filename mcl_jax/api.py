@@ -176,18 +176,18 @@ def load(path: str | Path, *, origin: str | None = None) -> FrozenNetwork:
 
 def _load_file(path: Path, origin: str | None) -> FrozenNetwork:
     from mcl_jax import program
-    from mcl_jax.convert import imports
+    from mcl_jax.convert import imports, recognition
     from mcl_jax.convert.files import strict
     from mcl_jax.convert.targets import authors
 
     origin = origin or FORMATS.get(path.suffix)
-    origins = ("mcl-official", *imports.KINDS, "safetensors")
+    origins = ("mcl-official", *recognition.KINDS, "safetensors")
     if origin not in origins:
         raise UserError(
             f"{path.name}: whose names has it? give origin, one of {', '.join(origins)}"
         )
     config = load_config()
-    if origin in imports.KINDS:
+    if origin in recognition.KINDS:
         read = imports.read(path, origin, config, adopt=True)
         plain, tree = program.plain_config(read.config), strict.unflatten(read.arrays)
         return FrozenNetwork(plain, tree, step=0, levels=(0, 1, 2, 3))

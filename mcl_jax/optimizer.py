@@ -17,7 +17,7 @@ Schedule = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Settings:
+class OptimizerSettings:
     """The keys of `config.optimizer`; units and sources stand in configs/base.py."""
 
     name: str
@@ -64,7 +64,7 @@ def excluded_mask(params: Any, rule: str) -> Any:
     return jax.tree_util.tree_map_with_path(decide, params)
 
 
-def learning_rate(settings: Settings, batch_size: int, steps_per_epoch: int) -> Schedule:
+def learning_rate(settings: OptimizerSettings, batch_size: int, steps_per_epoch: int) -> Schedule:
     """Linear warm-up to base_lr * B / 256, cosine to final_lr at the last step.
 
     warmup_shape 'sequential' (paper section 4.1): the cosine starts after the warm-up.
@@ -121,11 +121,11 @@ def scale_by_lars(eta: float, decay: float, excluded: Any) -> optax.GradientTran
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def create(settings: Settings, params: Any, lr: Schedule) -> optax.GradientTransformation:
+def create(settings: OptimizerSettings, params: Any, lr: Schedule) -> optax.GradientTransformation:
     """Clip by global norm, then the optimizer; momentum buffers contain the learning rate.
 
     Args:
-      settings: see Settings.
+      settings: see OptimizerSettings.
       params: the parameter tree (shapes are enough), for the masks.
       lr: learning rate per step.
     """

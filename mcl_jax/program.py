@@ -51,16 +51,20 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
 
     Raises:
       UserError: if the batch does not divide over the devices and groups, saying what would.
+
+    Example:
+      >>> run = build(config, sharding.mesh_for(config), images=1_281_167)
+      >>> state = new_state(run)
     """
     data = config["data"]
     micro_batches = config["optimizer"]["micro_batches"]
     groups = mesh.size // (config["numerics"]["bn_devices"] or mesh.size)
-    if mesh.shape[sharding.GROUP_AXIS] != groups:
+    if mesh.shape[sharding.DEVICE_GROUP_AXIS] != groups:
         raise ValueError(f"numerics.bn_devices asks for {groups} groups, the mesh is {mesh.shape}")
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
     objective = make_objective(config, b, sharding.norm_axis(mesh))
     steps_per_epoch = max(1, images // data["batch_size"])
-    opt = fill(optimizers.Settings, config["optimizer"])
+    opt = fill(optimizers.OptimizerSettings, config["optimizer"])
     total_steps = max(1, round(opt.epochs * steps_per_epoch))
     lr = optimizers.learning_rate(opt, data["batch_size"], steps_per_epoch)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
@@ -80,7 +84,7 @@ def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
 
     def create(seed: jax.Array) -> TrainState:
-        variables = program.objective.init(key_for(seed, 0, 0, Purpose.INIT))
+        variables = program.objective.init(key_for(seed, 0, key_group=0, purpose=Purpose.INIT))
         has_target = program.objective.has_target
         return TrainState(
             step=jnp.zeros((), jnp.int32),

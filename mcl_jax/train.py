@@ -14,7 +14,7 @@ import numpy as np
 
 import mcl_jax
 from mcl_jax import program, sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
@@ -187,10 +187,10 @@ def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.Bat
     data = run.config["data"]
     return pipeline.batches(
         source,
+        loader_settings.of_this_process(data, data["batch_size"]),
         seed=run.config["seed"],
         start_step=start_step,
         shuffle=True,
-        **reading.arguments(data, data["batch_size"]),
     )
 
 

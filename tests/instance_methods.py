@@ -45,8 +45,8 @@ def arguments(images_per_device, axis_name=None):
     model = dict(tiny_config().model) | {"projector_hidden": 12, "projector_out": OUT}
     return {
         "architecture": Architecture(**model),
-        "numerics": Numerics(jnp.float32, 0.9, 1e-5, axis_name),
-        "views": fill(augment.Settings, tiny_config().augment),
+        "numerics": Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=axis_name),
+        "views": fill(augment.AugmentSettings, tiny_config().augment),
         "image_size": SIDE,
         "images_per_device": images_per_device,
         "group_size": images_per_device,

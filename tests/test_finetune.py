@@ -243,7 +243,7 @@ def test_perfect_empty_and_shifted_detections(data):
     assert found["ap/iou70"] == pytest.approx(0.5) and found["ap/iou75"] == 0 == found["ap75"]
     half = scores(instances, perfect(instances), instances.images[:2])
     assert half["ap"] == pytest.approx(1)  # of the tested images alone
-    table = job.table(half, instances.class_names).splitlines()
+    table = job.as_text(half, instances.class_names).splitlines()
     assert table[1].split()[0] == "100.00" and table[2] == "dog 100.00, cat 100.00"
 
 

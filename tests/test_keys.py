@@ -11,7 +11,7 @@ def test_every_argument_matters_and_the_same_ones_replay():
     arguments = itertools.product((0, 1), (0, 1), (0, 1), (Purpose.AUGMENT, Purpose.MONTAGE))
     keys = {tuple(jax.random.key_data(key_for(*a)).tolist()) for a in arguments}
     assert len(keys) == 16
-    again = jax.random.key_data(key_for(1, 0, 1, Purpose.MONTAGE)).tolist()
+    again = jax.random.key_data(key_for(1, 0, key_group=1, purpose=Purpose.MONTAGE)).tolist()
     assert tuple(again) in keys
 
 

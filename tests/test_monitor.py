@@ -28,7 +28,7 @@ from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
-NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS)
+NUMERICS = Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=sharding.DATA_AXIS)
 COLORS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
 PER_CLASS = 7
 
@@ -165,7 +165,9 @@ def workdir(tmp_path_factory):
     encoder = Encoder(fill(Architecture, config.model), NUMERICS)
     spans = assigned_spans((1,) * 4)
     variables = jax.eval_shape(
-        lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),
+        lambda key: encoder.init(
+            key, jnp.zeros((4, 32, 32, 3)), spans, sides=1, full=True, train=True
+        ),
         jax.random.key(0),
     )
     rng = np.random.default_rng(0)  # cheaper than compiling the initializers

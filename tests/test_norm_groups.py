@@ -32,11 +32,11 @@ def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
         return (out * weights).sum(), (out, changed["batch_stats"])
 
     def body(x, weights):
-        own = sharding.device_local(params, sharding.DATA_AXIS)
+        local = sharding.device_local(params, sharding.DATA_AXIS)
         gradient = jax.grad(apply, argnums=(0, 1), has_aux=True)
-        (d_params, dx), (out, changed) = gradient(own, x, weights, sharding.norm_axis(mesh))
+        (d_params, dx), (out, changed) = gradient(local, x, weights, sharding.norm_axis(mesh))
         total = jax.lax.psum(d_params, sharding.DATA_AXIS)
-        return out, dx, total, sharding.merge_groups(changed)
+        return out, dx, total, sharding.merge_device_groups(changed)
 
     split, whole = sharding.BATCH_SPEC, PartitionSpec()
     mapped = jax.shard_map(
@@ -65,9 +65,9 @@ def test_with_groups_no_norm_layer_waits_for_another_host():
         config = small_config()
         config.numerics.bn_devices = bn_devices
         run = program.build(config, sharding.mesh_for(config), images=64)
-        found = compiled.figures(program.lower_step(run).compile(), [0] * 4 + [1] * 4)
+        figures = compiled.figures(program.lower_step(run).compile(), [0] * 4 + [1] * 4)
         names = ("collectives", "collectives_across_hosts")
-        return run, *(found[name].get("all-reduce", 0) for name in names)
+        return run, *(figures[name].get("all-reduce", 0) for name in names)
 
     run, everything, across = figures(0)
     assert across == everything

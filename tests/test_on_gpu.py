@@ -46,7 +46,9 @@ def test_parts_run_in_order_within_the_budget_and_each_is_written_at_once(tmp_pa
         Part("long", 60.0, measure("long", 60.0)),
         Part("last", 5.0, measure("last", 1.0)),
     ]
-    records = run(parts, Budget(100.0, now=lambda: clock[0]), tmp_path, {"device": "a card"})
+    records = run(
+        parts, Budget(100.0, now=lambda: clock[0]), out=tmp_path, about={"device": "a card"}
+    )
     assert [(name, left) for name, left, *_ in seen] == [
         ("first", 100.0),
         ("broken", 60.0),
@@ -111,8 +113,14 @@ def test_garbage_is_looked_for_rarely_and_as_before_afterwards():
 
 
 def test_config_arguments_are_passed_on():
-    given = ["--config", "a.py", "--minutes=1", "-config.x.y", "2", "--configs", "--config.z=3"]
-    assert cli.config_arguments(given) == ["--config", "a.py", "-config.x.y", "2", "--config.z=3"]
+    arguments = ["--config", "a.py", "--minutes=1", "-config.x.y", "2", "--configs", "--config.z=3"]
+    assert cli.config_arguments(arguments) == [
+        "--config",
+        "a.py",
+        "-config.x.y",
+        "2",
+        "--config.z=3",
+    ]
 
 
 def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
@@ -174,9 +182,9 @@ def test_needed_flops_are_the_assigned_networks_whatever_is_run():
         config.data.image_size = config.data.canvas_size = 32
         config.data.batch_size, config.model.head_convs = 32, 1
         config.montage.levels, config.loss.pyramid = 2, pyramid
-        own = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
-        lowered = program.lower_step(own)
-        counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(own, lowered)
+        single = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
+        lowered = program.lower_step(single)
+        counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(single, lowered)
     assert counts["full"][1] == pytest.approx(counts["assigned"][1], rel=1e-12)
     assert 0 < counts["assigned"][1] < counts["assigned"][0] < counts["full"][0]
 
@@ -196,7 +204,7 @@ def test_the_profile_names_what_takes_longest():
     shares = [row["share"] for row in result["operations"]]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-9
     assert math.isclose(first["ms_per_step"] / result["busy_ms_per_step"], first["share"])
-    assert first["name"] in profile.table(result)
+    assert first["name"] in profile.as_text(result)
 
 
 def test_a_devices_trace_is_read_from_its_streams_or_else_its_operations(tmp_path):

@@ -11,7 +11,7 @@ from mcl_jax.settings.records import fill
 
 
 def settings(config, **changes):
-    return fill(optimizer.Settings, dict(config.optimizer) | changes)
+    return fill(optimizer.OptimizerSettings, dict(config.optimizer) | changes)
 
 
 def parameter_shapes(config):

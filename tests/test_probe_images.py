@@ -294,11 +294,17 @@ def test_what_cannot_be_opened_is_told(changes, message, photos, config):
 
 def test_values_of_a_command_line_have_the_sections_types(config):
     probe = config.probe.to_dict()
-    choose(probe, ["steps=7", "level_bounds=16,32,64", "base_lr=1", "levels='P4','P5'"])
+    choose(probe, ["steps=7", "level_bounds=16,32", "base_lr=1", "levels='P3','P4','P5'"])
     assert probe["steps"] == 7 and probe["base_lr"] == 1.0 and probe["train_images"] == 256
-    assert probe["level_bounds"] == (16.0, 32.0, 64.0) and probe["levels"] == ("P4", "P5")
+    assert probe["level_bounds"] == (16.0, 32.0) and probe["levels"] == ("P3", "P4", "P5")
     for wrong in ("step=7", "steps", "steps=1.5", "steps=many", "area_bounds=a", "levels=3"):
         with pytest.raises(UserError, match=f"--set {wrong}: "):
             choose(probe, [wrong])
+    for wrong, message in (
+        ("steps=0", "probe.steps is 0; it must be a whole number"),
+        ("level_bounds=16,32,64", "probe.level_bounds must be 2 numbers, one between each two"),
+    ):
+        with pytest.raises(UserError, match=message):
+            choose(dict(probe), [wrong])
     choose(probe | {"dataset": "tfds:voc/2007"}, [])
     assert probe["train_images"] == 256  # a copy was changed

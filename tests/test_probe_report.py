@@ -50,7 +50,7 @@ def test_rows_are_stopped_resumed_and_never_computed_twice(subject, tmp_path, ca
         assert matplotlib.image.imread(kept / name / "boxes.png").std() > 0.01
         assert row["scores"]["ap/iou50"] == row["scores"]["ap50"] and row["settings"]["steps"] == 3
     assert run(subject, kept, ["backbone"], stops=lambda step: pytest.fail("computed")) == rows
-    assert "backbone" in report.table(rows) and "all" not in report.table(rows)
+    assert "backbone" in report.as_text(rows) and "all" not in report.as_text(rows)
     changed = dict(subject.config) | {"probe": dict(subject.config["probe"]) | {"base_lr": 0.5}}
     other = dataclasses.replace(subject, config=changed)
     with pytest.raises(UserError, match="holds a probe with probe.base_lr 0.02, not 0.5"):

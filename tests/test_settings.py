@@ -161,7 +161,7 @@ def test_a_record_is_filled_by_name_and_can_be_hashed():
     lists = {"levels": 2, "copies": [1, 2], "shrink": "nearest", "assembly": "montage"}
     assert hash(fill(montage.Layout, lists, boundary_sigma=0.5)) is not None
     plain = program.plain_config(config)
-    for cls, section in ((Architecture, "model"), (augment.Settings, "augment")):
+    for cls, section in ((Architecture, "model"), (augment.AugmentSettings, "augment")):
         assert fill(cls, plain[section]) == fill(cls, config[section])
     with pytest.raises(UserError, match="settings of .*Layout lack boundary_sigma"):
         fill(montage.Layout, lists)

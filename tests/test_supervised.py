@@ -70,13 +70,18 @@ def test_loss_is_the_weighted_cross_entropy_of_its_own_features(pooling):
         encoder = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
         if pooling == "image":
             x, _ = objective.encoder.apply(
-                encoder, inputs.canvases, True, method="stage5", mutable=["batch_stats"]
+                encoder, inputs.canvases, train=True, method="stage5", mutable=["batch_stats"]
             )
             features = [x]
         else:
-            arguments = (inputs.canvases, objective.spans, 1, False, True)
+            flags = {"sides": 1, "full": False, "train": True}
             levels, _ = objective.encoder.apply(
-                encoder, *arguments, method="regions", mutable=["batch_stats"]
+                encoder,
+                inputs.canvases,
+                objective.spans,
+                **flags,
+                method="regions",
+                mutable=["batch_stats"],
             )
             features = [x[0] for x in levels]
         return objective.loss(params, state, inputs, None), features

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mcl_jax import program, train
 from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
-from mcl_jax.faults.torture import SMALL, STEPS, losses
+from mcl_jax.faults.runs import SMALL, STEPS, losses
 from mcl_jax.report import metrics
 
 REPO = Path(__file__).resolve().parent.parent

@@ -57,5 +57,5 @@ def main(_: Sequence[str]) -> int:
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
     result = loop.run(evaluation, OUTPUT.value, owner=True)
     if jax.process_index() == 0:
-        print(loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes")
+        print(loop.as_text(result) if result else f"stopped on request; {OUTPUT.value} resumes")
     return exit_codes.DONE if result else exit_codes.STOPPED

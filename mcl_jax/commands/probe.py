@@ -83,5 +83,5 @@ def main(_: Sequence[str]) -> int:
         except Stopped:
             print(f"stopped on request; {OUTPUT.value} resumes")
             return exit_codes.STOPPED
-        print(report.table(rows))
+        print(report.as_text(rows))
         return exit_codes.DONE

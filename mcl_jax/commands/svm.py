@@ -67,7 +67,7 @@ def main(_: Sequence[str]) -> None:
     if jax.process_index() != 0:
         return
     head = f"{train.name} -> {test.name}, step {meta['step']}"
-    print(head, svm_measure.table(result, config["svm"]["costs"]), sep="\n")
+    print(head, svm_measure.as_text(result, config["svm"]["costs"]), sep="\n")
     if JSON.value:
         result = {"step": meta["step"]} | svm.described(config, files) | result
         Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")

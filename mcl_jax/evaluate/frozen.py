@@ -120,7 +120,7 @@ def _compute_function(config: Mapping[str, Any], names: tuple[str, ...], mesh: M
         else:
             stages = make_backbone(encoder.architecture, encoder.numerics)
             own = {name: tree["backbone"] for name, tree in variables.items()}
-            maps = stages.apply(own, views, Context((len(views),), False))
+            maps = stages.apply(own, views, Context((len(views),), train=False))
         return {name: maps[name].astype(jnp.float32) for name in names}
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC

@@ -35,7 +35,7 @@ weight_init = nn.initializers.normal(0.02)
 patch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def architecture(name: str) -> Size:
+def size_of(name: str) -> Size:
     """The sizes of a name; UserError lists the names there are."""
     if name not in ARCHITECTURES:
         raise UserError(f"model.backbone {name!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -65,8 +65,8 @@ def drop_path(x: Array, rate: float, key: Array) -> Array:
 
     What is kept is divided by 1 - rate, so the expectation is x (Huang et al., 2016). rate < 1.
     """
-    kept = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
+    survives = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(survives, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 class WindowAttention(nn.Module):
@@ -132,7 +132,11 @@ class Block(nn.Module):
     def __call__(self, x: Array, context: Context) -> Array:
         channels, numerics = x.shape[-1], self.numerics
         attention = WindowAttention(
-            heads(self.size, channels), self.size.window, self.shifted, numerics, name="attention"
+            heads(self.size, channels),
+            self.size.window,
+            shifted=self.shifted,
+            numerics=numerics,
+            name="attention",
         )
         x = x + self._kept(attention(layer_norm(numerics, "norm1")(x)), context)
         y = layer_norm(numerics, "norm2")(x)
@@ -229,7 +233,7 @@ class Swin(nn.Module):
           context: `train` and an rng stream 'drop_path' drop branches; there is no batch norm.
           normed: the stages after their output norms, or (False) as the next stage reads them.
         """
-        size = architecture(self.name_of_architecture)
+        size = size_of(self.name_of_architecture)
         if not 0.0 <= self.drop_path < 1.0:
             raise UserError(f"model.drop_path must be at least 0 and below 1, got {self.drop_path}")
         rates = np.linspace(0.0, self.drop_path, sum(size.depths)).tolist()
@@ -237,8 +241,10 @@ class Swin(nn.Module):
         x = layer_norm(self.numerics, "patch_norm")(x)
         features, start = {}, 0
         for i, (stage, depth) in enumerate(zip(STAGES, size.depths, strict=True)):
-            own = tuple(rates[start : start + depth])
-            x = Stage(size, i > 0, own, self.numerics, name=stage)(x, context)
+            stage_rates = tuple(rates[start : start + depth])
+            x = Stage(size, i > 0, drop_rates=stage_rates, numerics=self.numerics, name=stage)(
+                x, context
+            )
             start += depth
             norm = layer_norm(self.numerics, f"norm{i + 2}")
             # Without the norms an initialization still has their parameters.

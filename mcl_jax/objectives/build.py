@@ -72,7 +72,7 @@ def make_objective(
         "group_size": config["data"]["group_size"] or images_per_device,
     }
     layout = fill(montage.Layout, config["montage"])
-    views = fill(augment.Settings, config["augment"])
+    views = fill(augment.AugmentSettings, config["augment"])
     if method == "mcl":
         own = fill(LossSettings, config["loss"])
         return MCL(layout=layout, loss_settings=own, views=views, **common)
@@ -82,14 +82,14 @@ def make_objective(
         return Supervised(layout=layout, settings=own, views=one_sided(views), **common)
     if method == "byol":
         return BYOL(views=views, **common)
-    queues = fill(contrast.Settings, config["moco"])
+    queues = fill(contrast.QueueSettings, config["moco"])
     if method == "moco":
         return MoCo(settings=queues, views=views, **common)
-    own = fill(detco.Settings, config["detco"])
+    own = fill(detco.DetCoSettings, config["detco"])
     return detco.DetCo(settings=queues, detco=own, views=views, **common)
 
 
-def one_sided(views: augment.Settings) -> augment.Settings:
+def one_sided(views: augment.AugmentSettings) -> augment.AugmentSettings:
     """One side with the mean of all sides' probabilities, for methods that compare nothing."""
 
     def mean(probabilities: tuple[float, ...]) -> tuple[float]:

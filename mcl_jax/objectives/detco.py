@@ -30,7 +30,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class DetCoSettings:
     """The keys of `config.detco`; queue, temperature and norm are `config.moco`'s.
 
     Attributes:
@@ -88,7 +88,7 @@ def stage_losses(
 class DetCo(MoCo):
     """The method as pure functions over (params, state, inputs); queues and keys are MoCo's."""
 
-    detco: Settings
+    detco: DetCoSettings
 
     @property
     def encoder(self) -> StageEncoder:
@@ -101,7 +101,7 @@ class DetCo(MoCo):
         images = jnp.zeros((1, side, side, 3))
         patches = jnp.zeros((1, jigsaw.PATCHES, patch, patch, 3))
         features, variables = self.encoder.init_with_output(
-            encoder_key, images, patches, Context((1,), True)
+            encoder_key, images, patches, Context((1,), train=True)
         )
         memory = {
             "queue": queues.create_like(queue_key, self.settings.queue_size, features),
@@ -111,9 +111,11 @@ class DetCo(MoCo):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Per side one view and nine patches of another crop; arguments as in objectives.base."""
-        (images,) = self.augmented(seed, step, batch, shard)
-        patches = self._patches(self.group_keys(seed, step, shard, Purpose.JIGSAW), batch)
-        return Inputs(images, patches, draw_order(seed, step, shard, images.shape[1]))
+        (images,) = self.augmented(seed, step, batch=batch, shard=shard)
+        patches = self._patches(
+            self.group_keys(seed, step, shard=shard, purpose=Purpose.JIGSAW), batch
+        )
+        return Inputs(images, patches, draw_order(seed, step, shard=shard, images=images.shape[1]))
 
     def _patches(self, keys: Array, batch: dict[str, Array]) -> Array:
         """[V, b, 9, p, p, 3]: one crop per image and side, cut in cells, a patch out of each."""
@@ -121,7 +123,7 @@ class DetCo(MoCo):
         split = partial(jax.random.split, num=3)
         crops_keys, positions_keys, orders_keys = jax.vmap(split, out_axes=1)(keys)
         views = dataclasses.replace(self.views, area=settings.local_area)
-        (crops,) = self.make_views(crops_keys, batch, views, settings.crop_size)
+        (crops,) = self.make_views(crops_keys, batch, settings=views, image_size=settings.crop_size)
         sides, b = crops.shape[:2]
         images = sides * self.group_size
 
@@ -154,7 +156,9 @@ class DetCo(MoCo):
         self, u: StageEmbeddings, keys: StageEmbeddings, queue: StageEmbeddings
     ) -> tuple[Array, dict[str, Array]]:
         """Equation 1 on this device's images: sum over stages of w (g<->g + l<->l + l<->g)."""
-        total, metrics = self._weigh(stage_losses(u, keys, queue, self.settings.temperature))
+        total, metrics = self._weigh(
+            stage_losses(u, keys, queue=queue, temperature=self.settings.temperature)
+        )
         for s, stage in enumerate(reversed(STAGES)):
             metrics[f"std/level{s}"] = u["global"][stage].std(0).mean()
         return total, metrics

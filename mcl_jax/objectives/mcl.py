@@ -94,7 +94,7 @@ class MCL(Common):
     @property
     def counts(self) -> tuple[int, ...]:
         """Canvases per level of one side on one device (montage and mosaic)."""
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -133,12 +133,12 @@ class MCL(Common):
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
         spans = assigned_spans((1,) * levels)
-        encoder = self.encoder.init(encoder_key, canvases, spans, 1, True, True)
+        encoder = self.encoder.init(encoder_key, canvases, spans, sides=1, full=True, train=True)
         embeddings = tuple(
             jnp.zeros((1, 2 * (start < stop), self.architecture.projector_out))
             for start, stop in self.spans
         )
-        predictor = self.predictors.init(predictor_key, embeddings, True)
+        predictor = self.predictors.init(predictor_key, embeddings, train=True)
         collections = {
             name: {"encoder": encoder[name], "predictor": predictor[name]}
             for name in ("params", "batch_stats")
@@ -154,8 +154,8 @@ class MCL(Common):
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this shard.
           shard: int32, see `Objective.inputs`.
         """
-        views = self.augmented(seed, step, batch, shard, self.layout.strides)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        views = self.augmented(seed, step, batch=batch, shard=shard, strides=self.layout.strides)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         sides = [jax.vmap(jax.random.fold_in, (0, None))(keys, side) for side in range(SIDES)]
         if self.layout.assembly == "copy_paste":  # of the whole shard, one group
             plans = [
@@ -165,7 +165,7 @@ class MCL(Common):
             plans = [montage.draw_orders(side, self.group_size, self.counts) for side in sides]
         inputs = self.assemble(views, plans)
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
             inputs = inputs._replace(drop_path_key=key)
         return inputs
 
@@ -208,7 +208,7 @@ class MCL(Common):
         targets, target_stats = self.targets(state, inputs, axis_name)
         predictions, stats = self.predict(params, state, inputs)
         loss, metrics = self.contrast(predictions, targets, self.labels(inputs, axis_name))
-        return loss, Outcome(stats, target_stats, state.memory, metrics)
+        return loss, Outcome(stats, target_stats, memory=state.memory, metrics=metrics)
 
     def predict(self, params: Any, state: TrainState, inputs: Inputs) -> tuple[list[Array], Any]:
         """The online network's normalized u per level [V, m_s, D], and its running statistics."""
@@ -218,16 +218,16 @@ class MCL(Common):
             variables,
             inputs.canvases,
             self.spans,
-            SIDES,
-            self.full,
-            True,
-            inputs.cells,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            cells=inputs.cells,
             mutable=["batch_stats"],
             rngs=rngs,
         )
         variables = {"params": params["predictor"], "batch_stats": state.batch_stats["predictor"]}
         predictions, predictor_stats = self.predictors.apply(
-            variables, embeddings, True, mutable=["batch_stats"]
+            variables, embeddings, train=True, mutable=["batch_stats"]
         )
         stats = {
             "encoder": encoder_stats["batch_stats"],
@@ -250,7 +250,7 @@ class MCL(Common):
             labels,
             matching=self.matching,
             weights=self.loss_settings.level_weights,
-            pair_loss=partial(losses.info_nce, temperature=self.loss_settings.temperature),
+            pair_loss=partial(losses.scaled_info_nce, temperature=self.loss_settings.temperature),
         )
 
     def targets(
@@ -268,7 +268,13 @@ class MCL(Common):
         canvases = canvases.reshape(-1, *inputs.canvases.shape[1:])
         variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         embeddings, stats = self.encoder.apply(
-            variables, canvases, spans, SIDES, self.full, True, mutable=["batch_stats"]
+            variables,
+            canvases,
+            spans,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            mutable=["batch_stats"],
         )
         targets = []
         for v, labels in zip(embeddings[:levels], inputs.labels, strict=False):

@@ -80,7 +80,7 @@ class Supervised(Common):
         """Canvases per level; whole images are level 0 alone."""
         if not self.multi_level:
             return (self.images_per_device,)
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -107,13 +107,13 @@ class Supervised(Common):
         canvases = jnp.zeros((self.layout.levels, self.image_size, self.image_size, 3))
         if self.multi_level:
             spans = assigned_spans((1,) * self.layout.levels)
-            arguments = (canvases, spans, 1, True, True)
+            flags = {"sides": 1, "full": True, "train": True}
             features, encoder = self.encoder.init_with_output(
-                encoder_key, *arguments, method="regions"
+                encoder_key, canvases, spans, **flags, method="regions"
             )
         else:
             features, encoder = self.encoder.init_with_output(
-                encoder_key, canvases, True, method="stage5"
+                encoder_key, canvases, train=True, method="stage5"
             )
         width = jax.tree.leaves(features)[0].shape[-1]
         classifier = self.classifier.init(classifier_key, jnp.zeros((1, width)))
@@ -128,15 +128,18 @@ class Supervised(Common):
           batch: also {'label': int32 [b]} in [0, C).
         """
         strides = self.layout.strides if self.multi_level else (1,)
-        views = [view[0] for view in self.augmented(seed, step, batch, shard, strides)]
+        views = [
+            view[0]
+            for view in self.augmented(seed, step, batch=batch, shard=shard, strides=strides)
+        ]
         key = None
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
         if not self.multi_level:
             return Inputs(views[0], (batch["label"],), key)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         orders = montage.draw_orders(keys, self.group_size, self.counts)
-        built = montage.build(views, orders, self.layout, self.numerics.dtype)
+        built = montage.build(views, orders, layout=self.layout, dtype=self.numerics.dtype)
         return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
@@ -154,12 +157,19 @@ class Supervised(Common):
         options = {"mutable": ["batch_stats"], "rngs": rngs}
         if self.multi_level:
             levels, stats = self.encoder.apply(
-                variables, inputs.canvases, self.spans, 1, False, True, method="regions", **options
+                variables,
+                inputs.canvases,
+                self.spans,
+                sides=1,
+                full=False,
+                train=True,
+                method="regions",
+                **options,
             )
             features = [x[0] for x in levels]
         else:
             x, stats = self.encoder.apply(
-                variables, inputs.canvases, True, method="stage5", **options
+                variables, inputs.canvases, train=True, method="stage5", **options
             )
             features = [x]
         total, metrics = jnp.zeros(()), {}
@@ -173,4 +183,4 @@ class Supervised(Common):
             metrics[f"top1/level{s}"] = (logits.argmax(1) == classes).mean()
             total = total + loss
         batch_stats = {"encoder": stats.get("batch_stats", {})}
-        return total, Outcome(batch_stats, {}, state.memory, metrics)
+        return total, Outcome(batch_stats, {}, memory=state.memory, metrics=metrics)

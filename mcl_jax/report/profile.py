@@ -60,7 +60,7 @@ def longest(
             for _ in range(steps):
                 step()
         events = list(read(Path(folder)))
-    return summary(events, steps, sources(program_text), count)
+    return summary(events, steps, source_of=sources(program_text), count=count)
 
 
 class Window:
@@ -92,7 +92,7 @@ class Window:
             events = list(read(self._folder))
             result = summary(events, steps, sources(program.as_text()), LONGEST)
             print(f"trace of {steps} steps in {self._folder}", file=sys.stderr)
-            print(table(result), file=sys.stderr, flush=True)
+            print(as_text(result), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends a trace whose last step did not come."""
@@ -135,11 +135,11 @@ def summary(
     busy = sum(event.nanoseconds for event in events)
     kernels = [(e.name, e.nanoseconds) for e in events if e.name != e.operation]
     operations = [(e.operation or e.name, e.nanoseconds) for e in events]
-    rows = _rows(operations, steps, busy, count)
+    rows = _rows(operations, steps, busy=busy, count=count)
     return {
         "traced_steps": steps,
         "busy_ms_per_step": busy / steps / 1e6,
-        "kernels": _rows(kernels, steps, busy, count),
+        "kernels": _rows(kernels, steps, busy=busy, count=count),
         "operations": [row | {"source": source_of.get(row["name"], "")} for row in rows],
     }
 
@@ -164,7 +164,7 @@ def _rows(
     ]
 
 
-def table(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """`longest`'s result as text."""
     lines = [f"busy {result['busy_ms_per_step']:.2f} ms a step"]
     for kind in ("kernels", "operations"):

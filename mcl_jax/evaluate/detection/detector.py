@@ -132,7 +132,7 @@ class Detector:
         """What a part is called with after its input `x`."""
         rows = jax.tree.leaves(x)[0].shape[0]
         if part == "backbone":
-            return x, Context((rows,), train)
+            return x, Context((rows,), train=train)
         if part == "fpn":
             spans = full_spans(rows)[: COARSEST + 1 - int(self.settings.levels[0][1:])]
             return x, spans, 1, train

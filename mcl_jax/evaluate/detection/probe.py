@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate.detection.average_precision import average_precision, check_installed
+from mcl_jax.evaluate.detection.average_precision import average_precision
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
 from mcl_jax.evaluate.detection.data import Data
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
@@ -23,6 +23,7 @@ from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.evaluate.detection.training import Conduct, detect, fit, one_device
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
+from mcl_jax.report import coco_scores
 from mcl_jax.settings.records import fill
 
 # Mode -> what of the pre-trained parts stays as it is; the others are trained. 'backbone' trains a
@@ -130,7 +131,7 @@ def prepare(
     labels: int | None = None,
 ) -> Prepared:
     """Checks everything that `probe` is given, before anything is computed."""
-    check_installed()
+    coco_scores.pycocotools()  # missing: said before any training
     by_part = _parts(variables, mode)
     train = data.train.first(labels, seed)
     detector = Detector(

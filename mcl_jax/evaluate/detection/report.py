@@ -230,7 +230,7 @@ def _draw(path: Path, prepared: probe.Prepared, probed: probe.Probed) -> None:
     sheets.boxes(path, images, truth, found, title)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for reading, in percent."""
     columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     heads = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -92,8 +92,8 @@ def update(
 
     def loss(params):
         scores = logits(params, features)
-        wanted = jnp.maximum(labels, 0)[None, :, None]
-        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(scores), wanted, 2)[..., 0]
+        classes = jnp.maximum(labels, 0)[None, :, None]
+        log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(scores), classes, 2)[..., 0]
         losses = -(log_likelihood * share).sum(1)
         right = (scores.argmax(2) == labels) * share
         return losses.sum(), {"loss": losses, "train_top1": right.sum(1)}
@@ -121,5 +121,5 @@ def hits(params: dict[str, Array], features: Array, labels: Array, k: int) -> Ar
     """
     scores = logits(params, features)
     _, best = jax.lax.top_k(scores, k)
-    found = (best == labels[:, None]).any(2) & jnp.isfinite(scores).all(2)
-    return found.sum(1)
+    right = (best == labels[:, None]).any(2) & jnp.isfinite(scores).all(2)
+    return right.sum(1)

@@ -6,7 +6,8 @@ A file is nested containers; the path to an array and its name are one dotted *n
 A prefix is found by the names behind it, so it needs no list. What projects write, from their own
 code (facebookresearch/moco, moco-v3, simsiam, swav, barlowtwins, dino; lucidrains/byol-pytorch;
 sthalles/PyTorch-BYOL; WXinlong/DenseCL; xieenze/DetCo; hologerry/SoCo; vturrisi/solo-learn;
-lightly-ai/lightly; open-mmlab/mmselfsup, mmpretrain, mmdetection; Detectron2):
+lightly-ai/lightly; microsoft/Swin-Transformer; open-mmlab/mmselfsup, mmpretrain, mmdetection;
+facebookresearch/detectron2):
 
   MoCo v1, v2             {"state_dict"}, module.encoder_q. and module.encoder_k.
   MoCo v3                 {"state_dict"}, module.base_encoder. and module.momentum_encoder.
@@ -24,7 +25,9 @@ lightly-ai/lightly; open-mmlab/mmselfsup, mmpretrain, mmdetection; Detectron2):
   lightly                 {"state_dict"} of Lightning, backbone. and teacher_, student_ or
                           key_backbone.; its examples: backbone.0. ... of a torch.nn.Sequential
   DINO                    {"student", "teacher", "args"}, module.backbone.; "args" as SoCo's
-  timm, torchvision       bare, or {"state_dict", "state_dict_ema"}, {"model", "model_ema"}
+  Swin (microsoft)        {"model"}; timm's names, but for the patch mergings
+  timm, torchvision       bare, or {"state_dict", "state_dict_ema"}, {"model", "model_ema"}; with
+                          "args" as SoCo's in checkpoints of their training scripts
   Lightning               {"state_dict"}, model. or net., or what else the user calls it
   MMDetection             {"state_dict", "meta"}, and with EMA {"ema_state_dict"}, module.
   Detectron2              .pkl {"model", "__author__"}; its trainer's model_final.pth {"model",
@@ -63,10 +66,17 @@ class Style(NamedTuple):
         if self is STYLES["sequential"]:
             first, _, rest = name.partition(".")
             return f"{SEQUENTIAL.get(first, first)}.{rest}"
+        if self is STYLES["first swin"]:
+            return re.sub(r"^layers\.(\d)\.downsample\.", _next_stage, name)
         if self is STYLES["detectron2"]:
             inner = next((start for start in DETECTRON2_INNER if name.startswith(start)), "")
             return name[len(inner) :]
         return name
+
+
+def _next_stage(match: re.Match) -> str:
+    """What ended a stage in the first code of Swin begins the next one in timm's."""
+    return f"layers.{int(match[1]) + 1}.downsample."
 
 
 _LAYERS = r"(conv1|bn1|layer[1-4])\.[\w.]+"
@@ -88,6 +98,9 @@ STYLES = {
         "torchvision's ResNet as a torch.nn.Sequential", "torchvision", _INDICES, 4
     ),
     "torchvision swin": Style("torchvision's Swin", "torchvision", r"(features\.[0-7])\.[\w.]+", 6),
+    "first swin": Style(
+        "Swin of its authors", "timm", r"(patch_embed|layers\.[0-2]\.downsample)\.[\w.]+", 4
+    ),
     "timm swin": Style("timm's Swin", "timm", r"(patch_embed|layers\.[0-3])\.[\w.]+", 4),
 }
 
@@ -104,7 +117,7 @@ ORIGINS = {
         "torchvision detector or classifier",
         ("torchvision detector", "resnet", "sequential", "torchvision swin"),
     ),
-    "timm": Origin("timm classifier", ("resnet", "sequential", "timm swin")),
+    "timm": Origin("timm classifier", ("resnet", "sequential", "first swin", "timm swin")),
     "mmdet": Origin("mmdet detector", ("mmdet", "mmdet swin")),
     "detectron2": Origin("detectron2 detector", ("detectron2",)),
 }
