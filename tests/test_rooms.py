@@ -29,7 +29,7 @@ FLOORS = (
     ("mcl_jax.cli",),
     ("mcl_jax.settings",),
     # what names and records mean, without any library
-    ("mcl_jax.errors", "mcl_jax.models.sizes", "mcl_jax.data.record", "mcl_jax"),
+    ("mcl_jax.errors", "mcl_jax.models.sizes", "mcl_jax.data.record", "mcl_jax.paths", "mcl_jax"),
 )
 OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
 
