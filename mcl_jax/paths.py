@@ -9,6 +9,7 @@ Needs nothing but Python.
 """
 
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from mcl_jax.errors import UserError
 
 _BUCKET = "gs://"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -57,14 +59,16 @@ def expanded(path: str | os.PathLike, name: str) -> str:
       name: of the flag or key, for messages.
 
     Raises:
-      UserError: for an empty path, one with bytes that are no UTF-8 or that no path can have, and
-        for '~' where there is no home folder.
+      UserError: for an empty path, a URL of another kind, bytes that are no UTF-8 or that no path
+        can have, and for '~' where there is no home folder.
     """
     text = os.fspath(path)
     if not text.strip():
         raise UserError(f"{name} is empty; give a path")
     if is_bucket(text):
         return text
+    if _URL.match(text):
+        raise _refused(name, text, "is a URL; give a path or gs://BUCKET/NAME")
     whole = os.path.expanduser(text)
     if "\0" in whole:
         raise _refused(name, whole, "has a zero byte, which no path can have")
@@ -130,8 +134,8 @@ def output_folder(path: str | os.PathLike, name: str) -> str:
     _demand_native(whole, name)
     there = _nearest(whole, name)
     if not os.path.isdir(there):
-        own = os.path.normpath(there) == os.path.normpath(whole)
-        what = "is a file; give a folder" if own else f"cannot be made: {shown(there)} is a file"
+        own = there == os.path.abspath(whole)
+        what = "is a file; give a folder" if own else f"cannot be made: {_quoted(there)} is a file"
         raise _refused(name, whole, what)
     _demand_writable(whole, there, name)
     return whole
@@ -151,11 +155,11 @@ def output_file(path: str | os.PathLike, name: str) -> str:
     if os.path.isdir(there) and os.path.realpath(there) != os.path.realpath(folder):
         if os.path.realpath(there) == os.path.realpath(whole):
             raise _refused(name, whole, "is a folder; give a file")
-        raise _refused(name, whole, f"cannot be written: there is no folder {shown(folder)}")
+        raise _refused(name, whole, f"cannot be written: there is no folder {_quoted(folder)}")
     if whole.endswith("/"):
         raise _refused(name, whole, "is a folder; give a file")
     if not os.path.isdir(folder):
-        raise _refused(name, whole, f"cannot be written: {shown(there)} is a file")
+        raise _refused(name, whole, f"cannot be written: {_quoted(there)} is a file")
     _demand_writable(whole, folder, name)
     return whole
 
@@ -195,7 +199,7 @@ def _nearest(path: str, name: str) -> str:
 def _reason(path: str, error: OSError) -> str:
     """What is wrong with a path that cannot be looked at."""
     if os.path.islink(path):
-        target = shown(os.readlink(path))
+        target = _quoted(os.readlink(path))
         if isinstance(error, FileNotFoundError):
             return f"is a link to {target}, which does not exist"
         return f"is a link to {target}, which cannot be followed ({error.strerror})"
@@ -227,15 +231,20 @@ def _demand_writable(path: str, folder: str, name: str) -> None:
     On Linux the file has no name at any time.
     """
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=os.path.realpath(folder)):
             pass
     except OSError as error:
         raise _refused(
-            name, path, f"cannot be written: {shown(folder)}: {error.strerror}"
+            name, path, f"cannot be written: {_quoted(folder)}: {error.strerror}"
         ) from None
     if os.path.isfile(path):
         _demand(path, name, os.W_OK, "may not be written")
 
 
 def _refused(name: str, path: str, what: str, hint: str = "") -> UserError:
-    return UserError(f"{name} {shown(path)!r} {what}{f'; {hint}' if hint else ''}")
+    return UserError(f"{name} {_quoted(path)} {what}{f'; {hint}' if hint else ''}")
+
+
+def _quoted(path: str) -> str:
+    """On one line, whatever letters it has."""
+    return repr(shown(path))
