@@ -8,15 +8,17 @@ libraries that take UTF-8 alone.
 Needs nothing but Python.
 """
 
+from __future__ import annotations  # Detectron2's environments go down to Python 3.9
+
 import os
 import re
 import stat
 import tempfile
-from pathlib import Path
 
 from mcl_jax.errors import UserError
 
 _BUCKET = "gs://"
+_PICTURES = (".png", ".svg", ".pdf", ".jpg")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -164,9 +166,10 @@ def output_file(path: str | os.PathLike, name: str) -> str:
     return whole
 
 
-def output_path(path: str | os.PathLike, name: str) -> Path:
-    """`output_file` as a pathlib.Path, for results that are written to a disk alone."""
-    return Path(output_file(path, name))
+def output_place(path: str | os.PathLike, name: str) -> str:
+    """A folder to write to, or a file of an image's suffix; errors as those of the two."""
+    is_file = os.fspath(path).lower().endswith(_PICTURES)
+    return (output_file if is_file else output_folder)(path, name)
 
 
 def _mode(path: str, name: str, hint: str) -> int:

@@ -185,8 +185,8 @@ def _check_header(data: bytes, max_pixels: int) -> _Header:
     """What the header alone tells, after the pixel guard."""
     try:
         with warnings.catch_warnings():
-            # The pixel guard below is ours, Pillow's own limit is a warning at another number.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # The pixel guard below is ours; damaged tags are no reason to refuse the pixels.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 transparent = "transparency" in image.info

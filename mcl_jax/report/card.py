@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.paths import shown
+
 FILE = "card.html"
 
 _STYLE = """
@@ -51,7 +53,7 @@ summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
 
 def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
     """A whole document; `parts` are pieces of HTML from the functions below."""
-    return (
+    whole = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n'
@@ -59,6 +61,7 @@ def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
         f'<header><h1>{html.escape(title)}</h1>\n<div class="dim">{html.escape(subtitle)}</div>'
         f"</header>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
+    return shown(whole)  # names in it may be any bytes
 
 
 def figures(values: Mapping[str, str]) -> str:
