@@ -119,16 +119,16 @@ def _class_folders(root: str, files: list[str]) -> tuple[list[str] | None, str]:
     loose = [name for name in files if "/" not in name]
     listed = paths.shown(", ".join(first_level[:4]) + (", ..." if len(first_level) > 4 else ""))
     if not first_level:
-        return None, f"folder {shown} has no sub-folders, which would name classes: no labels"
+        return None, f"folder {shown} has no sub-folders, which would name classes"
     if loose:
         return None, (
             f"folder {shown}: {len(loose)} of {len(files)} images lie beside the sub-folders "
-            f"{listed} (the first is {paths.shown(loose[0])}), so these name no classes: no labels; "
+            f"{listed} (the first is {paths.shown(loose[0])}), so these name no classes; "
             "move such images into a sub-folder, or out of the folder"
         )
     example = f"folder:{shown}/{paths.shown(first_level[0])}"
     if len(first_level) == 1:
-        return None, f"folder {shown} has one sub-folder, {listed}: no labels; give {example}"
+        return None, f"folder {shown} has one sub-folder, {listed}, and so no classes; give {example}"
     if all(name.lower() in _SPLIT_NAMES for name in first_level):
         counts = ", ".join(
             f"{paths.shown(name)} ({sum(file.startswith(f'{name}/') for file in files)} images)"

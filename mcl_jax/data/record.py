@@ -40,11 +40,13 @@ def data_digest(source: Source) -> str:
 
 def why_unlabeled(source: Source) -> str:
     """Why a source's images have no labels, in words for the user; '' if they have."""
-    if source.class_names is None:
+    if getattr(source, "class_names", ()) is None:
         return getattr(source, "unlabeled", "") or "this data set has no labels"
-    for index in range(min(len(source), _LOOKED_AT)):
+    for index in range(_LOOKED_AT):
         try:
             return "this split has no labels" if source[index].label < 0 else ""
         except OSError:  # one that cannot be read says nothing
             continue
+        except IndexError:
+            break
     return ""
