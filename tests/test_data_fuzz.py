@@ -5,6 +5,7 @@ leaves nothing half-written, and no exception that is not a UserError.
 """
 
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 from mcl_jax import cli
 from mcl_jax.data import image_labels
 from mcl_jax.data.decode import DecodeError, decode
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.pipeline import batches
 from mcl_jax.data.prepare.coco import prepare_coco
 from mcl_jax.data.prepare.imagenet import prepare_imagenet
@@ -125,13 +127,22 @@ def test_a_folder_of_damaged_images_trains_on_what_is_left_or_is_refused(tmp_pat
             file.write(data)
     source = open_source(f"folder:{tmp_path}", "train", None)
     assert len(source) == 60
-    settings = {"canvas_size": 16, "batch_size": 20, "seed": 0, "start_step": 0, "workers": 0}
-    settings |= {"process_index": 0, "process_count": 1, "threads": 1, "shuffle": True}
+    loader = LoaderSettings(
+        canvas_size=16,
+        batch_size=20,
+        process_index=0,
+        process_count=1,
+        workers=0,
+        threads=1,
+        max_unreadable_share=1.0,
+        unreadable_grace=60,
+    )
 
     def read(share):
-        with batches(source, **settings, max_unreadable_share=share) as iterator:
+        settings = dataclasses.replace(loader, max_unreadable_share=share)
+        with batches(source, settings, seed=0, start_step=0, shuffle=True) as stream:
             for _ in range(6):
-                next(iterator)
+                next(stream)
 
     assert outcome(capsys, read, 1.0) == 0
     assert outcome(capsys, read, 0.0) == 2

@@ -128,7 +128,10 @@ def _class_folders(root: str, files: list[str]) -> tuple[list[str] | None, str]:
         )
     example = f"folder:{shown}/{paths.shown(first_level[0])}"
     if len(first_level) == 1:
-        return None, f"folder {shown} has one sub-folder, {listed}, and so no classes; give {example}"
+        return (
+            None,
+            f"folder {shown} has one sub-folder, {listed}, and so no classes; give {example}",
+        )
     if all(name.lower() in _SPLIT_NAMES for name in first_level):
         counts = ", ".join(
             f"{paths.shown(name)} ({sum(file.startswith(f'{name}/') for file in files)} images)"
