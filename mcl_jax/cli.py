@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mcl_jax import path_flags
 from mcl_jax.errors import UserError
 from mcl_jax.exit_codes import USER_ERROR
 from mcl_jax.settings import door, files
@@ -102,6 +103,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
         logging.set_verbosity(logging.WARNING)  # orbax and grain say a lot at INFO
+        path_flags.check()
         return main(argv)
 
     with mistakes_in_one_line():
@@ -111,6 +113,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
     """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    path_flags.take_any_text()
     try:
         yield
     except UserError as error:

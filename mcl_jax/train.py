@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import mcl_jax
-from mcl_jax import program, sharding
+from mcl_jax import paths, program, sharding
 from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
@@ -77,7 +77,7 @@ def pretrain(
     started = time.monotonic()
     door.check(config)
     writers.demand_installed(tuple(config["log"]["writers"]))
-    workdir = Path(workdir)
+    workdir = Path(paths.output_folder(workdir, "workdir"))
     first_process = jax.process_index() == 0
     with (
         Preemption(owner) as preemption,
@@ -266,7 +266,4 @@ def check_workdir(workdir: str | None) -> Path:
     """The --workdir flag as a usable folder; UserError otherwise."""
     if not workdir:
         raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
-    path = Path(workdir).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--workdir {path} is a file; give a folder")
-    return path
+    return Path(paths.output_folder(workdir, "--workdir"))

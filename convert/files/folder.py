@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcl_jax.errors import UserError
+from mcl_jax.paths import output_folder
 
 
 def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
@@ -26,10 +26,10 @@ def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
       The written files, sorted.
 
     Raises:
-      UserError: if `out` is a file; and whatever `fill` raises, with nothing left behind.
+      UserError: if `out` is a file or may not be written; and whatever `fill` raises, with nothing
+        left behind.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
+    out = Path(output_folder(out, "--out"))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mcl_jax import sharding
 from mcl_jax.data import loader_settings, pipeline
-from mcl_jax.data.record import Source
+from mcl_jax.data.record import Source, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import EmptySplit, UserError
 from mcl_jax.evaluate import embedding, knn
@@ -68,10 +68,10 @@ class KnnEvaluation:
             open_source(data["dataset"], split, data["data_dir"] or None) for split in self._splits
         ]
         for source, split in zip(self._sources, self._splits, strict=True):
-            if source[0].label < 0:
+            if reason := why_unlabeled(source):
                 raise UserError(
-                    f"split {split!r} of {data['dataset']} has no labels; kNN accuracy needs a TFDS "
-                    "data set with a label, or a folder whose sub-folders are the classes"
+                    f"split {split!r} of {data['dataset']} has no labels ({reason}); kNN accuracy "
+                    "needs a TFDS data set with a label, or a folder whose sub-folders are the classes"
                 )
         self._view = embedding.view_function(config, mesh)
         self._features = [
@@ -212,7 +212,7 @@ class KnnMonitor:
         self._evaluation: KnnEvaluation | None = None
         if every_epochs <= 0:
             return
-        if trained_on[0].label < 0:
+        if why_unlabeled(trained_on):
             dataset = run.config["data"]["dataset"]
             log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return

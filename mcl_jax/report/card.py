@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.paths import shown
+
 FILE = "card.html"
 
 _STYLE = """
@@ -60,7 +62,7 @@ def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) 
     again = (
         f'<meta http-equiv="refresh" content="{max(1, round(refresh_s))}">\n' if refresh_s else ""
     )
-    return (
+    whole = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{again}"
@@ -69,6 +71,7 @@ def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) 
         f'<header><h1>{html.escape(title)}</h1>\n<div class="dim">{html.escape(subtitle)}</div>'
         f"</header>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
+    return shown(whole)  # names in it may be any bytes
 
 
 def figures(values: Mapping[str, str]) -> str:
