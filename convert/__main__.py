@@ -1,10 +1,11 @@
 """Converts checkpoints: mcl-jax convert --help, or python -m convert --help."""
 
 import argparse
+from pathlib import Path
 
 import jax
 
-from mcl_jax import cli
+from mcl_jax import cli, paths
 from mcl_jax.configs import base, path_of
 from mcl_jax.convert import checkpoints, imports, recognition
 from mcl_jax.convert.arguments import BASE, OFFICIAL, parser
@@ -18,6 +19,8 @@ EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 
 def convert(options: argparse.Namespace) -> list[str]:
     """Does what was asked; returns the lines to print."""
+    options.source = Path(paths.expanded(options.source, "source"))
+    options.out = Path(paths.expanded(options.out, "--out"))
     if options.origin:
         return read(options)
     if options.config:

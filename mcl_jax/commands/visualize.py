@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mcl_jax import cli
+from mcl_jax import cli, paths
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
-    out = options.out or options.checkpoint / "pictures"
+    out = Path(paths.output_folder(options.out or options.checkpoint / "pictures", "--out"))
     out.mkdir(parents=True, exist_ok=True)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
     written = pictures.write(out, networks, images, options.rows)

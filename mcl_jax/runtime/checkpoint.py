@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import hosts, integrity, renamed_keys
 from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER, ITEMS, UNFINISHED, find
@@ -284,9 +285,9 @@ def write(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> Path:
     """Writes one checkpoint into a workdir that `mcl-jax pretrain` can resume.
 
     Raises:
-      UserError: if the workdir already holds checkpoints.
+      UserError: if the workdir already holds checkpoints, or may not be written to.
     """
-    folder = Path(workdir).absolute() / FOLDER
+    folder = Path(paths.output_folder(workdir, "--out")).absolute() / FOLDER
     if folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir()):
         raise UserError(f"{workdir} already holds checkpoints; choose a new folder")
     with Checkpointer(workdir, keep=1) as checkpointer:

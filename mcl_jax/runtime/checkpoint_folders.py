@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mcl_jax import paths
 from mcl_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -41,9 +42,8 @@ def newest(path: str | Path, count: int) -> list[Path]:
 
 def _finished(path: str | Path) -> tuple[Path, list[int]]:
     """(checkpoints folder, steps in ascending order)."""
-    path = Path(path).absolute()
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a --workdir of mcl-jax pretrain")
+    hint = "give a --workdir of mcl-jax pretrain"
+    path = Path(paths.existing_folder(path, "checkpoint", hint)).absolute()
     if path.name.isdigit() and (path / "state").is_dir():
         return path.parent, [int(path.name)]
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
