@@ -15,6 +15,7 @@ import pytest
 from mcl_jax import path_flags, paths, train
 from mcl_jax.configs import base
 from mcl_jax.errors import UserError
+from mcl_jax.report import card
 
 ROOT = Path(__file__).parents[1]
 DOORS = (paths.existing_file, paths.existing_folder, paths.output_file, paths.output_folder)
@@ -276,3 +277,21 @@ def test_every_path_flag_of_the_commands_has_a_door():
     }
     assert {"json", "workdir", "output"} <= found
     assert found - {"{part}_{kind}"} <= others | set(path_flags.DOORS)
+
+
+def test_any_name_can_be_printed_and_put_on_a_page():
+    """Where output is ASCII alone, letters are escaped; a page is UTF-8 whatever the names are."""
+    code = (
+        "import os, sys; from mcl_jax import cli\n"
+        "with cli.mistakes_in_one_line():\n"
+        "    print(os.fsdecode(b'caf\\xe9'), '\\u00e9')\n"
+        "    raise cli.UserError(os.fsdecode(b'caf\\xe9') + ' \\u00e9')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert done.stdout.count(b"\\") == 2 and done.stderr.startswith(b"error: caf\\udce9 \\xe9")
+    page = card.page(os.fsdecode(b"caf\xe9"), "\udce9", ["<p>été</p>"])
+    assert "caf\ufffd" in page and "été" in page and page.encode("utf-8")
