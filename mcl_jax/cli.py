@@ -8,9 +8,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
-
-USER_ERROR = 2  # exit code of mistakes that the user can mend
 
 
 def define_config() -> flags.FlagHolder:
@@ -82,7 +81,7 @@ def whole_numbers(name: str, values: Sequence[str]) -> list[int]:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and exit code 2."""
+    """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and its exit code."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
@@ -93,13 +92,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         app.run(guarded, flags_parser=_parse)
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
 
 
-def fail(message: str) -> None:
-    """Prints `error: message` on one line and exits with code 2."""
+def fail(message: str, code: int = exit_codes.USER_ERROR) -> None:
+    """Prints `error: message` on one line and exits."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(code)
 
 
 def _unquoted(text: str) -> str:

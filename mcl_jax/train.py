@@ -3,11 +3,11 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from mcl_jax.report import card, plots
 from mcl_jax.report import metrics as metric_files
 from mcl_jax.report.step_log import StepLog
 from mcl_jax.report.throughput import Throughput
-from mcl_jax.runtime import hosts, provenance
+from mcl_jax.runtime import hosts, lease, optional, provenance, storage
 from mcl_jax.runtime.checkpoint import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def pretrain(
     config: Mapping[str, Any],
-    workdir: str | Path,
+    workdir: str | os.PathLike,
     stop_after: int | None = None,
     owner: bool = False,
 ) -> TrainState:
@@ -66,7 +66,9 @@ def pretrain(
       TrainingStopped: on NaN or collapse.
     """
     started = time.monotonic()
-    workdir = Path(workdir)
+    workdir = storage.absolute(workdir)
+    storage.reachable(workdir)
+    optional.begin()
     first_process = jax.process_index() == 0
     with Preemption(owner) as preemption, compile_cache(workdir / "xla_cache"):
         data = config["data"]
@@ -77,8 +79,10 @@ def pretrain(
         run = program.build(config, mesh, images=len(source))
         health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run, source)
-        workdir.mkdir(parents=True, exist_ok=True)
-        with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
+        with (
+            lease.hold(workdir) as ownership,
+            Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer,
+        ):
             state = _restore_or_start(run, checkpointer)
             start = int(state.step)
             _announce(run, source, start, first_process, workdir)
@@ -105,6 +109,7 @@ def pretrain(
                 bar,
             ):
                 steps = StepLog(writer, health, meter, bar)
+                checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
                 if start == 0:
                     writer.write(0, evaluation.result() if early else monitor.evaluate(state))
                     meter.restart(0)
@@ -125,6 +130,8 @@ def pretrain(
                         steps.keep(done, values)
                     if save:  # only what passed the health check
                         steps.write()
+                        if ownership is not None:
+                            ownership.check()
                         checkpointer.save(state, meta)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
@@ -140,7 +147,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def _results(
-    run: Program, workdir: Path, start: int, enabled: bool
+    run: Program, workdir: storage.Place, start: int, enabled: bool
 ) -> Iterator[metric_files.MetricWriter]:
     """The metrics file; however the run ends, it is closed, curves.png drawn, card.html written."""
     writer = metric_files.MetricWriter(workdir, start, enabled)
@@ -149,14 +156,20 @@ def _results(
     finally:
         writer.close()
         if enabled:
-            lines = metric_files.read(workdir)
-            plots.curves(workdir / "curves.png", lines)
-            config = program.plain_config(run.config)
-            step = max((line["step"] for line in lines), default=0)
-            parts = card.run_parts(config, step, lines, workdir)
-            title = f"{config['method']} {config['model']['backbone']}"
-            done = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {run.total_steps:,}"
-            card.write(workdir / card.FILE, card.page(title, done, parts))
+            with optional.optional("curves.png and card.html"):
+                _show_results(run, workdir)
+
+
+def _show_results(run: Program, workdir: storage.Place) -> None:
+    """Draws curves.png and writes card.html."""
+    lines = metric_files.read(workdir)
+    plots.curves(workdir / "curves.png", lines)
+    config = program.plain_config(run.config)
+    step = max((line["step"] for line in lines), default=0)
+    parts = card.run_parts(config, step, lines, workdir)
+    title = f"{config['method']} {config['model']['backbone']}"
+    done = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {run.total_steps:,}"
+    card.write(workdir / card.FILE, card.page(title, done, parts))
 
 
 def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":
@@ -215,13 +228,14 @@ def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key} {a} -> {b}"
 
 
-def _announce(run: Program, source: Source, start: int, show: bool, workdir: Path) -> None:
+def _announce(run: Program, source: Source, start: int, show: bool, workdir: storage.Place) -> None:
     if start >= run.total_steps:
         _say(f"step {start} of {run.total_steps}: nothing left to do", show)
         return
     if show:
         plain = program.plain_config(run.config)
-        (workdir / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+        with optional.optional("config.json"):
+            storage.write(workdir / "config.json", json.dumps(plain, indent=2) + "\n")
     b = run.config["data"]["batch_size"]
     _say(
         f"{len(source)} images, {run.mesh.size} {jax.default_backend()} device(s), batch {b}, "
@@ -236,25 +250,27 @@ def _say(message: str, show: bool) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path) -> None:
+def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: storage.Place) -> None:
     """montage.png: the first device's inputs of step 0, exactly as the step makes them."""
     b = run.objective.images_per_device
     images = {name: batch[name][:b] for name in run.objective.batch_fields}
     inputs = jax.jit(run.objective.inputs)(program.seed_argument(run), 0, images, 0)
-    plots.sheet(
-        workdir / "montage.png",
-        run.objective.pictures(inputs),
-        run.config["augment"]["mean"],
-        run.config["augment"]["std"],
-        columns=run.config["log"]["montages"],
-    )
+    with optional.optional("montage.png"):
+        plots.sheet(
+            workdir / "montage.png",
+            run.objective.pictures(inputs),
+            run.config["augment"]["mean"],
+            run.config["augment"]["std"],
+            columns=run.config["log"]["montages"],
+        )
 
 
-def check_workdir(workdir: str | None) -> Path:
+def check_workdir(workdir: str | None) -> storage.Place:
     """The --workdir flag as a usable folder; UserError otherwise."""
     if not workdir:
         raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
-    path = Path(workdir).expanduser()
-    if path.exists() and not path.is_dir():
+    path = storage.locate(workdir).expanduser()
+    storage.reachable(path)
+    if storage.is_file(path):
         raise UserError(f"--workdir {path} is a file; give a folder")
     return path

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mcl_jax import cli
+from mcl_jax import cli, exit_codes
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and pictures")
@@ -23,8 +23,6 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one process of several th
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
 PROCESSES = flags.DEFINE_integer("processes", None, "of the job", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0 on", lower_bound=0)
-
-UNHEALTHY = 3  # exit code of NaN and collapse
 
 
 def main(_: Sequence[str]) -> int:
@@ -44,7 +42,7 @@ def main(_: Sequence[str]) -> int:
         train.pretrain(config, workdir, stop_after=STOP_AFTER.value, owner=True)
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
-        return UNHEALTHY
+        return exit_codes.UNHEALTHY
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK_COMPILE
 
+from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
 from mcl_jax.runtime import hosts
@@ -111,7 +112,7 @@ def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(c
     job[1].send_signal(signal.SIGKILL)  # the other must not wait for ever
     (code, messages), _ = finish(job)
     # a collective fails, or JAX's own watch notices first and aborts
-    assert code in (hosts.LOST_HOST, -signal.SIGABRT), messages
+    assert code in (exit_codes.LOST_HOST, -signal.SIGABRT), messages
     assert "another host was lost" in messages or "another task died" in messages, messages
     assert "Traceback" not in messages and newest(shared) >= saved
 

@@ -3,10 +3,11 @@
 `meta` is JSON: the plain config, the step, and what produced the checkpoint.
 """
 
+import contextlib
 import json
-import shutil
+import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mcl_jax.errors import UserError
-from mcl_jax.runtime import hosts, integrity, renamed_keys
-from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER, ITEMS, UNFINISHED, find
+from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
+from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
+from mcl_jax.runtime.optional import one_line
+from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
 
 
@@ -36,21 +39,33 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
+FAILURES = 3  # saves in a row that fail before the run ends
+
+
 class Checkpointer:
     """Asynchronous, atomic, sealed with digests, the newest `keep` kept. Use as a context manager.
 
-    Orbax writes to a temporary name and renames when complete, so a killed save never looks like a
-    checkpoint; what it left behind is removed at the next start.
+    Orbax writes to a temporary name and renames when complete (or commits, in a bucket), so a killed
+    save never looks like a checkpoint; what it left behind is removed at the next start. So this is
+    for the folder's owner, see lease.py.
+
+    A save that fails is reported, and the run goes on; after `FAILURES` in a row it ends.
+
+    Attributes:
+      before_commit: called in a background thread when a save is complete but for its name.
     """
 
-    def __init__(self, workdir: str | Path, keep: int):
-        self._folder = Path(workdir).absolute() / FOLDER
+    def __init__(self, workdir: str | os.PathLike, keep: int):
+        self._folder = storage.absolute(workdir) / FOLDER
         self._saving: int | None = None
         self._failed: int | None = None
+        self._failures = 0
+        self.before_commit: Callable[[], None] = lambda: None
+        if jax.process_index() == 0:
+            checkpoint_folders.clean(self._folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
-            cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
@@ -120,15 +135,10 @@ class Checkpointer:
         return -1
 
     def _set_aside(self, step: int, reason: str, intact: int) -> None:
-        aside = self._folder.parent / DAMAGED
-        aside.mkdir(exist_ok=True)
-        place = aside / str(step)
-        while place.exists():
-            place = place.with_name(f"{place.name}-again")
-        (self._folder / str(step)).rename(place)
+        place = checkpoint_folders.set_aside(self._folder, step, reason)
         print(
-            f"the checkpoint of step {step} is damaged ({reason}): moved to {place}, going on from "
-            f"the one before, step {intact}",
+            f"the checkpoint of step {step} is damaged ({reason}): set aside in {place}, going on "
+            f"from the one before, step {intact}",
             file=sys.stderr,
         )
 
@@ -152,11 +162,19 @@ class Checkpointer:
 
         A save that fails is reported and leaves older checkpoints as they are. A run of one process
         goes on. In a job, the process that failed ends at once, and the others as for a lost host.
+
+        Raises:
+          CannotSave: this many saves in a row have failed.
         """
         step = int(state.step)
         self._await_last()
         if step == self.latest_step():
             return
+        if self._failures >= FAILURES:
+            raise CannotSave(
+                f"{self._failures} checkpoints in a row could not be written, see above; the newest "
+                f"is of step {self.latest_step()}. {self._advice()}"
+            )
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta | {"step": step})
         )
@@ -164,6 +182,8 @@ class Checkpointer:
         try:
             if jax.process_count() == 1:  # one process of a job could not tell the others
                 self._check_space(state)
+            if jax.process_index() == 0 and not storage.renames(self._folder):
+                storage.remove(self._folder / str(step))  # one that was set aside
             self._manager.save(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._report(error)
@@ -171,8 +191,8 @@ class Checkpointer:
     def _check_space(self, state: TrainState) -> None:
         """Before orbax finds out page by page."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
+        free = storage.free(self._folder)
+        if free is not None and free < needed:
             raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
 
     def _await_last(self) -> None:
@@ -181,12 +201,14 @@ class Checkpointer:
         except Exception as error:  # as above
             self._report(error)
         else:
-            self._saving = None
+            if self._saving is not None:
+                self._saving, self._failures = None, 0
 
     def _report(self, error: Exception) -> None:
         if self._saving is not None:
             self._failed, self._saving = self._saving, None
-        reason = " ".join(str(error).split())[:200]
+            self._failures += 1
+        reason = one_line(error)
         if jax.process_count() > 1:
             hosts.leave(
                 f"stopped: the checkpoint of step {self._failed} was not written, unless its own disk "
@@ -194,38 +216,45 @@ class Checkpointer:
                 f"command; the run goes on from the newest in {self._folder}. ({reason})"
             )
         print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
-        for unfinished in self._folder.glob(UNFINISHED):
-            # its threads may still write; the next start removes what is left then
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._manager.reload()  # it has struck the oldest off its list, but not removed it
+        with contextlib.suppress(OSError):  # its threads may still write; the next start cleans up
+            checkpoint_folders.clean(self._folder)
+            self._manager.reload()  # it has struck the oldest off its list, but not removed it
 
     def _seal(self) -> None:
         """Called by orbax when a save is complete, right before it gets its name."""
         if jax.process_index() == 0:
-            for unfinished in self._folder.glob(UNFINISHED):
-                integrity.seal(unfinished, ITEMS)
+            self.before_commit()
+            for folder in checkpoint_folders.unfinished(self._folder):
+                if folder.name.partition(".")[0] == str(self._saving):
+                    integrity.seal(folder, ITEMS)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
 
         Raises:
-          UserError: if the last one could not be written.
+          CannotSave: if the last one could not be written.
         """
         self._await_last()
         newest = self.latest_step()
         if self._failed is not None and (newest is None or self._failed > newest):
-            raise UserError(
+            raise CannotSave(
                 f"the checkpoint of step {self._failed} was not written, see above; the newest is of "
-                f"step {newest}. Make room, then run the same command again"
+                f"step {newest}. {self._advice()}"
             )
 
+    def _advice(self) -> str:
+        what = (
+            "Make room" if storage.renames(self._folder) else "See that the bucket can be written"
+        )
+        return f"{what}, then run the same command again"
 
-def _saved_shapes(folder: Path) -> Any:
+
+def _saved_shapes(folder: Place) -> Any:
     """A step's state as a tree of orbax's metadata, which have shapes."""
     return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint as numpy, without needing its config or devices.
 
     Args:
@@ -252,7 +281,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
         state = reader.restore(folder / str(step) / "state", args=arguments)
-        meta = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+        meta = json.loads(storage.read(folder / str(step) / "meta" / "metadata"))
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason}") from error
@@ -263,16 +292,17 @@ def _modern(meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {"config": renamed_keys.modern(meta["config"])} if "config" in meta else meta
 
 
-def write(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> Path:
+def write(workdir: str | os.PathLike, state: TrainState, meta: dict[str, Any]) -> Place:
     """Writes one checkpoint into a workdir that `scripts/pretrain.py` can resume.
 
     Raises:
       UserError: if the workdir already holds checkpoints.
     """
-    folder = Path(workdir).absolute() / FOLDER
-    if folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir()):
+    folder = storage.absolute(workdir) / FOLDER
+    storage.reachable(folder)
+    if any(name.isdigit() for name in storage.names(folder)):
         raise UserError(f"{workdir} already holds checkpoints; choose a new folder")
-    with Checkpointer(workdir, keep=1) as checkpointer:
+    with lease.hold(workdir), Checkpointer(workdir, keep=1) as checkpointer:
         checkpointer.save(state, meta)
         checkpointer.wait()
     return folder / str(int(state.step))

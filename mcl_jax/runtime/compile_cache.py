@@ -2,14 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
+
 
 @contextlib.contextmanager
-def compile_cache(folder: Path) -> Iterator[None]:
+def compile_cache(folder: Place) -> Iterator[None]:
     """Keeps compiled programs in `folder`, as long as the context is open.
 
     A cache that is set already stays: $JAX_COMPILATION_CACHE_DIR says where, or a caller did. JAX
@@ -22,7 +24,7 @@ def compile_cache(folder: Path) -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir:
         yield
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_compilation_cache_dir", str(storage.absolute(folder)))
     compilation_cache.reset_cache()  # JAX opens the cache at the first compilation, once
     try:
         yield

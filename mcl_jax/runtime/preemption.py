@@ -1,14 +1,15 @@
 """SIGTERM and Ctrl-C: save what is there and end."""
 
-import os
 import signal
 import socket
-import sys
 import threading
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from mcl_jax.exit_codes import DONE
+from mcl_jax.runtime import leaving
 
 
 class Preemption:
@@ -71,9 +72,7 @@ class Preemption:
             if received[0] not in self._previous:
                 continue
             if not self._has_work:
-                print("stopped before the first new step: nothing to save", file=sys.stderr)
-                sys.stderr.flush()
-                os._exit(0)
+                leaving.leave("stopped before the first new step: nothing to save", DONE)
             self._requested.set()
 
     def guard_work(self) -> None:
