@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
+from mcl_jax.runtime.optional import Forgiving
 
 
 def define_config() -> flags.FlagHolder:
@@ -89,6 +90,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and grain tell their life stories at INFO
         return main(argv)
 
+    sys.stderr = Forgiving(sys.stderr)  # a log on a full disk must not end a run
     try:
         app.run(guarded, flags_parser=_parse)
     except UserError as error:

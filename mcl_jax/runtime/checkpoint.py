@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
 from mcl_jax.runtime.optional import one_line
+from mcl_jax.runtime.orbax_noise import quiet_orbax
 from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
 
@@ -40,6 +42,7 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 FAILURES = 3  # saves in a row that fail before the run ends
+PATIENCE_S = 120.0  # that a save may take longer than until the next one
 
 
 class Checkpointer:
@@ -61,8 +64,13 @@ class Checkpointer:
         self._failed: int | None = None
         self._failures = 0
         self.before_commit: Callable[[], None] = lambda: None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet_orbax())
+        self._in_the_way: set[int] = set()  # steps of damaged ones that were not moved
         if jax.process_index() == 0:
             checkpoint_folders.clean(self._folder)
+            left = checkpoint_folders.unfinished(self._folder)
+            self._in_the_way = {int(folder.name) for folder in left if folder.name.isdigit()}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -76,8 +84,14 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         # with a process lost, closing would wait for it at a barrier; a save under way has no name
-        if not (kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
-            self._manager.close()
+        lost = kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+        with self._quiet:
+            try:
+                if not lost:
+                    self._manager.close()
+            except Exception:  # the failed save that ends the run is told already
+                if kind is None:
+                    raise
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -136,6 +150,8 @@ class Checkpointer:
 
     def _set_aside(self, step: int, reason: str, intact: int) -> None:
         place = checkpoint_folders.set_aside(self._folder, step, reason)
+        if place == self._folder / str(step):
+            self._in_the_way.add(step)
         print(
             f"the checkpoint of step {step} is damaged ({reason}): set aside in {place}, going on "
             f"from the one before, step {intact}",
@@ -167,8 +183,16 @@ class Checkpointer:
           CannotSave: this many saves in a row have failed.
         """
         step = int(state.step)
-        self._await_last()
-        if step == self.latest_step():
+        if self._hangs():
+            self._failed, self._failures = step, self._failures + 1
+            print(
+                f"the checkpoint of step {self._saving} is still being written after "
+                f"{PATIENCE_S:.0f} s; that of step {step} is left out",
+                file=sys.stderr,
+            )
+        else:
+            self._await_last()
+        if step in (self.latest_step(), self._failed) and self._failures < FAILURES:
             return
         if self._failures >= FAILURES:
             raise CannotSave(
@@ -182,8 +206,9 @@ class Checkpointer:
         try:
             if jax.process_count() == 1:  # one process of a job could not tell the others
                 self._check_space(state)
-            if jax.process_index() == 0 and not storage.renames(self._folder):
-                storage.remove(self._folder / str(step))  # one that was set aside
+            if step in self._in_the_way:
+                storage.remove(self._folder / str(step))
+                self._in_the_way.remove(step)
             self._manager.save(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._report(error)
@@ -194,6 +219,18 @@ class Checkpointer:
         free = storage.free(self._folder)
         if free is not None and free < needed:
             raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+    def _hangs(self) -> bool:
+        """Whether the last save is still under way after `PATIENCE_S`: a bucket may be away for long.
+
+        Processes of a job would not agree on it, so they wait.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while jax.process_count() == 1 and self._manager.is_saving_in_progress():
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.01)
+        return False
 
     def _await_last(self) -> None:
         try:

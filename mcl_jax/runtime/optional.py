@@ -4,6 +4,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 _told: set[str] = set()
 _lock = threading.Lock()
@@ -36,6 +37,25 @@ def tell(what: str, error: Exception) -> None:
             return
         _told.add(what)
     print(f"{what}: not written, the run goes on without ({one_line(error)})", file=sys.stderr)
+
+
+class Forgiving:
+    """A stream whose disk may be full: what cannot be written is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def one_line(error: Exception) -> str:

@@ -242,6 +242,10 @@ def _bytes(content: Content) -> bytes:
 
 def _client() -> Any:
     """Google's file system as etils asks for it, so that both share one client."""
+    server = os.environ.get(_EMULATOR)
+    if server:  # it speaks no gRPC, and wants no credentials
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
     try:
         import gcsfs  # noqa: F401
     except ImportError:
@@ -250,8 +254,7 @@ def _client() -> Any:
 
     # its last retry logs a traceback; what it raises is told in one line where it matters
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    if server := os.environ.get(_EMULATOR):
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+    if server:
         fsspec.config.conf.setdefault("gcs", {}).setdefault("token", "anon")
     return fsspec.filesystem("gcs", finalize_on_close=True)
 

@@ -1,0 +1,187 @@
+"""Workdirs in a bucket, against a server on this machine that speaks Google's protocol."""
+
+import json
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from mcl_jax.errors import UserError
+from mcl_jax.runtime import checkpoint, lease, log, storage
+
+
+@pytest.fixture
+def workdir(gcs, request):
+    """A folder of the bucket for one test."""
+    yield storage.locate(f"gs://mcl/{request.node.name}")
+    gcs.outage = None
+
+
+def test_objects_are_written_whole_created_once_listed_and_removed(workdir):
+    assert storage.names(workdir) == [] and not storage.exists(workdir)
+    storage.write(workdir / "a.txt", "hello")
+    storage.write(workdir / "sub" / "b.bin", lambda file: file.write(b"123"))
+    assert storage.names(workdir) == ["a.txt", "sub"] and storage.exists(workdir)
+    assert storage.read(workdir / "a.txt") == b"hello"
+    assert storage.is_file(workdir / "a.txt") and not storage.is_file(workdir)
+    md5 = storage.digest(workdir / "a.txt", like="md5:")
+    assert storage.stats(workdir)["a.txt"] == (5, md5)
+    assert storage.stats(workdir)["sub/b.bin"].size == 3
+    with pytest.raises(FileExistsError):
+        storage.create(workdir / "a.txt", b"mine")
+    assert storage.read(workdir / "a.txt") == b"hello"
+    with pytest.raises(FileNotFoundError):
+        storage.read(workdir / "none")
+    storage.remove(workdir / "sub")
+    storage.remove(workdir / "none")
+    assert storage.names(workdir) == ["a.txt"]
+
+
+def test_paths_are_understood_as_users_and_argparse_give_them(gcs, tmp_path):
+    given = storage.locate("gs://mcl/run")
+    assert str(given / "x") == "gs://mcl/run/x" and given.name == "run"
+    assert storage.locate(type(tmp_path)("gs://mcl/run")) == given  # pathlib eats a slash
+    for local in ("/gs/mcl", "runs/a:b", "~/x", "gs"):
+        assert storage.locate(local) == type(tmp_path)(local)
+    with pytest.raises(UserError, match="s3://b/x: only folders and gs://"):
+        storage.locate("s3://b/x")
+
+
+def test_a_log_is_a_few_objects_and_one_stream(gcs, workdir, monkeypatch):
+    monkeypatch.setattr(log, "PART_BYTES", 100)
+    monkeypatch.setattr(log, "UPLOAD_S", 0.05)
+    place = workdir / "metrics.jsonl"
+    grown = log.open_log(place, keep=b"")
+    lines = [f"{i:039}\n".encode() for i in range(8)]
+    for line in lines[:5]:
+        grown.write(line)
+        grown.flush()
+        grown.sync()
+    grown.write(b"no whole line")
+    grown.sync()
+    assert log.read(place) == b"".join(lines[:5])
+    grown._closed.set()  # as a kill leaves it
+    assert len(storage.names(workdir)) == 2
+    again = log.open_log(place, keep=b"".join(lines[:2]))
+    assert log.read(place) == b"".join(lines[:2])
+    gcs.requests.clear()
+    for line in lines[5:]:
+        again.write(line)
+        again.flush()
+    again.close()
+    assert log.read(place) == b"".join(lines[:2] + lines[5:])
+    assert gcs.requests["POST"] <= 3
+    assert {name[-11:-7] for name in storage.names(workdir)} == {"0001"}
+
+
+def test_a_bucket_has_one_owner_too(workdir, monkeypatch):
+    with lease.hold(workdir):
+        assert storage.names(workdir / lease.FOLDER) == ["1.json"]
+        said = []
+
+        def other():
+            with pytest.raises(lease.Held) as refusal, lease.hold(workdir):
+                pass
+            said.append(str(refusal.value))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert "is in use: host " in said[0]
+    assert storage.names(workdir / lease.FOLDER) == []
+    monkeypatch.setattr(lease, "EXPIRED_S", 0.2)
+    monkeypatch.setattr(lease, "_POLL_S", 0.05)
+    record = lease._myself() | {"host": "elsewhere", "boot": "there", "machine": "another"}
+    storage.write(workdir / lease.FOLDER / "4.json", json.dumps(record))
+    with lease.hold(workdir):
+        assert storage.names(workdir / lease.FOLDER) == ["5.json"]
+
+
+@struct.dataclass
+class Tree:
+    """What `Checkpointer` takes: a tree with a step."""
+
+    step: np.int32
+    weights: jax.Array
+
+
+def tree(step):
+    return Tree(np.int32(step), jnp.arange(1000.0) + step)
+
+
+def steps(workdir):
+    return [int(name) for name in storage.names(workdir / "checkpoints")]
+
+
+def restored(checkpointer):
+    found = checkpointer.restore(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree(0))))
+    return None if found is None else int(found[0].step)
+
+
+def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, capsys):
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert restored(checkpointer) is None
+        committed = []
+        checkpointer.before_commit = lambda: committed.append(steps(workdir))
+        for step in (1, 2, 3):
+            checkpointer.save(tree(step), {"config": {}})
+        checkpointer.wait()
+        assert len(committed) == 3
+    assert steps(workdir) == [2, 3]
+    read, meta = checkpoint.read("gs://mcl/" + workdir.name)
+    assert meta["step"] == 3 and np.array_equal(read["weights"], tree(3).weights)
+
+    # a save that was killed before its commit; an array of the newest that was changed
+    storage.write(workdir / "checkpoints" / "4" / "state" / "cut", b"1")
+    folder = workdir / "checkpoints" / "3"
+    name = max(storage.stats(folder).items(), key=lambda item: item[1].size)[0]
+    content = bytearray(storage.read(folder / name))
+    content[len(content) // 2] ^= 1
+    storage.write(folder / name, bytes(content))
+    with pytest.raises(UserError, match="checkpoints/3 is damaged: the content of state/"):
+        checkpoint.read(workdir)
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert steps(workdir) == [2, 3]
+        assert restored(checkpointer) == 2
+        said = capsys.readouterr().err
+        assert "step 3 is damaged" in said and "the one before, step 2" in said
+        assert (
+            "has changed" in json.loads(storage.read(workdir / "damaged_checkpoints/3"))["reason"]
+        )
+    assert storage.exists(folder / name)  # set aside where it is
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert restored(checkpointer) == 2
+        assert storage.exists(folder / name)
+        checkpointer.save(tree(3), {"config": {}})  # the run comes by again
+        checkpointer.wait()
+    assert checkpoint.read(workdir)[1]["step"] == 3
+
+
+def test_an_outage_is_waited_for_and_a_longer_one_told_once(gcs, workdir, capsys, monkeypatch):
+    meta = {"config": {}}
+    with checkpoint.Checkpointer(workdir, keep=3) as checkpointer:
+        checkpointer.save(tree(1), meta)
+        checkpointer.wait()
+        gcs.outage = 503
+        threading.Timer(3.0, setattr, (gcs, "outage", None)).start()
+        checkpointer.save(tree(2), meta)
+        checkpointer.wait()
+        assert steps(workdir) == [1, 2] and capsys.readouterr().err == ""
+        # none that comes back before the next save is due
+        monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.5)
+        away = threading.Event()
+        checkpointer.before_commit = lambda: (setattr(gcs, "outage", "hang up"), away.set())
+        checkpointer.save(tree(3), meta)
+        away.wait(60)
+        checkpointer.save(tree(4), meta)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "step 4 is left out" in said
+        checkpointer.before_commit = lambda: None
+        gcs.outage = None
+        monkeypatch.setattr(checkpoint, "PATIENCE_S", 60.0)
+        checkpointer.save(tree(5), meta)
+        checkpointer.wait()
+    assert steps(workdir) == [2, 3, 5]
