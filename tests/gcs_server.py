@@ -1,7 +1,7 @@
 """A Google Cloud Storage server on this machine: gcp-storage-emulator, with outages on request.
 
-Beside the emulator it counts requests, keeps the precondition ifGenerationMatch=0 (only if there is
-no such object), and can answer with an error or not at all.
+Beside the emulator it counts requests, tells generations of objects and keeps the precondition
+ifGenerationMatch (0: there is no such object), and can answer with an error or not at all.
 """
 
 import io
@@ -48,8 +48,9 @@ class Service:
         self._http.shutdown()
         self._http.server_close()
 
-    def has(self, name: str) -> bool:
-        return name in self.storage.objects.get(BUCKET, {})
+    def generation(self, name: str) -> str:
+        """Of an object as it is now; '0' if there is none."""
+        return self.storage.objects.get(BUCKET, {}).get(name, {"generation": "0"})["generation"]
 
 
 class _Server(http.ThreadingHTTPServer):
@@ -67,16 +68,23 @@ class _Handler(server.RequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.rfile = io.BytesIO(body)
         with service.lock:
+            now = service.generation(_name(query, body))
             service.requests[method] += 1
             if service.outage == "hang up":
                 self.close_connection = True
                 self.connection.close()
             elif service.outage is not None:
                 self.send_error(service.outage)
-            elif query.get("ifGenerationMatch") == ["0"] and service.has(_name(query, body)):
+            elif query.get("ifGenerationMatch", [now]) != [now]:
                 self.send_error(412)
             else:
                 server.Router(self).handle(method)
+
+    def end_headers(self):
+        if self.command == "GET" and "alt=media" in self.path:
+            name = unquote(urlparse(self.path).path.rpartition("/o/")[2])
+            self.send_header("x-goog-generation", self._service.generation(name))
+        super().end_headers()
 
     def do_GET(self):
         self._serve("GET")
