@@ -14,7 +14,7 @@ from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import checkpoint, checkpoint_folders
+from mcl_jax.runtime import checkpoint, checkpoint_folders, storage
 
 BASE = "configs/base.py"
 OFFICIAL = "mcl-official"
@@ -92,6 +92,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def convert(options: argparse.Namespace) -> list[str]:
     """Does what was asked; returns the lines to print."""
+    options.source, options.out = storage.locate(options.source), storage.locate(options.out)
     if options.origin:
         return read(options)
     if options.config:
@@ -123,6 +124,8 @@ def read(options: argparse.Namespace) -> list[str]:
         raise UserError(f"{flags}: for --to alone")
     if options.network is not None and options.origin not in imports.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
+    if not storage.renames(options.source):
+        raise UserError(f"{options.source}: --from reads files of this machine; copy it here first")
     config = load_config(options.config) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:

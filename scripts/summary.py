@@ -1,16 +1,16 @@
 """What a run learned and where its results lie: python scripts/summary.py WORKDIR"""
 
 import sys
-from pathlib import Path
 
 from mcl_jax import cli
 from mcl_jax.report import metrics
+from mcl_jax.runtime import storage
 
 
 def main() -> int:
     if len(sys.argv) != 2:
         cli.fail("usage: python scripts/summary.py WORKDIR")
-    workdir = Path(sys.argv[1])
+    workdir = storage.locate(sys.argv[1])
     lines = metrics.read(workdir)
     losses = [line["loss"] for line in lines if "loss" in line]
     if not losses:
@@ -40,7 +40,7 @@ def main() -> int:
         "report": "detectron2/report.txt",
     }
     for name, pattern in names.items():
-        for path in sorted(workdir.glob(pattern)):
+        for path in storage.matching(workdir, pattern):
             print(f"{name:<12} {path}")
     return 0 if learned else 1
 

@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> None:
     from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import activation, pictures, visualize
-    from mcl_jax.runtime import checkpoint
+    from mcl_jax.runtime import checkpoint, storage
 
     for name in ("count", "rows"):
         if getattr(options, name) < 1:
@@ -53,8 +53,8 @@ def main(options: argparse.Namespace) -> None:
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
-    out = options.out or options.checkpoint / "pictures"
-    out.mkdir(parents=True, exist_ok=True)
+    out = storage.locate(options.out or options.checkpoint / "pictures")
+    storage.make_folder(out)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
     written = pictures.write(out, networks, images, options.rows)
     step = f"step {read[0][1]['step']}, {len(images.names)} images"

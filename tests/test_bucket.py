@@ -1,15 +1,20 @@
 """Workdirs in a bucket, against a server on this machine that speaks Google's protocol."""
 
 import json
+import sys
 import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from flax import struct
 
+from mcl_jax import train
+from mcl_jax.convert import __main__ as convert
 from mcl_jax.errors import UserError
+from mcl_jax.report import metrics
 from mcl_jax.runtime import checkpoint, lease, log, storage
 
 
@@ -185,3 +190,83 @@ def test_an_outage_is_waited_for_and_a_longer_one_told_once(gcs, workdir, capsys
         checkpointer.save(tree(5), meta)
         checkpointer.wait()
     assert steps(workdir) == [2, 3, 5]
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = tiny_config()
+    config.data.split, config.data.batch_size = "train[:32]", 16
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.head_convs, config.montage.levels = 1, 1
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 3.0, 0.0
+    config.log.every_steps, config.log.checkpoint_steps, config.log.montages = 1, 2, 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(gcs, small):
+    """A run in the bucket, in two parts."""
+    workdir = storage.locate("gs://mcl/trained")
+    train.pretrain(small, workdir, stop_after=3)
+    train.pretrain(small, workdir)
+    return workdir
+
+
+def test_a_run_in_a_bucket_repeats_the_one_on_disk(run, small, tmp_path):
+    train.pretrain(small, tmp_path / "whole")
+    lines = [metrics.read(place) for place in (tmp_path / "whole", run)]
+    losses = [[(line["step"], line["loss"]) for line in each] for each in lines]
+    assert losses[0] == losses[1] and [step for step, _ in losses[1]] == list(range(1, 7))
+    inside = storage.names(run)
+    assert {"config.json", "card.html", "curves.png", "xla_cache", "tensorboard"} <= {*inside}
+    assert "owner" not in inside and not any(name.endswith(".tmp") for name in inside)
+    assert storage.names(run / "xla_cache")
+    events = storage.names(run / "tensorboard")
+    assert len(events) == 2 and all("tfevents" in name for name in events)
+    records = b"".join(storage.read(run / "tensorboard" / name) for name in events)
+    assert records.count(b"images_per_s") == 6
+    assert storage.read(run / "curves.png").startswith(b"\x89PNG")
+    assert b"data:image/png" in storage.read(run / "card.html")
+
+
+def test_steps_cost_no_request(gcs, small, monkeypatch):
+    monkeypatch.setattr(log, "UPLOAD_S", 1e3)  # and heartbeats every 10 s: by time, not by step
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 1e3)
+    config = small.copy_and_resolve_references()
+    config.log.checkpoint_steps, config.optimizer.epochs = 1000, 500.0
+    counts = {}
+    for count in (5, 45):
+        gcs.requests.clear()
+        train.pretrain(config, f"gs://mcl/counted{count}", stop_after=count)
+        counts[count] = gcs.requests.total()
+    assert counts[45] - counts[5] <= 4  # of tensorstore's retries and polls; 0 a step
+    assert counts[5] > 20
+
+
+def test_what_is_in_a_bucket_is_converted_into_a_bucket_and_to_disk(run, tmp_path, capsys):
+    for out in ("gs://mcl/exported", str(tmp_path / "exported")):
+        convert.main([str(run), "--to", "torchvision", "--out", out])
+        assert f"wrote {out}/mcl_" in capsys.readouterr().out
+        place = storage.locate(out)
+        report = json.loads(storage.read(place / "report.json"))
+        assert storage.digest(place / report["file"]) == report["sha256"]
+        assert "mcl resnet10" in storage.read(place / "card.html").decode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(401, "the bucket cannot be read .*gcloud auth"), (403, "give this machine's account access")],
+)
+def test_no_credentials_and_no_permission_are_one_line(answer, message, gcs, workdir):
+    gcs.outage = answer
+    with pytest.raises(UserError, match=message) as refusal:
+        train.check_workdir(str(workdir))
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_such_bucket_and_no_gcsfs_are_one_line(gcs, monkeypatch):
+    with pytest.raises(UserError, match="there is no bucket 'nowhere'"):
+        train.check_workdir("gs://nowhere/run")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs:// needs gcsfs: pip install 'mcl_jax\[gcs\]'"):
+        train.check_workdir("gs://mcl/run")

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 
-def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
-    """Lets `fill` write into a temporary folder beside `out`, then moves the files there.
+def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
+    """Lets `fill` write into a temporary folder, beside `out` on disks, then moves the files there.
 
     Files of the same names in `out` are replaced, others are left alone.
 
@@ -28,16 +30,18 @@ def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
     Raises:
       UserError: if `out` is a file; and whatever `fill` raises, with nothing left behind.
     """
-    if out.exists() and not out.is_dir():
+    storage.reachable(out)
+    if storage.is_file(out):
         raise UserError(f"--out {out} is a file; give a folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    storage.make_folder(out.parent)
+    beside = out.parent if storage.renames(out) else None
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=beside))
     try:
         fill(temporary)
-        out.mkdir(exist_ok=True)
+        storage.make_folder(out)
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
-            (temporary / name).replace(out / name)
+            storage.adopt(temporary / name, out / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / name for name in names]

@@ -8,6 +8,7 @@ bucket fails. None of them is called in the training loop's steps.
 
 import base64
 import contextlib
+import fnmatch
 import hashlib
 import io
 import logging
@@ -106,6 +107,15 @@ def write_result(place: Place, content: Content) -> None:
         ) from error
 
 
+def adopt(file: Path, place: Place) -> None:
+    """Moves a finished file of this machine to its place."""
+    if isinstance(place, Path):
+        file.replace(place)
+    else:
+        write(place, file.read_bytes())
+        file.unlink()
+
+
 def create(place: Place, content: bytes) -> None:
     """Writes a new file; FileExistsError if there is one, also if it appears at the same moment."""
     if isinstance(place, Path):
@@ -132,6 +142,11 @@ def is_file(place: Place) -> bool:
         return files.isfile(str(place))
 
 
+def has_folder(place: Place) -> bool:
+    """Whether the folder is there that a file would be written to; a bucket needs none."""
+    return place.parent.is_dir() if isinstance(place, Path) else True
+
+
 def names(folder: Place) -> list[str]:
     """What is in a folder, sorted; nothing if it is not there."""
     if isinstance(folder, Path):
@@ -143,6 +158,14 @@ def names(folder: Place) -> list[str]:
         return []
     inside = f"{str(folder).removeprefix('gs://').rstrip('/')}/"
     return sorted(path[len(inside) :].rstrip("/") for path in found if len(path) > len(inside))
+
+
+def matching(folder: Place, pattern: str) -> list[Place]:
+    """Paths below a folder that fit FOLDER/*.SUFFIX or a name, sorted; logs in parts count as one."""
+    head, _, name = pattern.rpartition("/")
+    inside = folder / head if head else folder
+    found = {re.sub(r"\.\d{4,}-\d{6,}$", "", each) for each in names(inside)}
+    return [inside / each for each in sorted(found) if fnmatch.fnmatch(each, name)]
 
 
 def make_folder(place: Place) -> None:

@@ -28,6 +28,7 @@ from mcl_jax.objectives.build import settings
 from mcl_jax.report import metrics
 from mcl_jax.runtime import lease, provenance, storage
 from mcl_jax.runtime.health import TrainingStopped
+from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
 from mcl_jax.study import rows
 
@@ -37,7 +38,7 @@ class Stopped(Exception):
 
 
 def complete(
-    config: ConfigDict, row: str, seed: int, workdir: Path, results: Path, owner: bool = False
+    config: ConfigDict, row: str, seed: int, workdir: Place, results: Path, owner: bool = False
 ) -> bool:
     """Runs what is missing of (row, seed); False where it was done or is another process's.
 
@@ -73,7 +74,7 @@ def complete(
 
 
 def measure(
-    config: ConfigDict, row: str, seed: int, folder: Path, owner: bool = False
+    config: ConfigDict, row: str, seed: int, folder: Place, owner: bool = False
 ) -> dict[str, Any]:
     """Pre-trains one run (or resumes it) and scores it.
 
