@@ -2,6 +2,14 @@
 
 Defaults are the paper's ImageNet run (MCL section 4.1): ResNet-50, B = 4096, 100 epochs. Where the
 paper is silent the authors' released code decides; 'design' marks a choice of this project.
+
+    python scripts/pretrain.py --config configs/base.py --workdir runs/base --config.data.data_dir=/data
+
+Data:     ImageNet-1k, 1.28 M images, prepared by scripts/prepare_data.py.
+Chips:    256 of TPU v5e (v5e:16x16), or any number that divides B (docs/tpu.md).
+Hours:    at least 68 chip-hours on v5e, 45 on v4 (plan: bounds of docs/tpu.md; not measured).
+Expected: 42.5 box AP, 38.2 mask AP after Mask R-CNN's 1x schedule on COCO (paper, Table 3; not
+          measured here).
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +32,9 @@ def get_config() -> ConfigDict:
     data.group_size = 0
     data.image_size = 224  # px, side of views and canvases (H), a multiple of 32
     data.canvas_size = 512  # px, side of the decoded uint8 canvas; near the sources' own size
-    data.workers = 0  # decoding processes per host; 0 decodes in threads of this process
-    data.threads = 8  # decoding threads per process; each makes a whole batch
+    data.workers = 0  # decoding processes per host; 0: decode in threads of this process
+    # decoding threads per process, each makes a whole batch; 0: decode on demand
+    data.threads = 8
     data.max_unreadable_share = 0.01  # of images seen; more stops the run
     data.unreadable_grace = 100  # images seen before that share is judged
 
@@ -41,7 +50,9 @@ def get_config() -> ConfigDict:
     model.predictor_hidden = 2048
 
     numerics = config.numerics = ConfigDict()
-    numerics.compute_dtype = "auto"  # activations: bfloat16 on accelerators, float32 on CPU
+    # of activations: auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16 | float64
+    # (with JAX_ENABLE_X64=1)
+    numerics.compute_dtype = "auto"
     numerics.remat = False  # recompute residual blocks backward: less memory, more FLOPs
     numerics.bn_devices = 0  # devices whose images share BatchNorm statistics; 0: all of them
     numerics.bn_momentum = 0.9  # share of the running value kept (torch's 0.1)

@@ -2,6 +2,11 @@
 
     python scripts/pretrain.py --config configs/demo.py --workdir runs/demo
 
+Data:     the built-in scenes, rendered at the first start.
+Chips:    a CPU.
+Hours:    minutes; docs and scripts/quickstart.sh time it on two cores.
+Expected: a kNN accuracy that rises from the first evaluation to the last; no figure of a paper.
+
 So short a run needs another recipe than the paper's: AdamW, a lower temperature, a target network
 that follows faster, and milder crops.
 """

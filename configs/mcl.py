@@ -6,6 +6,12 @@ The argument is a comma-separated list of words and key=value pairs; none: the p
 configs/README.md lists the paper's rows with their commands. Single keys can still be set after it:
 `--config.data.data_dir=/data`.
 
+Data:     ImageNet-1k; with `coco`: COCO's train and unlabeled images.
+Chips:    256 of TPU v5e, or any number that divides B (docs/tpu.md).
+Hours:    at least 68 chip-hours on v5e for the main run (plan, docs/tpu.md; not measured). Twice the
+          epochs take twice the hours.
+Expected: the paper's APs, row by row in configs/README.md (published; not measured here).
+
 Words, in any order (`WORDS` below): first a method (byol, moco, detco, supervised, vanilla), the
 rest on top. Pairs (`PAIRS`): loss=a..d, levels=1..4, mask=.75, wd=5e-6, epochs=200, batch=1024,
 weights=text.

@@ -3,6 +3,11 @@
     python scripts/pretrain.py --config configs/one_gpu.py --workdir runs/one_gpu \\
         --config.data.data_dir=/data
 
+Data:     ImageNet-1k, 1.28 M images, prepared by scripts/prepare_data.py.
+Chips:    one GPU of 80 GB.
+Hours:    not measured; docs/gpu.md says how `scripts/on_gpu.py` measures it within ten minutes.
+Expected: not measured, and not in the paper, which has B = 4096 only.
+
 The learning rate follows B by itself (optimizer.base_lr per 256 images). So does the target here:
 m^(B / 4096) per step averages over as many images as m did at 4096 (Busbridge et al., 2023, "How to
 Scale Your EMA"). More negatives than one GPU's memory has room for:

@@ -1,24 +1,24 @@
 """Converts checkpoints: python -m convert --help."""
 
 import argparse
-import importlib.util
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
 from mcl_jax import cli
 from mcl_jax.configs import base
-from mcl_jax.convert import export, imports, transform
+from mcl_jax.convert import export, imports, recognition, transform
 from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import checkpoint, checkpoint_folders, storage
+from mcl_jax.settings import files
 
 BASE = "configs/base.py"
 OFFICIAL = "mcl-official"
-ORIGINS = (OFFICIAL, *imports.KINDS, "safetensors")
+ORIGINS = (OFFICIAL, *recognition.KINDS, "safetensors")
 EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 EXAMPLES = """examples:
   python -m convert runs/mcl --to detectron2 --out exported
@@ -79,8 +79,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config",
-        type=Path,
-        help=f"config file to go on with (--from only); without it {BASE} with the file's networks",
+        help="config file to go on with (--from only), as for scripts/pretrain.py: FILE or "
+        f"FILE:ARGUMENT; without it {BASE} with the file's networks",
     )
     parser.add_argument(
         "--network",
@@ -102,19 +102,22 @@ def convert(options: argparse.Namespace) -> list[str]:
     state, meta, changes = prepared(options)
     if options.to == OFFICIAL:
         source = str(options.source)
-        return [*authors.export(state, meta, options.out, source, changes), *changes]
-    files = export.export(
+        return [
+            *authors.export(state, meta, out=options.out, source=source, changes=changes),
+            *changes,
+        ]
+    written = export.export(
         TARGETS[options.to],
         state,
-        meta,
-        str(options.source),
-        options.out,
-        options.parts,
-        options.fold_norms,
-        changes,
-        checkpoint_folders.find(options.source)[0].parent,
+        meta=meta,
+        source=str(options.source),
+        out=options.out,
+        parts=options.parts,
+        folded=options.fold_norms,
+        changes=changes,
+        workdir=checkpoint_folders.find(options.source)[0].parent,
     )
-    return [f"wrote {path}" for path in files]
+    return [f"wrote {path}" for path in written]
 
 
 def read(options: argparse.Namespace) -> list[str]:
@@ -122,11 +125,11 @@ def read(options: argparse.Namespace) -> list[str]:
     if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
         raise UserError(f"{flags}: for --to alone")
-    if options.network is not None and options.origin not in imports.KINDS:
+    if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
     if not storage.renames(options.source):
         raise UserError(f"{options.source}: --from reads files of this machine; copy it here first")
-    config = load_config(options.config) if options.config else base.get_config()
+    config = files.load(options.config) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:
         state, meta, notes = authors.load(options.source, config, adopt)
@@ -162,25 +165,10 @@ def prepared(options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     return state, meta, changes
 
 
-def load_config(path: Path) -> Any:
-    """get_config() of a Python file."""
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--config {path} is not a Python file; give one like configs/base.py")
-    spec = importlib.util.spec_from_file_location("given_config", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config()
-    except (AttributeError, SyntaxError, ImportError) as error:
-        raise UserError(f"--config {path} cannot be loaded: {error}") from error
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Prints what was done; a mistake of the user's is one line on stderr and exit code 2."""
-    try:
+    with cli.mistakes_in_one_line():
         print("\n".join(convert(parse(arguments))))
-    except UserError as error:
-        cli.fail(str(error))
 
 
 if __name__ == "__main__":

@@ -84,28 +84,28 @@ class Target:
     reasons: Callable[[Job], dict[str, str]]
 
 
-def chosen_parts(target: Target, given: str | None, config: Mapping[str, Any]) -> tuple[str, ...]:
+def chosen_parts(target: Target, request: str | None, config: Mapping[str, Any]) -> tuple[str, ...]:
     """`--parts` as some of architectures.PARTS; 'all' is all that target and run have.
 
     Raises:
       UserError: for a word that is no part, and for a part that target or run do not have.
     """
     trained = [part for part in architectures.detector_parts(config) if part in target.parts]
-    if given is None:
-        given = target.default
-    if given == "all":
+    if request is None:
+        request = target.default
+    if request == "all":
         return tuple(trained)
-    words = given.split(",")
+    words = request.split(",")
     for word in words:
         if word not in PARTS:
-            raise UserError(f"--parts {given}: {word!r} is not one of {', '.join(PARTS)}, or all")
+            raise UserError(f"--parts {request}: {word!r} is not one of {', '.join(PARTS)}, or all")
         if word not in target.parts:
             raise UserError(
-                f"--parts {given}: --to {target.name} has no {word}, only {', '.join(target.parts)}"
+                f"--parts {request}: --to {target.name} has no {word}, only {', '.join(target.parts)}"
             )
         if word not in trained:
             raise UserError(
-                f"--parts {given}: this run pre-trained no {word} that a detector could load, "
+                f"--parts {request}: this run pre-trained no {word} that a detector could load, "
                 f"only {', '.join(trained)}"
             )
     return tuple(part for part in PARTS if part in words)
@@ -141,53 +141,78 @@ def export(
       The written files.
 
     Raises:
-      UserError: for a network that the target does not have, a library that is not installed, an
-        array that is missing, unexpected, misshapen or not finite, and a failed check.
+      UserError: a network that the target does not have, a library that is not installed, a wrong
+        array, a failed check.
+
+    Example:
+      >>> state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
+      >>> export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
     """
     a = architectures.from_config(meta["config"])
-    taken = chosen_parts(target, parts, meta["config"])
-    weights = f"mcl_{target.stem(a, taken)}{target.format.suffix}"
-    given = state
-    job = Job(state, meta, taken, folded, tuple(changes), storage.absolute(out) / weights)
+    part_names = chosen_parts(target, parts, meta["config"])
+    weights = f"mcl_{target.stem(a, part_names)}{target.format.suffix}"
+    path = storage.absolute(out) / weights
+    job = Job(state, meta, parts=part_names, folded=folded, changes=tuple(changes), weights=path)
     target.demand(job)
     target.format.check()  # last: what cannot be asked for needs no library
     subject = f"the checkpoint does not hold the {a.backbone} that its configuration names"
     if folded:
-        # whatever is wrong, by its own name
-        target.view(replace(job, folded=False)).to_file(state, subject)
-        state = transform.fold(state, taken, forward.EPSILON)
-        note = "FPN and head: norms folded into kernels and biases; this cannot be undone"
-        job = replace(job, state=state, changes=(*job.changes, note))
+        job = _fold(target, job, subject)
     view = target.view(job)
-    model = view.to_file(state, subject)
+    model = view.to_file(job.state, subject)
 
     def fill(temporary: Path) -> None:
-        path = temporary / weights
-        target.format.write(path, model, about(meta))
-        read = target.format.read(path)
-        folder.demand_equal(read, model, path.name)
-        view.demand_same(read, state)
-        errors = selfcheck.check(read, view, given, a, taken, meta["config"])
+        read = _write(target, temporary / weights, model=model, meta=meta)
+        view.demand_same(read, job.state)
+        errors = selfcheck.check(
+            read, view, state=state, a=a, parts=part_names, config=meta["config"]
+        )
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        content = report.describe(
-            target.name,
-            state,
-            meta,
-            source,
-            model,
-            view.sources,
-            notes=[*job.changes, *target.notes(job)],
-            models=target.models(job),
-            reasons=target.reasons(job),
-        )
-        content |= {"file": weights, "self_check": errors}
-        content |= {"sha256": files.sha256(path)}
+        content = _report(target, job, source=source, model=model, view=view)
+        digest = files.sha256(temporary / weights)
+        content |= {"file": weights, "self_check": errors, "sha256": digest}
         report.write(temporary, content)
-        page = model_card.text(content, meta["config"], meta.get("commit", ""), workdir)
+        commit = meta.get("commit", "")
+        page = model_card.text(content, meta["config"], commit=commit, workdir=workdir)
         card.write(temporary / card.FILE, page)
 
     return folder.write(out, fill)
+
+
+def _write(
+    target: Target, path: Path, model: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Writes the weights; returns them as they are read back, which is bit by bit what they were."""
+    target.format.write(path, model, about(meta))
+    read = target.format.read(path)
+    folder.demand_equal(read, model, path.name)
+    return read
+
+
+def _fold(target: Target, job: Job, subject: str) -> Job:
+    """The job with its norms folded; what is wrong with the arrays is said by their own names."""
+    target.view(replace(job, folded=False)).to_file(job.state, subject)
+    state = transform.fold(job.state, job.parts, forward.EPSILON)
+    note = "FPN and head: norms folded into kernels and biases; this cannot be undone"
+    return replace(job, state=state, changes=(*job.changes, note))
+
+
+def _report(
+    target: Target, job: Job, source: str, model: Mapping[str, Any], view: View
+) -> dict[str, Any]:
+    """What the report says before anything is written."""
+    return report.describe(
+        target.name,
+        job.state,
+        meta=job.meta,
+        source=source,
+        model=model,
+        sources=view.sources,
+        notes=[*job.changes, *target.notes(job)],
+        models=target.models(job),
+        reasons=target.reasons(job),
+    )
 
 
 def about(meta: Mapping[str, Any]) -> dict[str, str]:

@@ -4,8 +4,6 @@ Shapes: here HWIO and [in, out]; there as the view of the library says.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,52 +11,17 @@ import jax
 import numpy as np
 
 from mcl_jax import program
+from mcl_jax.convert import recognition
 from mcl_jax.convert.files import formats, strict, weights
 from mcl_jax.convert.files.content import format_of
 from mcl_jax.convert.files.formats import Arrays
 from mcl_jax.convert.files.refusals import few, one_line
-from mcl_jax.convert.names import classifiers, detectors
-from mcl_jax.convert.names.architectures import PARTS, from_config, on_one_device
-from mcl_jax.convert.names.views import NETWORKS, View
+from mcl_jax.convert.names.architectures import from_config, on_one_device
+from mcl_jax.convert.names.views import NETWORKS
 from mcl_jax.errors import UserError
-from mcl_jax.models.backbone import Architecture
-from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
-from mcl_jax.models.swin import ARCHITECTURES as SWINS
 from mcl_jax.state import TrainState
 
-# Vectors of a file whose length is a size of the network; several, as one may be missing.
-VECTORS = {
-    "width": (
-        "params/encoder/backbone/stem/norm/bias",
-        "params/encoder/backbone/stem/norm/scale",
-        "batch_stats/encoder/backbone/stem/norm/mean",
-        "params/encoder/backbone/patch_norm/bias",
-        "params/encoder/backbone/patch_norm/scale",
-    ),
-    "fpn_channels": (
-        "params/encoder/fpn/lateral5/norm/bias",
-        "params/encoder/fpn/lateral5/norm/scale",
-        "batch_stats/encoder/fpn/lateral5/norm/mean",
-    ),
-}
 TARGET_OF = {"params/encoder/": "target_params/", "batch_stats/encoder/": "target_batch_stats/"}
-MOST_HEAD_CONVS = 10  # convolutions of a box head that are looked for
-
-
-class Kind(NamedTuple):
-    """What a file can hold.
-
-    Attributes:
-      words: for people.
-      view: (networks, parts) -> the view.
-      parts: which of architectures.PARTS there can be.
-      swins: whether its backbone can be a Swin.
-    """
-
-    words: str
-    view: Callable[[Architecture, tuple[str, ...]], View]
-    parts: tuple[str, ...]
-    swins: bool
 
 
 class Imported(NamedTuple):
@@ -75,30 +38,6 @@ class Imported(NamedTuple):
     notes: list[str]
 
 
-def _classifier(library: classifiers.Library) -> Kind:
-    view = lambda a, parts: classifiers.view(a, library, None)  # noqa: E731
-    return Kind(f"{library.name} classifier", view, PARTS[:1], swins=True)
-
-
-def _detector(library: str) -> Kind:
-    view = lambda a, parts: detectors.view(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", view, PARTS, library == "mmdet")
-
-
-# What each style of names is, by the origin: ResNets are called alike in torchvision and timm.
-KINDS = {
-    "torchvision": {
-        "torchvision detector": _detector("torchvision"),
-        **dict.fromkeys(
-            ("resnet", "sequential", "torchvision swin"), _classifier(classifiers.TORCHVISION)
-        ),
-    },
-    "timm": dict.fromkeys(("resnet", "sequential", "timm swin"), _classifier(classifiers.TIMM)),
-    "mmdet": dict.fromkeys(("mmdet", "mmdet swin"), _detector("mmdet")),
-    "detectron2": {"detectron2": _detector("detectron2")},
-}
-
-
 def load(
     path: Path, origin: str, config: Any, *, adopt: bool, network: str | None = None
 ) -> tuple[TrainState, dict, list[str]]:
@@ -109,7 +48,7 @@ def load(
 
     Args:
       path: the file, of any format in convert/files/content.py.
-      origin: one of KINDS, or 'safetensors'.
+      origin: one of recognition.KINDS, or 'safetensors'.
       config: ConfigDict to go on with, checked against the file.
       adopt: first set the sizes in the config's section `model` to those of the file.
       network: which of several networks in the file, as convert/files/weights.py calls it.
@@ -134,74 +73,30 @@ def read(
 ) -> Imported:
     """`load` without the state around it: what of a network the file holds, in our layout."""
     found = weights.read(path, origin, network)
-    kind, model = KINDS[origin][found.style], found.arrays
-    backbone = _recognize(model, kind, path)
+    kind, model = recognition.KINDS[origin][found.style], found.arrays
+    backbone = recognition.recognize(model, kind, path)
     a = from_config(program.plain_config(config))
     if adopt:
-        config.model.update(_sizes(model, kind, backbone, a))
+        config.model.update(recognition.sizes(model, kind, backbone, a))
         a = from_config(program.plain_config(config))
     elif a.backbone != backbone:
         raise UserError(
             f"{path.name} holds a {backbone}, model.backbone is {a.backbone!r} in the configuration"
         )
-    parts = _present(model, kind, a)
-    view = kind.view(a, parts)
+    parts, other = recognition.parts_of(model, kind, a)
+    view = recognition.without_stage_norms(kind.view(a, parts), model)
     known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
+    recognition.demand_no_more(found.backbone - known, a.backbone, path.name)
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
     arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
     notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *found.notes]
+    notes += [
+        f"{part} is of another form (no norms, or other levels): not read, it starts anew"
+        for part in other
+    ]
     if left := [name for name in model if name not in known]:
         notes.append(f"not read: {len(left)} arrays ({few(left)})")
     return Imported(arrays, config, notes)
-
-
-def _recognize(model: Arrays, kind: Kind, path: Path) -> str:
-    """The backbone whose names differ least from the file's.
-
-    Names of any backbone count that the file has too many or too few; others do not.
-    """
-    best = None
-    candidates = {backbone: _backbone_names(kind, backbone) for backbone in (*RESNETS, *SWINS)}
-    there = set(model) & set().union(*candidates.values())
-    for backbone, wanted in candidates.items():
-        difference = len(wanted ^ there)
-        if 2 * difference < len(wanted) and (best is None or difference < best[0]):
-            best = difference, backbone
-    if best is None:
-        raise UserError(
-            f"{path.name} holds no {kind.words} that is known here; it begins with {few(model)}; "
-            f"known are {', '.join(candidates)}"
-        )
-    return best[1]
-
-
-def _backbone_names(kind: Kind, backbone: str) -> set[str]:
-    """What a backbone's arrays are called; that does not depend on its width."""
-    if backbone in SWINS and not kind.swins:
-        return set()
-    width = 32 if backbone in SWINS else 8
-    a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)
-    return set(kind.view(a, PARTS[:1]).named)
-
-
-def _sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dict[str, Any]:
-    """The keys of `config.model` that the file decides."""
-    a = replace(given, backbone=backbone, head_convs=MOST_HEAD_CONVS)
-    found = {"backbone": backbone}
-    by_source = {e.source: model.get(e.name) for e in kind.view(a, kind.parts).entries}
-    for key, sources in VECTORS.items():
-        vectors = (by_source[source] for source in sources if by_source.get(source) is not None)
-        if (vector := next(vectors, None)) is not None:
-            found[key] = vector.size
-    heads = [f"params/encoder/head/conv{n}/kernel" for n in range(1, MOST_HEAD_CONVS + 1)]
-    if count := sum(by_source.get(source) is not None for source in heads):
-        found["head_convs"] = count
-    return found
-
-
-def _present(model: Arrays, kind: Kind, a: Architecture) -> tuple[str, ...]:
-    """Parts of which any array is there."""
-    return tuple(part for part in kind.parts if set(kind.view(a, (part,)).named) & set(model))
 
 
 def fresh(config: Any) -> TrainState:

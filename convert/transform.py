@@ -31,10 +31,10 @@ def average(states: Iterable[State]) -> dict[str, Any]:
     count = 0
     for state in states:
         arrays = networks(state)
-        own = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        kinds = {name: (x.shape, x.dtype) for name, x in arrays.items()}
         if not count:
-            types, sums = own, {name: np.zeros(x.shape) for name, x in arrays.items()}
-        elif own != types:
+            types, sums = kinds, {name: np.zeros(x.shape) for name, x in arrays.items()}
+        elif kinds != types:
             raise UserError("the checkpoints to average hold different networks")
         for name, x in arrays.items():
             sums[name] += x

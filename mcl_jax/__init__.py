@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In a checkout, installed or not, `mcl_jax.convert` and `mcl_jax.configs` are the folders beside
 # this one; setup.cfg puts them inside the package where it is installed.

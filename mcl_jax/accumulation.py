@@ -93,7 +93,7 @@ def _with_all_negatives(
         inputs = parts.inputs(row)
         targets, target_stats = objective.targets(state, inputs, DATA_AXIS)
         predictions, stats = objective.predict(params, state, inputs)
-        after = _after(state, merged(Outcome(stats, target_stats, state.memory, {})))
+        after = _after(state, merged(Outcome(stats, target_stats, memory=state.memory, metrics={})))
         return after, (predictions, targets, objective.labels(inputs, DATA_AXIS))
 
     after, (predictions, targets, labels) = jax.lax.scan(forward, state, parts.rows)
@@ -128,9 +128,9 @@ def _zeros(params: Any) -> Any:
 
 
 def merged(outcome: Outcome) -> Outcome:
-    """With the running statistics of all BatchNorm groups in one, see `sharding.merge_groups`."""
+    """Its running statistics become the mean over device groups, see `sharding.merge_device_groups`."""
     both = (outcome.batch_stats, outcome.target_batch_stats)
-    online, target = sharding.merge_groups(both)
+    online, target = sharding.merge_device_groups(both)
     return outcome._replace(batch_stats=online, target_batch_stats=target)
 
 
@@ -144,4 +144,6 @@ def _after(state: TrainState, outcome: Outcome) -> TrainState:
 
 
 def _outcome(state: TrainState, metrics: dict[str, Array]) -> Outcome:
-    return Outcome(state.batch_stats, state.target_batch_stats, state.memory, metrics)
+    return Outcome(
+        state.batch_stats, state.target_batch_stats, memory=state.memory, metrics=metrics
+    )

@@ -1,8 +1,10 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
-import ast
+import contextlib
+import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -11,6 +13,10 @@ from ml_collections import ConfigDict, config_flags
 from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
 from mcl_jax.runtime.optional import Forgiving
+from mcl_jax.settings import door, files
+from mcl_jax.settings.keys import KEYS
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
 
 
 def define_config() -> flags.FlagHolder:
@@ -19,19 +25,15 @@ def define_config() -> flags.FlagHolder:
 
 
 def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
-    """The loaded --config; a missing flag (where required) or file is a user error.
-
-    ml_collections keeps a file's failure to itself until the config is first used.
-    """
-    if flag.value is None:
+    """The loaded --config, checked at the door; a missing flag (where required) is a user error."""
+    if not flag.present:
         if required:
             fail("--config FILE is missing, e.g. --config configs/demo.py")
         return None
-    try:
-        return flag.value.lock()
-    except OSError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        fail(f"--config cannot be loaded: {reason}")
+    files.demand_loaded(flag.value, _config_file(sys.argv))
+    config = flag.value.lock()
+    door.check(config)
+    return config
 
 
 def config_arguments(arguments: Sequence[str]) -> list[str]:
@@ -60,16 +62,14 @@ def complete(
       config: as the checkpoint holds it.
       defaults: configs/base.py's, for keys younger than the checkpoint.
       overrides: (section, key) -> the flag that sets it, if it was given.
+
+    Raises:
+      UserError: for a flag's value that its key does not allow.
     """
-    completed = {name: dict(x) if isinstance(x, Mapping) else x for name, x in config.items()}
-    for name, default in defaults.items():
-        if isinstance(default, Mapping):
-            completed[name] = dict(default) | completed.get(name, {})
-        else:
-            completed.setdefault(name, default)
+    completed = door.completed(config, defaults)
     for (section, key), flag in overrides.items():
         if flag.value is not None:
-            completed[section][key] = flag.value
+            set_value(completed, f"{section}.{key}", flag.value)
     return completed
 
 
@@ -81,20 +81,57 @@ def whole_numbers(name: str, values: Sequence[str]) -> list[int]:
         raise UserError(f"--{name} {','.join(values)} is not whole numbers, e.g. 1,2,4") from None
 
 
+def set_value(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets 'section.key' to a value that a flag gave, checked at the door."""
+    door.check_value(key, value)
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and its exit code."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
-        logging.set_verbosity(logging.WARNING)  # orbax and grain tell their life stories at INFO
+        logging.set_verbosity(logging.WARNING)  # orbax and grain say a lot at INFO
         return main(argv)
 
     sys.stderr = Forgiving(sys.stderr)  # a log on a full disk must not end a run
-    try:
+    with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    try:
+        yield
     except UserError as error:
         fail(str(error), error.exit_code)
+    except (AssertionError, RuntimeError):
+        if (message := platform_mistake()) is None:
+            raise
+        fail(message)
+
+
+def platform_mistake() -> str | None:
+    """One line about a $JAX_PLATFORMS for which JAX finds no device; None if it finds one."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if not wanted or "jax" not in sys.modules:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+        return None
+    except (AssertionError, RuntimeError):  # which one depends on what is installed
+        jax.config.update("jax_platforms", None)
+    there = sorted({device.platform for device in jax.devices()} | {"cpu"})
+    return (
+        f"JAX_PLATFORMS is {wanted!r}, but there is no such device here; there are "
+        f"{', '.join(there)}. Set it to one of them, or leave it unset"
+    )
 
 
 def fail(message: str, code: int = exit_codes.USER_ERROR) -> None:
@@ -103,24 +140,67 @@ def fail(message: str, code: int = exit_codes.USER_ERROR) -> None:
     sys.exit(code)
 
 
-def _unquoted(text: str) -> str:
-    """The text of a KeyError is its message as a literal; here of a KeyError made from another's."""
-    try:
-        while text[:1] in ("'", '"') and text[-1:] == text[:1]:
-            text = str(ast.literal_eval(text))
-    except (SyntaxError, ValueError):
-        pass
-    return text
-
-
 def _parse(argv: Sequence[str]) -> list[str]:
+    """Flags parsed; whatever is wrong with them, or with the config file, in one line."""
+    overrides = _overrides(argv)
     try:
+        for key in overrides:
+            _check_override(key)
         return flags.FLAGS(list(argv))
-    except flags.Error as error:
-        # a UserError of a config file arrives inside the traceback that ml_collections quotes
-        fail(str(error).rpartition(f"{UserError.__name__}: ")[2])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # config_flags raises these for an override of a key or type that the config lacks
-        fail(f"{_unquoted(str(error))} (see configs/base.py for keys and types)")
-    except (FileNotFoundError, ImportError, SyntaxError) as error:
-        fail(f"--config cannot be loaded: {error}")
+    except UserError as error:
+        fail(str(error))
+    except Exception as error:  # a config file may raise anything
+        mistake = error
+    fail(_mistake(mistake, argv, overrides))
+
+
+def _check_override(key: str) -> None:
+    door.check_name(key.partition("[")[0])
+    if "[" in key and key.partition("[")[0] in KEYS:
+        key = key.partition("[")[0]
+        raise UserError(
+            f"an entry of {key} cannot be set alone; give it whole: --config.{key}=(...)"
+        )
+
+
+def _mistake(error: Exception, argv: Sequence[str], overrides: Mapping[str, str]) -> str:
+    """What ml_collections' or absl's exception means, in one line."""
+    if name := _config_file(argv):
+        try:
+            files.read(name)  # is it the file?
+        except UserError as its_own:
+            return str(its_own)
+    told = str(error)
+    for key, value in overrides.items():
+        if any(part in told for part in (key, *(f"'{x}'" for x in key.split(".")))):
+            if key in KEYS:
+                return f"{key} is {value!r}; it must be {KEYS[key].words()}"
+            return f"no key {key} in {name}"
+    return told
+
+
+def _overrides(argv: Sequence[str]) -> dict[str, str]:
+    """Key -> text of every `--config.key=text`."""
+    found = {}
+    for argument, following in _arguments(argv) if "config" in flags.FLAGS else ():
+        if match := _OVERRIDE.fullmatch(argument):
+            key, equals, value = match.groups()
+            found[key] = value if equals else following
+    return found
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """What --config names on a command line, with its argument; '' without it."""
+    for argument, following in _arguments(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return ""
+
+
+def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(argument, the one behind it) of what stands before a '--'."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument == "--":
+            return
+        yield argument, following

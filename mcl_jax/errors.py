@@ -19,3 +19,7 @@ class CannotSave(UserError):
     """What a run is for, checkpoints or results, cannot be written: the disk is full or away."""
 
     exit_code = exit_codes.CANNOT_SAVE
+
+
+class EmptySplit(UserError):
+    """A split of a data set that is there, with no image in it."""

@@ -1,8 +1,8 @@
-"""Where every random number comes from: a key folded from (seed, step, group, purpose).
+"""Where every random number comes from: a key folded from (seed, step, key group, purpose).
 
-Any step of a run can be replayed from these four numbers alone. A group is what a device holds of
-a micro-batch, or `data.group_size` images of it: its number is that of its first image in the
-global batch, divided by its size, whichever device holds it.
+Any step of a run can be replayed from these four numbers alone. A *key group* is a set of images
+that share keys: what a device holds of a micro-batch, or `data.group_size` images of it. Its number
+is that of its first image in the global batch, divided by its size, whichever device holds it.
 """
 
 import enum
@@ -18,7 +18,7 @@ class Purpose(enum.IntEnum):
     INIT = 0
     AUGMENT = 1
     MONTAGE = 2
-    SHUFFLE = 3  # of MoCo's key batch, before groups of it are normalized
+    SHUFFLE = 3  # of MoCo's key batch, before parts of it are normalized
     JIGSAW = 4  # DetCo's local patches
     DROP_PATH = 5  # residual branches left out (Swin)
     PROBE = 6  # detection probe and linear classifiers
@@ -26,9 +26,13 @@ class Purpose(enum.IntEnum):
     PROBE_AUGMENT = 8  # size and place of the detection probe's training images
 
 
-def key_for(seed: int, step: Array | int, group: Array | int, purpose: Purpose) -> Array:
-    """The key of one purpose at one step for one group of images."""
+def key_for(seed: int, step: Array | int, key_group: Array | int, purpose: Purpose) -> Array:
+    """The key of one purpose at one step for one key group.
+
+    Example:
+      >>> key = key_for(seed=0, step=10, key_group=0, purpose=Purpose.AUGMENT)
+    """
     key = jax.random.key(seed)
-    for number in (step, group, int(purpose)):
+    for number in (step, key_group, int(purpose)):
         key = jax.random.fold_in(key, number)
     return key

@@ -28,6 +28,10 @@ def matching_matrix(mode: str, levels: int) -> np.ndarray:
 
     Raises:
       UserError: for another mode.
+
+    Example:
+      >>> matching_matrix("c", 3)[0].tolist()
+      [0.5, 0.5, 0.0]
     """
     s, j = np.indices((levels, levels))
     if mode not in MATCHING_MODES:
@@ -42,14 +46,19 @@ def target_levels(matching: np.ndarray) -> int:
 
 
 def normalize(x: Array) -> Array:
-    """L2-normalizes the last axis in float32 (or wider), torch's F.normalize with eps 1e-12."""
+    """L2-normalizes the last axis in float32 (or wider), torch's F.normalize with eps 1e-12.
+
+    Example:
+      >>> [f"{x:.2f}" for x in normalize(jnp.array([3.0, 4.0]))]
+      ['0.60', '0.80']
+    """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # max(sum of squares, eps^2) keeps the gradient finite at the zero vector
     squares = jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24)
     return x * jax.lax.rsqrt(squares)
 
 
-def info_nce(
+def scaled_info_nce(
     online: Array, target: Array, labels: Array, temperature: float
 ) -> tuple[Array, dict[str, Array]]:
     """2 * tau * mean cross-entropy of u . v^T / tau (equation 2, scaled as released).
@@ -62,6 +71,12 @@ def info_nce(
 
     Returns:
       (loss scalar, {'positive', 'negative': mean cosines, 'top1': retrieval accuracy}).
+
+    Example:
+      >>> u = normalize(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      >>> loss, metrics = scaled_info_nce(u, u, jnp.array([0, 1]), temperature=0.2)
+      >>> f"{loss:.4f}, {metrics['top1']:.0%}"
+      '0.0027, 100%'
     """
     target = jax.lax.stop_gradient(target)
     cosines = jnp.matmul(online, target.T, precision=jax.lax.Precision.HIGHEST)
@@ -94,12 +109,25 @@ def multi_level(
       labels: per level s int [V, m_s] global image numbers.
       matching: [S, S] row-stochastic.
       weights: w_s per level.
-      pair_loss: (u, v, labels) -> (loss, metrics), e.g. `info_nce` with its temperature.
+      pair_loss: (u, v, labels) -> (loss, metrics), e.g. `scaled_info_nce` with its temperature.
 
     Returns:
       (loss, metrics): per level s 'loss/level{s}' (weighted, both sides), 'std/level{s}' (mean
       over dimensions of the features' standard deviation, 1/sqrt(D) when spread evenly, 0 when
       collapsed) and pair_loss's metrics averaged over sides and, by M, over target levels.
+
+    Example:
+      >>> x = normalize(jax.random.normal(jax.random.key(0), (2, 4, 8)))  # both sides, 4 images
+      >>> loss, metrics = multi_level(
+      ...     online=[x],
+      ...     targets=[x],
+      ...     labels=[jnp.tile(jnp.arange(4), (2, 1))],
+      ...     matching=matching_matrix("a", 1),
+      ...     weights=(1.0,),
+      ...     pair_loss=lambda u, v, labels: scaled_info_nce(u, v, labels, temperature=0.2),
+      ... )
+      >>> sorted(metrics)
+      ['loss/level0', 'negative/level0', 'positive/level0', 'std/level0', 'top1/level0']
     """
     total, metrics = jnp.zeros(()), {}
     for s, (u_both, labels_both) in enumerate(zip(online, labels, strict=True)):

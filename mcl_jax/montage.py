@@ -17,9 +17,6 @@ from mcl_jax.errors import UserError
 
 Array = jax.Array
 
-ASSEMBLIES = ("montage", "mosaic", "copy_paste")
-SHRINK_METHODS = ("nearest", "antialias")
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,38 +29,14 @@ class Layout:
       copies: per level, how often each image appears among the level's sub-images.
       shrink: 'nearest' (the authors': every r-th pixel) or 'antialias' (mean of r x r pixels).
       boundary_sigma: k of the Gaussian boundary mask, in sub-image widths (paper Table 10c: .75,
-        .5); None for no mask.
-
-    Raises:
-      UserError: for a value that cannot be, or copies that do not fit the levels.
+        .5); 0 for no mask.
     """
 
     assembly: str
     levels: int
     copies: tuple[int, ...]
     shrink: str
-    boundary_sigma: float | None
-
-    def __post_init__(self):
-        if not 1 <= self.levels <= 4:
-            raise UserError(f"montage.levels must be 1..4 (P5 to P2), got {self.levels}")
-        if self.assembly not in ASSEMBLIES:
-            raise UserError(f"montage.assembly {self.assembly!r} is not one of {ASSEMBLIES}")
-        if self.assembly == "mosaic" and self.levels != 2:
-            raise UserError(
-                f"a mosaic is level 1 alone: montage.levels must be 2, is {self.levels}"
-            )
-        if len(self.copies) < self.levels:
-            raise UserError(
-                f"montage.copies {self.copies} has {len(self.copies)} entries, "
-                f"montage.levels is {self.levels}"
-            )
-        if self.shrink not in SHRINK_METHODS:
-            raise UserError(f"montage.shrink {self.shrink!r} is not one of {SHRINK_METHODS}")
-        if self.boundary_sigma is not None and self.boundary_sigma <= 0:
-            raise UserError(
-                f"montage.boundary_sigma must be > 0 or None, got {self.boundary_sigma}"
-            )
+    boundary_sigma: float
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -88,6 +61,11 @@ def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ..
 
     Raises:
       UserError: if a count above 1 is not whole.
+
+    Example:
+      >>> layout = Layout("montage", 2, copies=(1, 1), shrink="nearest", boundary_sigma=0.0)
+      >>> canvas_counts(8, layout)
+      (8, 2)
     """
     counts = []
     for s, copies in enumerate(layout.copies[: layout.levels]):
@@ -105,7 +83,12 @@ def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ..
 
 
 def shrink(images: Array, ratio: int, method: str) -> Array:
-    """[b, H, W, C] -> [b, H/ratio, W/ratio, C]; 'nearest' keeps pixel 0 of every ratio pixels."""
+    """[b, H, W, C] -> [b, H/ratio, W/ratio, C]; 'nearest' keeps pixel 0 of every ratio pixels.
+
+    Example:
+      >>> shrink(jnp.arange(16.0).reshape(1, 4, 4, 1), 2, "antialias")[0, :, :, 0].tolist()
+      [[2.5, 4.5], [10.5, 12.5]]
+    """
     if ratio == 1:
         return images
     if method == "nearest":
@@ -137,6 +120,11 @@ def assemble(images: Array, order: Array, grid: int) -> Array:
 
     Returns:
       [n, grid*h, grid*w, C]; every sub-image is bit-equal to its source.
+
+    Example:
+      >>> images = jnp.arange(4.0).reshape(4, 1, 1, 1)  # four images of one pixel
+      >>> assemble(images, jnp.array([2, 0, 3, 1]), grid=2)[0, :, :, 0].tolist()
+      [[2.0, 0.0], [3.0, 1.0]]
     """
     _, h, w, c = images.shape
     tiles = images[order].reshape(-1, grid, grid, h, w, c)
@@ -144,15 +132,15 @@ def assemble(images: Array, order: Array, grid: int) -> Array:
 
 
 def draw_orders(keys: Array, images: int, counts: Sequence[int]) -> tuple[Array, ...]:
-    """Per level and group `permutation(n_s * 4^s) mod images`, numbered on from group to group.
+    """Per level and key group `permutation(n_s * 4^s) mod images`; images are numbered on.
 
     Args:
-      keys: [G], one per group of images.
-      images: of a group.
-      counts: n_s of all groups together.
+      keys: [G], one per key group (see `mcl_jax.keys`).
+      images: of a key group.
+      counts: n_s of all key groups together.
 
     Returns:
-      Per level int32 [n_s * 4^s], group by group; level 0, if any, stays in image order.
+      Per level int32 [n_s * 4^s], one key group after the other; level 0, if any, stays in image order.
     """
     groups = len(keys)
     orders = [jnp.arange(groups * images if counts[0] else 0, dtype=jnp.int32)]
@@ -186,7 +174,7 @@ def build(
     canvases = []
     for s, order in enumerate(orders):
         small = sub_images(views, s, layout.shrink)
-        if s > 0 and layout.boundary_sigma is not None:
+        if s > 0 and layout.boundary_sigma > 0:
             height, width = small.shape[1:3]
             mask = boundary_mask(height, width, layout.boundary_sigma)
             small = small * mask.astype(small.dtype)

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from mcl_jax import optimizer as optimizers
 from mcl_jax import sharding
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.objectives.base import Objective
-from mcl_jax.objectives.build import make_objective, settings
+from mcl_jax.objectives.build import make_objective
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 from mcl_jax.train_step import train_step
 
@@ -45,26 +45,26 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     """Puts a run together.
 
     Args:
-      config: as configs/base.py.
+      config: as configs/base.py, checked by `settings.door.check` where it comes from a user.
       mesh: devices to run on.
       images: in the training split; sets the length of an epoch.
 
     Raises:
-      UserError: for any value that cannot work, naming it and what would.
+      UserError: if the batch does not divide over the devices and groups, saying what would.
+
+    Example:
+      >>> run = build(config, sharding.mesh_for(config), images=1_281_167)
+      >>> state = new_state(run)
     """
     data = config["data"]
     micro_batches = config["optimizer"]["micro_batches"]
-    if micro_batches < 1:
-        raise UserError(f"optimizer.micro_batches must be at least 1, got {micro_batches}")
     groups = mesh.size // (config["numerics"]["bn_devices"] or mesh.size)
-    if mesh.shape[sharding.GROUP_AXIS] != groups:
+    if mesh.shape[sharding.DEVICE_GROUP_AXIS] != groups:
         raise ValueError(f"numerics.bn_devices asks for {groups} groups, the mesh is {mesh.shape}")
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
     objective = make_objective(config, b, sharding.norm_axis(mesh))
     steps_per_epoch = max(1, images // data["batch_size"])
-    opt = settings(optimizers.Settings, config["optimizer"])
-    if opt.epochs <= 0:
-        raise UserError(f"optimizer.epochs must be > 0, got {opt.epochs}")
+    opt = fill(optimizers.OptimizerSettings, config["optimizer"])
     total_steps = max(1, round(opt.epochs * steps_per_epoch))
     lr = optimizers.learning_rate(opt, data["batch_size"], steps_per_epoch)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
@@ -84,7 +84,7 @@ def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
 
     def create(seed: jax.Array) -> TrainState:
-        variables = program.objective.init(key_for(seed, 0, 0, Purpose.INIT))
+        variables = program.objective.init(key_for(seed, 0, key_group=0, purpose=Purpose.INIT))
         has_target = program.objective.has_target
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcl_jax.errors import UserError
 
-# The mesh is a rectangle: every row of devices shares BatchNorm statistics. Usually there is one row.
-GROUP_AXIS, MEMBER_AXIS = "norm_group", "member"
-DATA_AXIS = (GROUP_AXIS, MEMBER_AXIS)
+# The mesh is a rectangle. Its rows are *device groups*: the devices of a row share BatchNorm
+# statistics. Usually there is one row.
+DEVICE_GROUP_AXIS, MEMBER_AXIS = "device_group", "member"
+DATA_AXIS = (DEVICE_GROUP_AXIS, MEMBER_AXIS)
 AxisName = str | tuple[str, ...]
 STATE_SPEC = PartitionSpec()
 BATCH_SPEC = PartitionSpec(DATA_AXIS)
@@ -52,19 +53,19 @@ def mesh_for(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = N
 
 def norm_axis(mesh: Mesh) -> AxisName:
     """Over which axes BatchNorm statistics are shared."""
-    return DATA_AXIS if mesh.shape[GROUP_AXIS] == 1 else MEMBER_AXIS
+    return DATA_AXIS if mesh.shape[DEVICE_GROUP_AXIS] == 1 else MEMBER_AXIS
 
 
-def merge_groups(statistics: Any) -> Any:
-    """Running statistics as the mean of all BatchNorm groups', in one collective.
+def merge_device_groups(statistics: Any) -> Any:
+    """Running statistics as the mean of all device groups', in one collective.
 
     Inside shard_map. Afterwards they are equal on all devices, as the state has to be; with one
     group they are so already.
     """
-    if jax.lax.axis_size(GROUP_AXIS) == 1:
+    if jax.lax.axis_size(DEVICE_GROUP_AXIS) == 1:
         return statistics
     flat, unflatten = ravel_pytree(statistics)
-    return unflatten(jax.lax.pmean(flat, GROUP_AXIS))
+    return unflatten(jax.lax.pmean(flat, DEVICE_GROUP_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from tqdm import tqdm
 
 import mcl_jax
 from mcl_jax import program, sharding
-from mcl_jax.data import pipeline, reading
-from mcl_jax.data.record import Source
+from mcl_jax.data import loader_settings, pipeline
+from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.monitor import KnnMonitor
@@ -32,6 +31,7 @@ from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
 from mcl_jax.runtime.preemption import Preemption
 from mcl_jax.runtime.start import rare_collections
+from mcl_jax.settings import changes, door, teaching
 from mcl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -66,40 +66,41 @@ def pretrain(
       TrainingStopped: on NaN or collapse.
     """
     started = time.monotonic()
+    door.check(config)
     workdir = storage.absolute(workdir)
     storage.reachable(workdir)
     optional.begin()
     first_process = jax.process_index() == 0
-    with Preemption(owner) as preemption, compile_cache(workdir / "xla_cache"):
+    with (
+        Preemption(owner) as preemption,
+        compile_cache(workdir / "xla_cache"),
+        rare_collections(),
+    ):
         data = config["data"]
         source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
-        _check_labels(config, source)
+        teaching.check_labels(config, source)
         draws_montages = first_process and config["log"]["montages"] > 0
         mesh = sharding.mesh_for(config)
+        teaching.check_run(config, mesh.size, len(source))
         run = program.build(config, mesh, images=len(source))
-        health = HealthCheck(config["log"], config["model"]["projector_out"])
         monitor = KnnMonitor(run, source)
         with (
             lease.hold(workdir) as ownership,
             Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer,
         ):
-            state = _restore_or_start(run, checkpointer)
+            saved = checkpointer.latest_step
+            health = HealthCheck(config["log"], config["model"]["projector_out"], saved)
+            meta = _meta(run, source)
+            state = _restore_or_start(run, meta, checkpointer)
             start = int(state.step)
             _announce(run, source, start, first_process, workdir)
-            if start >= run.total_steps:
+            if start == run.total_steps:
                 return state
-            with rare_collections():
-                # Beside the compiler where that disturbs nobody: several devices would wait for each
-                # other's collectives, and a GPU's compiler times kernels on the device.
-                early = start == 0 and mesh.size == 1 and jax.default_backend() == "cpu"
-                evaluation = _in_background(monitor.evaluate, state) if early else None
-                compiled = program.lower_step(run).compile()
+            compiled = program.lower_step(run).compile()
             hosts.meet("compiled")
             _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
             log_every = config["log"]["every_steps"]
             save_every = config["log"]["checkpoint_steps"]
-            meta = {"config": program.plain_config(config), "mcl_jax": mcl_jax.__version__}
-            meta["commit"] = provenance.commit()
             seed = program.seed_argument(run)
             meter, values = Throughput(data["batch_size"], start), {}
             bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
@@ -111,7 +112,7 @@ def pretrain(
                 steps = StepLog(writer, health, meter, bar)
                 checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
                 if start == 0:
-                    writer.write(0, evaluation.result() if early else monitor.evaluate(state))
+                    writer.write(0, monitor.evaluate(state))
                     meter.restart(0)
                 for step in range(start, run.total_steps):
                     with meter.waiting(values):
@@ -177,61 +178,50 @@ def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.Bat
     data = run.config["data"]
     return pipeline.batches(
         source,
+        loader_settings.of_this_process(data, data["batch_size"]),
         seed=run.config["seed"],
         start_step=start_step,
         shuffle=True,
-        **reading.arguments(data, data["batch_size"]),
     )
 
 
-def _in_background(function: Callable, *arguments: Any) -> Future:
-    """The function's result to be, from a thread of its own."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(function, *arguments)
-    pool.shutdown(wait=False)
-    return future
+def _meta(run: Program, source: Source) -> dict[str, Any]:
+    """What a checkpoint says of its origin; `changes.differences` compares two of them."""
+    return {
+        "config": program.plain_config(run.config),
+        "mcl_jax": mcl_jax.__version__,
+        "commit": provenance.commit(),
+        "images": len(source),
+        "data_digest": data_digest(source),
+    }
 
 
-def _check_labels(config: Mapping[str, Any], source: Source) -> None:
-    """A supervised method needs labels, of as many classes as configured."""
-    if config["method"] != "supervised":
-        return
-    if source[0].label < 0:
-        raise UserError(
-            f"{config['data']['dataset']} has no labels: method 'supervised' needs them"
-        )
-    named, classes = len(source.class_names), config["supervised"]["classes"]
-    if named != classes:
-        raise UserError(
-            f"supervised.classes is {classes}, but {config['data']['dataset']} has {named} classes"
-        )
+def _restore_or_start(
+    run: Program, meta: Mapping[str, Any], checkpointer: Checkpointer
+) -> TrainState:
+    """The newest checkpoint's state, or a new one; says what has changed since the checkpoint."""
 
+    def explain(saved: Mapping[str, Any]) -> str:
+        found = changes.differences(saved, meta)
+        for change in found:
+            log.warning("changed since the checkpoint: %s", change.line)
+        return ", ".join(map(str, changes.of_arrays(found)))
 
-def _restore_or_start(run: Program, checkpointer: Checkpointer) -> TrainState:
-    found = checkpointer.restore(program.abstract_state(run))
-    if found is None:
-        return program.new_state(run)
-    state, meta = found
-    changed = sorted(_differences(meta["config"], program.plain_config(run.config)))
-    if changed:
-        log.warning("resuming with other values than the checkpoint's: %s", ", ".join(changed))
-    return state
-
-
-def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ, with both values."""
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} {a} -> {b}"
+    found = checkpointer.restore(program.abstract_state(run), explain)
+    return program.new_state(run) if found is None else found[0]
 
 
 def _announce(run: Program, source: Source, start: int, show: bool, workdir: storage.Place) -> None:
-    if start >= run.total_steps:
+    if start == run.total_steps:
         _say(f"step {start} of {run.total_steps}: nothing left to do", show)
         return
+    if start > run.total_steps:
+        raise UserError(
+            f"the checkpoint is of step {start}, but this run ends at step {run.total_steps} "
+            f"({len(source)} images, data.batch_size {run.config['data']['batch_size']}, "
+            f"optimizer.epochs {run.config['optimizer']['epochs']:g}): nothing was trained. Raise "
+            "optimizer.epochs to go on, or give another --workdir"
+        )
     if show:
         plain = program.plain_config(run.config)
         with optional.optional("config.json"):

@@ -39,9 +39,11 @@ def train_step(
         (loss, outcome), grads = loss_fn(params, state, inputs, sharding.DATA_AXIS)
         outcome = accumulation.merged(outcome)
     else:
-        (loss, outcome), grads = accumulation.value_and_grad(params, state, batch, seed, run)
+        (loss, outcome), grads = accumulation.value_and_grad(
+            params, state, batch=batch, seed=seed, run=run
+        )
     grads, loss, metrics = jax.lax.pmean((grads, loss, outcome.metrics), sharding.DATA_AXIS)
-    state, norms = apply_gradients(state, grads, outcome, run)
+    state, norms = apply_gradients(state, grads, outcome=outcome, run=run)
     return state, jax.tree.map(jnp.asarray, metrics | {"loss": loss} | norms)
 
 

@@ -29,7 +29,7 @@ SYNTHETIC = {"canvas_size": 512, "batch_size": 32}  # px; images per batch
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax.bench.loader import SyntheticPhotos, benchmark, ratio, table
+    from mcl_jax.bench.loader import SyntheticPhotos, as_text, benchmark, ratio
     from mcl_jax.data.sources import open_source
 
     cores = len(os.sched_getaffinity(0))
@@ -50,7 +50,7 @@ def main(_: Sequence[str]) -> None:
         pipelines=[_pair(text) for text in PIPELINES.value] if PIPELINES.value else pipelines,
     )
     print(f"{name}, {cores} cores; single-image stages use one")
-    print(table(rows))
+    print(as_text(rows))
     times = ratio(rows, data["canvas_size"])
     print(f"a canvas takes 1/{times:.1f} of the CPU time of eight views by Pillow")
     if JSON.value:

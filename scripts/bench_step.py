@@ -48,7 +48,7 @@ def main(_: Sequence[str]) -> None:
         else:
             result = step.measure(config, STEPS.value, PROFILE.value)
         if "profile" in result:
-            print(profile.table(result["profile"]), file=sys.stderr)
+            print(profile.as_text(result["profile"]), file=sys.stderr)
     print(text := json.dumps(result, indent=2))
     if JSON.value:
         Path(JSON.value).write_text(text + "\n")

@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Detectron2's environment lacks us
 
 from mcl_jax.convert.checks import detectron2_check  # noqa: E402
-from mcl_jax.convert.files import formats  # noqa: E402
 from mcl_jax.errors import UserError  # noqa: E402
 
 SUPERVISED = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"  # RGB, stride in the 3x3
@@ -27,7 +26,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("config", type=Path, help="YAML, e.g. one of configs/detectron2")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", type=Path, help="what `python -m convert` wrote (.pkl)")
+    source.add_argument("--weights", type=Path, help="an export (.pkl), or model_final.pth")
     source.add_argument(
         "--control", choices=("supervised", "random"), help="the run to compare with"
     )
@@ -50,14 +49,7 @@ def check(options: argparse.Namespace) -> None:
     for trap in detectron2_check.traps(config):
         print(f"WARNING: {trap}")
     if options.weights:
-        if not options.weights.is_file():
-            raise UserError(
-                f"--weights {options.weights} does not exist; python -m convert writes it"
-            )
-        arrays = formats.read_pickle(options.weights)
-        starts = {"backbone": "stem.", "FPN": "fpn_", "box head": "box_head."}
-        parts = [part for part, start in starts.items() if any(n.startswith(start) for n in arrays)]
-        print(f"{options.weights}: {len(arrays)} arrays ({', '.join(parts)})")
+        print("\n".join(detectron2_check.read_weights(options.weights)[1]))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -98,7 +90,7 @@ def train(options: argparse.Namespace) -> None:
     if options.eval_only:
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, options.resume
+            cfg.MODEL.WEIGHTS, resume=options.resume
         )
         Trainer.test(cfg, model)
         return
@@ -106,8 +98,8 @@ def train(options: argparse.Namespace) -> None:
     if options.weights and not options.resume:
         model = {name: tuple(x.shape) for name, x in trainer.model.state_dict().items()}
         model = {name.removeprefix("module."): shape for name, shape in model.items()}
-        arrays = {name: x.shape for name, x in formats.read_pickle(options.weights).items()}
-        print("\n".join(detectron2_check.loaded(model, arrays)))
+        shapes, _ = detectron2_check.read_weights(options.weights)
+        print("\n".join(detectron2_check.loaded(model, shapes)))
     trainer.resume_or_load(resume=options.resume)
     trainer.train()
 

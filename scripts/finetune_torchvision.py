@@ -36,7 +36,9 @@ def main() -> None:
         sys.exit(2)
     for key, words in (("scores", "boxes"), ("mask_scores", "masks")):
         if result and key in result:
-            print(f"{words}, in percent:\n{job.table(result[key], result['data']['class_names'])}")
+            print(
+                f"{words}, in percent:\n{job.as_text(result[key], result['data']['class_names'])}"
+            )
 
 
 if __name__ == "__main__":

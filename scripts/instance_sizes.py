@@ -48,7 +48,7 @@ def main(_: Sequence[str]) -> None:
         found = f"{len(boxes.shares)} boxes, {boxes.unreadable} unreadable images left out"
         resized = f"shorter side {SHORTER.value} px, longer at most {LONGER.value} px"
     print(f"{dataset} {split}: {len(source)} images, {found}; canvases of {side} px")
-    print(instance_sizes.table(measured))
+    print(instance_sizes.as_text(measured))
     if OUTPUT.value:
         names = {f"before ({resized})": instance_sizes.BEFORE}
         names[f"after ({len(copies)} levels on {side} px canvases)"] = instance_sizes.AFTER

@@ -45,7 +45,7 @@ def main(_: Sequence[str]) -> None:
     print(
         f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbors']} neighbors"
     )
-    print(monitor.table(values))
+    print(monitor.as_text(values))
     if JSON.value:
         evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
         result = {"step": meta["step"], "config": evaluated, "values": values}

@@ -51,13 +51,14 @@ def main(_: Sequence[str]) -> None:
     config = cli.complete(meta["config"], defaults, OVERRIDES)
     if LRS.value is not None:
         try:
-            config["linear"]["lrs"] = [float(lr) for lr in LRS.value]
+            lrs = [float(lr) for lr in LRS.value]
         except ValueError:
             raise UserError(f"--lrs {','.join(LRS.value)} is not numbers, e.g. 1,10,30") from None
+        cli.set_value(config, "linear.lrs", lrs)
     evaluation = linear.build(config, linear.frozen_backbone(state), sharding.make_mesh())
     result = loop.run(evaluation, OUTPUT.value, owner=True)
     if jax.process_index() == 0:
-        print(loop.table(result) if result else f"stopped on request; {OUTPUT.value} resumes")
+        print(loop.as_text(result) if result else f"stopped on request; {OUTPUT.value} resumes")
 
 
 if __name__ == "__main__":

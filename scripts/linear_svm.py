@@ -60,14 +60,14 @@ def main(_: Sequence[str]) -> None:
     if JSON.value and not storage.has_folder(storage.absolute(JSON.value)):
         raise UserError(f"--json {JSON.value}: there is no such folder")
     if SHOTS.value is not None:
-        config["svm"]["shots"] = cli.whole_numbers("shots", SHOTS.value)
+        cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
     train, test = svm.open_splits(config, None if missing else files)
     mesh, backbone = sharding.make_mesh(), evaluation.frozen_backbone(state)
     result = svm.run(config, backbone, train, test, mesh)
     if jax.process_index() != 0:
         return
     head = f"{train.name} -> {test.name}, step {meta['step']}"
-    print(head, svm_measure.table(result, config["svm"]["costs"]), sep="\n")
+    print(head, svm_measure.as_text(result, config["svm"]["costs"]), sep="\n")
     if JSON.value:
         result = {"step": meta["step"]} | svm.described(config, files) | result
         storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")

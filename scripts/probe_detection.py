@@ -63,7 +63,7 @@ def main(_: Sequence[str]) -> None:
     defaults = program.plain_config(base.get_config())
     config = cli.complete(meta["config"], defaults, OVERRIDES)
     data.choose(config["probe"], SET.value)
-    config["seed"] = SEED.value
+    cli.set_value(config, "seed", SEED.value)
     about = {"method": config["method"], "step": int(meta["step"]), "workdir": WORKDIR.value}
     subject = (
         report.untrained(config) if UNTRAINED.value else report.pretrained(state, config, about)
@@ -84,7 +84,7 @@ def main(_: Sequence[str]) -> None:
         except Stopped:
             print(f"stopped on request; {OUTPUT.value} resumes")
         else:
-            print(report.table(rows))
+            print(report.as_text(rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SCRATCH = flags.DEFINE_string(
 
 
 def main(_: Sequence[str]) -> int:
-    from mcl_jax.faults import data, folders, torture
+    from mcl_jax.faults import data, folders, runs, torture
 
     with tempfile.TemporaryDirectory() as temporary:
         parent = Path(SCRATCH.value or temporary).absolute()
@@ -33,12 +33,12 @@ def main(_: Sequence[str]) -> int:
         scratch = Path(
             tempfile.mkdtemp(dir=parent)
         )  # a new one: logs are read from their beginning
-        job = torture.Job(scratch)
+        job = runs.Job(scratch)
         try:
             kills = torture.kills(job, KILLS.value, SEED.value)
-            counts = torture.tally(tqdm(kills, "kill -9", KILLS.value, unit="kill"))
+            counts = runs.tally(tqdm(kills, "kill -9", KILLS.value, unit="kill"))
             _say("kill -9 and resume", [f"{n} while {phase}" for phase, n in counts.items()])
-            ended = [f"{x}: {y}" for x, y in torture.terminations(job, torture.PHASES)]
+            ended = [f"{x}: {y}" for x, y in torture.terminations(job, runs.PHASES)]
             _say("SIGTERM, then resume", ended)
             _say("damaged checkpoint", [f"{x}: {y}" for x, y in torture.damages(job)])
             changes = torture.device_changes(job, (8, 4, 2, 8), data.LOSS_TOLERANCE)
@@ -50,7 +50,7 @@ def main(_: Sequence[str]) -> int:
             _say("images", data.images(scratch / "images", IMAGES.value, SEED.value))
             _say("decoding worker killed", data.worker_killed(SEED.value))
             _say("mistakes", data.mistakes(job))
-        except torture.Broken as error:
+        except runs.Broken as error:
             print(f"NOT SURVIVED: {error}", file=sys.stderr)
             return 1
     return 0

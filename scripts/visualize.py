@@ -66,9 +66,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     given = parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    from mcl_jax.errors import UserError
-
-    try:
+    with cli.mistakes_in_one_line():
         main(given)
-    except UserError as error:
-        cli.fail(str(error))

@@ -2,8 +2,10 @@
 
 import gc
 import importlib.util
+import json
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Compiling is what the tests spend their time on: a third of the time with these. The HLO is the
 # same; what LLVM's optimizer and XLA's own emitters win is lost on networks this small. XLA aborts
@@ -60,6 +62,34 @@ def shrink_networks(config):
     config.model.projector_out = 8
     config.model.predictor_hidden = 16
     config.knn.every_epochs = 0.0
+
+
+# Seconds of every file, as measured by `bash scripts/test.sh --record-seconds` on two idle cores.
+SECONDS = Path(__file__).parent / "data" / "seconds.json"
+spent: dict[str, float] = {}  # in this run, by file
+
+
+def pytest_addoption(parser):
+    text = "write each file's seconds to tests/data/seconds.json, by which files are ordered"
+    parser.addoption("--record-seconds", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(items):
+    """Longest file first: a long one that starts last would leave the other processes idle."""
+    known = json.loads(SECONDS.read_text())
+    items.sort(key=lambda item: -known.get(item.path.name, np.inf))
+
+
+def pytest_runtest_logreport(report):
+    name = Path(report.location[0]).name
+    spent[name] = spent.get(name, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    worker = hasattr(session.config, "workerinput")
+    if session.config.getoption("--record-seconds") and not worker:
+        rounded = {name: round(seconds, 1) for name, seconds in sorted(spent.items())}
+        SECONDS.write_text(json.dumps(rounded, indent=1) + "\n")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ Shapes: here HWIO and [in, out]; Detectron2's and the authors' arrays OIHW and [
 
 import ast
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,10 +24,24 @@ from mcl_jax.models.layers import Numerics
 
 DATA = Path(__file__).parent / "data"
 NUMERICS = Numerics(jnp.float32, bn_momentum=0.9, bn_epsilon=1e-5, axis_name=None)
-R50 = Architecture("resnet50", 64, 256, 4, 2048, 256, 2048, "fpn", 0.0)
-NARROW_R50 = Architecture("resnet50", 4, 8, 4, 16, 12, 24, "fpn", 0.0)
-NARROW_R34 = Architecture("resnet34", 4, 8, 3, 16, 12, 24, "fpn", 0.0)
-R18 = Architecture("resnet18", 8, 16, 2, 32, 12, 24, "fpn", 0.0)
+R50 = Architecture(
+    backbone="resnet50",
+    width=64,
+    fpn_channels=256,
+    head_convs=4,
+    projector_hidden=2048,
+    projector_out=256,
+    predictor_hidden=2048,
+    neck="fpn",
+    drop_path=0.0,
+)
+NARROW_R50 = replace(
+    R50, width=4, fpn_channels=8, projector_hidden=16, projector_out=12, predictor_hidden=24
+)
+NARROW_R34 = replace(NARROW_R50, backbone="resnet34", head_convs=3)
+R18 = replace(
+    NARROW_R34, backbone="resnet18", width=8, fpn_channels=16, head_convs=2, projector_hidden=32
+)
 LEVELS = 4
 STEP = 1234
 
@@ -65,26 +80,30 @@ def need_torch_for(target):
 def export_to(target, state, meta, out, parts=None, **options):
     """`--to` target with `--parts`, of a checkpoint in memory; returns the written files."""
     need_torch_for(target)
-    return exports.export(TARGETS[target], state, meta, "runs/test", out, parts, **options)
+    return exports.export(
+        TARGETS[target], state, meta=meta, source="runs/test", out=out, parts=parts, **options
+    )
 
 
 def job_of(target, state, meta, parts=None, folded=False):
-    taken = exports.chosen_parts(TARGETS[target], parts, meta["config"])
-    return exports.Job(state, meta, taken, folded, (), Path("weights"))
+    part_names = exports.chosen_parts(TARGETS[target], parts, meta["config"])
+    return exports.Job(
+        state, meta, parts=part_names, folded=folded, changes=(), weights=Path("weights")
+    )
 
 
 def view_of(target, state, meta, parts=None):
     """What the target's file would hold."""
-    return TARGETS[target].view(job_of(target, state, meta, parts))
+    return TARGETS[target].view(job_of(target, state, meta=meta, parts=parts))
 
 
 def arrays_of(target, state, meta, parts=None):
     """The file's arrays, not written."""
-    return view_of(target, state, meta, parts).to_file(state, "the checkpoint")
+    return view_of(target, state, meta=meta, parts=parts).to_file(state, "the checkpoint")
 
 
 def export(a, state, out):
-    export_to("detectron2", state, meta_of(a), out)
+    export_to("detectron2", state, meta=meta_of(a), out=out)
     with (out / f"mcl_{a.backbone}.pkl").open("rb") as file:
         return pickle.load(file)
 
@@ -97,13 +116,13 @@ def model_keys(name):
 
 def matches(model, names):
     """Detectron2's matching heuristics: the longest name that is a dot-suffix of the model's."""
-    found = {}
+    arrays = {}
     for key in model:
         fitting = [name for name in names if key == name or key.endswith("." + name)]
         if fitting:
-            found[key] = max(fitting, key=len)
-    assert len(set(found.values())) == len(found), "ambiguous: Detectron2 raises"
-    return found
+            arrays[key] = max(fitting, key=len)
+    assert len(set(arrays.values())) == len(arrays), "ambiguous: Detectron2 raises"
+    return arrays
 
 
 def make_arrays(a, seed=0):

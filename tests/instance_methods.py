@@ -12,6 +12,7 @@ from mcl_jax.models import image_encoder
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import ConvNorm, Numerics
 from mcl_jax.models.resnet import STAGES
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 from mcl_jax.views import augment
 
@@ -44,8 +45,8 @@ def arguments(images_per_device, axis_name=None):
     model = dict(tiny_config().model) | {"projector_hidden": 12, "projector_out": OUT}
     return {
         "architecture": Architecture(**model),
-        "numerics": Numerics(jnp.float32, 0.9, 1e-5, axis_name),
-        "views": augment.Settings.from_config(tiny_config().augment),
+        "numerics": Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=axis_name),
+        "views": fill(augment.AugmentSettings, tiny_config().augment),
         "image_size": SIDE,
         "images_per_device": images_per_device,
         "group_size": images_per_device,

@@ -5,17 +5,19 @@ Shapes: here NHWC and [in, out]; torchvision's arrays OIHW and [out, in].
 
 import ast
 import zlib
+from dataclasses import replace
 
 import numpy as np
-from convert_states import DATA
+from convert_states import DATA, NARROW_R50, R50
 
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TORCHVISION
-from mcl_jax.models.backbone import Architecture
 
-TINY = Architecture("swin_tiny", 8, 8, 1, 16, 8, 16, "fpn", 0.0)
-SWIN_T = Architecture("swin_t", 96, 256, 4, 2048, 256, 2048, "fpn", 0.0)
+TINY = replace(
+    NARROW_R50, backbone="swin_tiny", width=8, head_convs=1, projector_out=8, predictor_hidden=16
+)
+SWIN_T = replace(R50, backbone="swin_t", width=96)
 
 
 def keys_of(name, library="torchvision"):

@@ -61,7 +61,9 @@ def side_by_side(objective, state, images):
         out = []
         for x in sides:
             variables = {"params": params, "batch_stats": stats}
-            y, new = module.apply(variables, x, Context((IMAGES,), True), mutable=["batch_stats"])
+            y, new = module.apply(
+                variables, x, Context((IMAGES,), train=True), mutable=["batch_stats"]
+            )
             stats = new["batch_stats"]
             out.append(y)
         return jnp.stack(out), stats

@@ -44,7 +44,7 @@ def train(features, labels, lrs, *, classes, steps, batch):
     def body(state, step):
         i = step % len(x)
         return classifier.update(
-            state, x[i], y[i], lr(step), momentum=0.9, weight_decay=0.0, axis_name=None
+            state, x[i], labels=y[i], lr=lr(step), momentum=0.9, weight_decay=0.0, axis_name=None
         )
 
     state = classifier.new(len(lrs), features.shape[1], classes)
@@ -56,19 +56,19 @@ def test_training_reaches_the_closed_form_optimum():
     classes, channels, rows = 4, 6, 4000
     centers = rng.normal(size=(classes, channels))
     features, labels = gaussians(rng, centers, rows)
-    unseen, wanted = gaussians(rng, centers, rows)
+    test_features, truth = gaussians(rng, centers, rows)
     state, _ = train(features, labels, (1.0, 3.0), classes=classes, steps=1000, batch=1000)
     kernel, bias = discriminant(features, labels, classes)
-    best = ((unseen @ kernel + bias).argmax(1) == wanted).mean()
+    best = ((test_features @ kernel + bias).argmax(1) == truth).mean()
     assert 0.6 < best < 0.95  # neither trivial nor hopeless
     for i in range(2):
         params = {name: np.asarray(value[i]) for name, value in state.params.items()}
-        scores = unseen @ params["kernel"] + params["bias"]
+        scores = test_features @ params["kernel"] + params["bias"]
         # Both estimate the same boundaries; the rows on which they differ are a fair coin each, so
         # the accuracies differ by at most 3 sqrt(differing rows) rows.
-        differing = (scores.argmax(1) != (unseen @ kernel + bias).argmax(1)).sum()
+        differing = (scores.argmax(1) != (test_features @ kernel + bias).argmax(1)).sum()
         assert differing < 0.03 * rows
-        assert abs((scores.argmax(1) == wanted).mean() - best) < 3 * np.sqrt(differing) / rows
+        assert abs((scores.argmax(1) == truth).mean() - best) < 3 * np.sqrt(differing) / rows
         # no linear classifier fits the training rows better than the minimum of their cross-entropy
         reached = cross_entropy(features @ params["kernel"] + params["bias"], labels)
         assert reached < cross_entropy(features @ kernel + bias, labels) + 1e-6
@@ -111,8 +111,8 @@ def test_top_k_by_hand():
     scores = np.array([[5, 4, 3, 2, 1, 0]] * 4, np.float32)
     labels = np.array([0, 4, 5, -1], np.int32)  # best, fifth, last, not counted
     # the second classifier finds all classes equal (ranked by number), the third has diverged
-    np.testing.assert_array_equal(classifier.hits(params, scores, labels, 1), [1, 1, 0])
-    np.testing.assert_array_equal(classifier.hits(params, scores, labels, 5), [2, 2, 0])
+    np.testing.assert_array_equal(classifier.hits(params, scores, labels=labels, k=1), [1, 1, 0])
+    np.testing.assert_array_equal(classifier.hits(params, scores, labels=labels, k=5), [2, 2, 0])
 
 
 def test_a_grid_equals_separate_runs():

@@ -26,16 +26,16 @@ def content(**changes):
 
 
 def test_what_is_whole_is_read_as_it_is():
-    found = coco_json.parse(content(), "x.json")
-    assert found.class_names == ("cat", "dog") and found.category_ids == (2, 9)
-    assert [(i.id, i.file_name, i.height, i.width) for i in found.images] == [
+    instances = coco_json.parse(content(), "x.json")
+    assert instances.class_names == ("cat", "dog") and instances.category_ids == (2, 9)
+    assert [(i.id, i.file_name, i.height, i.width) for i in instances.images] == [
         (7, "a.jpg", 20, 30), (5, "b.jpg", 40, 50),
     ]  # fmt: skip
-    first, second = found.of(found.images[0])
+    first, second = instances.of(instances.images[0])
     assert first[:3] == (1, (1.0, 2.0, 3.5, 4.0), True)
     assert second[:3] == (0, (0.0, 0.0, 30.0, 20.0), False)  # no iscrowd: no crowd
-    assert found.of(found.images[1]) == () and not found.left_out
-    assert found.content == content() and second.entry is not first.entry
+    assert instances.of(instances.images[1]) == () and not instances.left_out
+    assert instances.content == content() and second.entry is not first.entry
 
 
 GOOD = content()["annotations"][0]
@@ -64,9 +64,9 @@ def test_annotations_that_no_detector_can_use_are_left_out(entry, kind, caplog, 
     path = tmp_path / "holes.json"
     path.write_text(json.dumps(content(annotations=[entry, GOOD, entry])))
     with caplog.at_level(logging.WARNING):
-        found = coco_json.read(path)
-    assert [len(found.of(image)) for image in found.images] == [1, 0]
-    assert found.content["annotations"] == [GOOD]
+        instances = coco_json.read(path)
+    assert [len(instances.of(image)) for image in instances.images] == [1, 0]
+    assert instances.content["annotations"] == [GOOD]
     (message,) = (record.getMessage() for record in caplog.records)
     assert kind in message and "left out 2 x" in message and len(message.splitlines()) == 1
 
@@ -84,18 +84,18 @@ def test_annotations_that_no_detector_can_use_are_left_out(entry, kind, caplog, 
 )
 def test_images_without_place_or_size_are_left_out(entry, kind):
     whole = content()
-    found = coco_json.parse(content(images=[*whole["images"], entry]), "x.json")
-    assert [image.file_name for image in found.images] == ["a.jpg", "b.jpg"]
-    assert found.content["images"] == whole["images"]
-    ((name, (count, _)),) = found.left_out.items()
+    instances = coco_json.parse(content(images=[*whole["images"], entry]), "x.json")
+    assert [image.file_name for image in instances.images] == ["a.jpg", "b.jpg"]
+    assert instances.content["images"] == whole["images"]
+    ((name, (count, _)),) = instances.left_out.items()
     assert kind in name and count == 1
 
 
 def test_boxes_are_clipped_to_their_image():
     boxes = [[-2, 5, 6, 30], [25, 0.1, 5.0, 0.2]]
     entries = [GOOD | {"bbox": box} for box in boxes]
-    found = coco_json.parse(content(annotations=entries), "x.json")
-    assert [a.box for a in found.of(found.images[0])] == [(0, 5, 4, 15), (25, 0.1, 5, 0.2)]
+    instances = coco_json.parse(content(annotations=entries), "x.json")
+    assert [a.box for a in instances.of(instances.images[0])] == [(0, 5, 4, 15), (25, 0.1, 5, 0.2)]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
     jitter = jax.jit(jax.vmap(jax.vmap(jitter, (None, None, 0)), (None, 0, None)))
     got = jitter(planes_of(image), jnp.array(AMOUNTS), jnp.array(orders))
     for (i, amounts), (j, order) in itertools.product(enumerate(AMOUNTS), enumerate(orders)):
-        wanted = image
+        expected = image
         for op in order:
-            wanted = torchvision_jitter(wanted, op, amounts[op])
-        np.testing.assert_allclose(image_of(got[i, j]), wanted, atol=5e-6)  # ~40 roundings of 6e-8
+            expected = torchvision_jitter(expected, op, amounts[op])
+        np.testing.assert_allclose(
+            image_of(got[i, j]), expected, atol=5e-6
+        )  # ~40 roundings of 6e-8
 
 
 def test_jitter_draws_every_order_alike_and_amounts_in_their_ranges():

@@ -17,9 +17,9 @@ def test_counting_and_sizes():
   %ag = (f32[4]{0}, f32[8]{0}) all-gather-start(%z)
   %fusion = f32[4]{0} fusion(%all-reduce.1)
 """
-    found = list(collectives(text))
-    assert Counter(c.kind for c in found) == {"all-reduce": 2, "all-gather": 1}
-    assert [c.bytes for c in found] == [16, 16, 32]  # of what arrives, not of what is sent
+    collective = list(collectives(text))
+    assert Counter(c.kind for c in collective) == {"all-reduce": 2, "all-gather": 1}
+    assert [c.bytes for c in collective] == [16, 16, 32]  # of what arrives, not of what is sent
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_counting_and_sizes():
     ],
 )
 def test_bytes_of_a_type(shape, size):
-    (found,) = collectives(f"  ROOT %x.1 = {shape} all-reduce(%y), replica_groups={{}}")
-    assert found.bytes == size
+    (collective,) = collectives(f"  ROOT %x.1 = {shape} all-reduce(%y), replica_groups={{}}")
+    assert collective.bytes == size
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_bytes_of_a_type(shape, size):
     ],
 )
 def test_groups_and_the_hosts_they_cross(groups, expected, crosses):
-    (found,) = collectives(
+    (collective,) = collectives(
         f"  %r = f32[4]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%a"
     )
     if expected is None:
-        assert found.groups is None
+        assert collective.replica_groups is None
     else:
-        np.testing.assert_array_equal(found.groups, expected)
-    assert found.crosses([0, 0, 1, 1]) is crosses
-    assert not found.crosses([0] * 4)
+        np.testing.assert_array_equal(collective.replica_groups, expected)
+    assert collective.crosses([0, 0, 1, 1]) is crosses
+    assert not collective.crosses([0] * 4)
 
 
 def test_groups_of_an_unknown_form_are_no_guess():
@@ -84,6 +84,6 @@ def test_groups_of_this_jaxs_own_text(axes, expected):
         lambda x: jax.lax.psum(x, axes), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
     )
     text = jax.jit(summed).lower(np.zeros((4, 2), np.float32)).compile().as_text()
-    (found,) = collectives(text)
-    groups = [[0, 1, 2, 3]] if found.groups is None else found.groups
+    (collective,) = collectives(text)
+    groups = [[0, 1, 2, 3]] if collective.replica_groups is None else collective.replica_groups
     np.testing.assert_array_equal(groups, expected)

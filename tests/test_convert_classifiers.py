@@ -65,7 +65,7 @@ def without(state, *parts):
 @pytest.mark.parametrize("a", [TINY, SWIN_T])
 def test_table_lists_exactly_what_the_module_creates(a):
     images = jnp.zeros((1, 32, 32, 3))
-    init = lambda key: make_backbone(a, NUMERICS).init(key, images, Context((1,), False))  # noqa: E731
+    init = lambda key: make_backbone(a, NUMERICS).init(key, images, Context((1,), train=False))  # noqa: E731
     params = jax.eval_shape(init, jax.random.key(0))["params"]
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -107,9 +107,11 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
     }
     assert shapes == {key: kind for key, kind in keys.items() if key not in head}
     assert head <= set(keys)
-    there = arrays_of("torchvision", state, meta)
+    torchvision_arrays = arrays_of("torchvision", state, meta)
     sources = view_of("torchvision", state, meta).sources
-    by_source = {source: there[key] for key, source in sources.items() if source != "computed"}
+    by_source = {
+        source: torchvision_arrays[key] for key, source in sources.items() if source != "computed"
+    }
     for row in content["tensors"]:
         if row["source"] != "computed":
             np.testing.assert_array_equal(model[row["name"]], by_source.pop(row["source"]))

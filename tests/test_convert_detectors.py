@@ -4,6 +4,7 @@ Shapes: here NHWC and HWIO; exported arrays OIHW.
 """
 
 import ast
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models import swin as swin_sizes
-from mcl_jax.models.backbone import Architecture, stage_channels
+from mcl_jax.models.backbone import stage_channels
 from mcl_jax.models.norm import BatchNorm
 
 # What a detector has that nothing pre-trains.
@@ -71,7 +72,7 @@ def test_whole_files_are_torchvisions_mask_rcnn_v2_but_for_its_new_layers():
 
 def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_path):
     """torchvision has no constructor for it; the loader puts its parts together."""
-    a = Architecture("resnet18", 64, 256, 4, 16, 12, 24, "fpn", 0.0)
+    a = replace(NARROW_R50, backbone="resnet18", width=64, fpn_channels=256)
     job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
     model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
     expected = keys_of("maskrcnn_resnet18")
@@ -106,11 +107,11 @@ def loaded(target, a, model, norm=True):
     """The library's network as torch restates it, with these weights, every name accounted for."""
     networks = module_on_torch("torch_detectors")
     if a is TINY:
-        size = swin_sizes.architecture(a.backbone)
-        own = (size.depths, size.window, size.head_channels, size.mlp_ratio)
-        backbone = networks.Swin(a.width, *own)
+        size = swin_sizes.size_of(a.backbone)
+        sizes = (size.depths, size.window, size.head_channels, size.mlp_ratio)
+        backbone = networks.Swin(a.width, *sizes)
     else:
-        backbone = networks.ResNet(a.width, *resnet.architecture(a.backbone))
+        backbone = networks.ResNet(a.width, *resnet.blocks_of(a.backbone))
     network = networks.Detector(
         target, backbone, stage_channels(a), a.fpn_channels, a.head_convs, norm=norm
     )
@@ -140,7 +141,7 @@ def test_written_files_compute_the_same_in_torch(tmp_path, target, a):
     images, rois = (torch.tensor(x, dtype=torch.float32) for x in forward.inputs(a))
     with torch.no_grad():
         theirs = network(images, rois)
-    ours = selfcheck.reference(state, a, PARTS, forward.EPSILON)
+    ours = selfcheck.reference(state, a, parts=PARTS, epsilon=forward.EPSILON)
     assert (
         set(theirs)
         == set(ours)
@@ -166,7 +167,7 @@ def test_a_folded_fpn_computes_the_same_in_torch(tmp_path):
     images, rois = (torch.tensor(x, dtype=torch.float32) for x in forward.inputs(a))
     with torch.no_grad():
         theirs = network.eval()(images, rois)
-    ours = selfcheck.reference(state, a, PARTS[:2], forward.EPSILON)
+    ours = selfcheck.reference(state, a, parts=PARTS[:2], epsilon=forward.EPSILON)
     for name, x in ours.items():
         np.testing.assert_allclose(theirs[name], x, atol=1e-5 * np.abs(x).max())
     assert "cannot be undone" in (out / "report.txt").read_text()

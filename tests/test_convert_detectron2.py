@@ -42,11 +42,11 @@ def module_shapes(a, levels):
     encoder = Encoder(a, NUMERICS)
     spans = assigned_spans((1,) * levels)
     images = jnp.zeros((2 * levels, 64, 64, 3))
-    init = lambda key: encoder.init(key, images, spans, 2, True, True)  # noqa: E731
+    init = lambda key: encoder.init(key, images, spans, sides=2, full=True, train=True)  # noqa: E731
     variables = jax.eval_shape(init, jax.random.key(0))
     tiles = tuple(jnp.zeros((2, 4**s, a.projector_out)) for s in range(levels))
     heads = jax.eval_shape(
-        lambda key: predictors(a, NUMERICS).init(key, tiles, True), jax.random.key(0)
+        lambda key: predictors(a, NUMERICS).init(key, tiles, train=True), jax.random.key(0)
     )
     shapes = {}
     for collection in ("params", "batch_stats"):

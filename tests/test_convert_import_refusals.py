@@ -5,6 +5,7 @@ Shapes: as the libraries have them.
 
 import collections
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_convert_imports import R10, config_file, weights
 from test_convert_refusals import Malicious, fails
 from torch_or_skip import need_torch, torch
 
+from mcl_jax.configs import mcl
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.models.backbone import Architecture
@@ -104,6 +106,11 @@ def test_another_network_than_the_configurations_is_refused(tmp_path, capsys):
     other = config_file(tmp_path, Architecture(**(vars(R10) | {"backbone": "resnet14"})))
     err = fails(capsys, path, "--from", "timm", "--out", out, "--config", other)
     assert "holds a resnet10, model.backbone is 'resnet14' in the configuration" in err
+    words = f"{Path(mcl.__file__).with_suffix('.py')}:supervised,swin_t"  # as for pretrain.py
+    err = fails(capsys, path, "--from", "timm", "--out", out, "--config", words)
+    assert "holds a resnet10, model.backbone is 'swin_t' in the configuration" in err
+    err = fails(capsys, path, "--from", "timm", "--out", out, "--config", f"{words},detko")
+    assert "unknown word 'detko'" in err
     wide = config_file(tmp_path, Architecture(**(vars(R10) | {"width": 8})))
     err = fails(capsys, path, "--from", "timm", "--out", out, "--config", wide)
     assert "conv1.weight has shape (4, 3, 7, 7), expected (8, 3, 7, 7)" in err

@@ -13,6 +13,7 @@ from convert_states import arrays_of, full_meta_of, need_torch_for, random_state
 from test_convert_detectors import tiny_swin
 from test_convert_refusals import fails
 from torch_or_skip import need_torch, torch
+from weights_of_projects import behind
 
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats
@@ -122,16 +123,24 @@ def test_out_and_in_and_out_again_is_the_same_arrays(tmp_path, target, a, parts,
 
 
 def test_supervised_weights_start_a_run_of_the_base_configuration(tmp_path, capsys):
-    """Without --config the networks' sizes are the file's, and the command to go on says so."""
+    """Without --config the networks' sizes are the file's, and the command to go on says so.
+
+    The file is one of MoCo, with two networks; --network chooses.
+    """
     need_torch()
     state = saved(tmp_path / "run", R10)
     main([str(tmp_path / "run"), "--to", "torchvision", "--out", str(tmp_path / "out")])
     path = tmp_path / "out" / "mcl_resnet10.pth"
     content = torch.load(path, weights_only=True)
     content |= {"fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}
-    torch.save(content, path)
-    main([str(path), "--from", "torchvision", "--out", str(tmp_path / "back")])
+    slower = {name: x + 1 for name, x in content.items()}
+    networks_of_moco = behind("module.encoder_k.", slower) | behind("module.encoder_q.", content)
+    torch.save({"state_dict": networks_of_moco, "epoch": 200}, path)
+    flags = ["--network", "encoder_q", "--out", str(tmp_path / "back")]
+    main([str(path), "--from", "torchvision", *flags])
     out = capsys.readouterr().out
+    assert "names are taken from behind 'state_dict.module.encoder_q.'" in out
+    assert "other networks of the file, not read: encoder_k" in out
     assert "not read: 2 arrays (fc.weight, fc.bias)" in out
     assert "--config.model.backbone=resnet10 --config.model.width=4" in out
     back, meta = checkpoint.read(tmp_path / "back")

@@ -31,6 +31,7 @@ from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
 from mcl_jax.runtime import checkpoint
+from mcl_jax.settings.records import fill
 
 
 def load(path, a=R18):
@@ -169,7 +170,7 @@ def test_momentum_arrives_with_the_sign_of_optax(tmp_path, prefixes):
 
 def test_optimizer_adds_its_trace_where_torch_subtracts_its_buffer():
     """Why the imported momentum changes its sign: torch's w <- w - (0.9 buffer + lr g), g = 0."""
-    settings = program.settings(optimizer.Settings, base.get_config().optimizer)
+    settings = fill(optimizer.OptimizerSettings, base.get_config().optimizer)
     params = {"bias": jnp.zeros(3)}
     tx = optimizer.create(settings, params, lambda step: jnp.float32(1.0))
     trace = {"bias": jnp.asarray([1.0, -2.0, 3.0])}
@@ -206,7 +207,7 @@ def test_networks_are_inferred_from_the_shapes(a):
 
 def test_given_config_is_used(tmp_path):
     path = write_npz(tmp_path / "a.npz", make_arrays(R18))
-    given = config_file(tmp_path, vars(R18), base_lr=0.25)
+    config_path = config_file(tmp_path, vars(R18), base_lr=0.25)
     out = tmp_path / "run"
-    main([str(path), "--from", "mcl-official", "--out", str(out), "--config", str(given)])
+    main([str(path), "--from", "mcl-official", "--out", str(out), "--config", str(config_path)])
     assert checkpoint.read(out)[1]["config"]["optimizer"]["base_lr"] == 0.25

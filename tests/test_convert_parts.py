@@ -46,8 +46,8 @@ def test_the_file_holds_the_parts_and_the_report_the_rest(tmp_path, state, given
     export_to("detectron2", state, meta_of(R18), tmp_path / "out", given)
     model = pickle.loads((tmp_path / "out" / "mcl_resnet18.pkl").read_bytes())["model"]
     whole = arrays_of("detectron2", state, meta_of(R18))
-    wanted = tuple(prefix for part in parts for prefix in PREFIXES[part])
-    assert list(model) == [name for name in whole if name.startswith(wanted)]
+    starts = tuple(prefix for part in parts for prefix in PREFIXES[part])
+    assert list(model) == [name for name in whole if name.startswith(starts)]
     assert all(np.array_equal(x, whole[name]) for name, x in model.items())
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     left = {part["source"]: part for part in content["left_out"]}
@@ -63,8 +63,8 @@ def test_backbone_and_fpn_fill_exactly_these_of_a_detector():
     names = list(detectors.view(R50, "detectron2", ("backbone", "fpn")).named)
     for detector in ("mask_rcnn_fpn_bn4conv1fc", "retinanet_fpn_bn"):
         model = [k for k in model_keys(detector) if not k.endswith("num_batches_tracked")]
-        own = {k for k in model if k.startswith("backbone.") and ".top_block." not in k}
-        assert set(matches(model, names)) == own
+        file_names = {k for k in model if k.startswith("backbone.") and ".top_block." not in k}
+        assert set(matches(model, names)) == file_names
 
 
 @pytest.mark.parametrize(

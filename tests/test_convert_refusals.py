@@ -186,8 +186,8 @@ def test_second_names_of_the_backbone_must_agree(tmp_path, capsys):
 
 def test_config_that_does_not_fit_is_refused_key_by_key(tmp_path, capsys):
     path = write_npz(tmp_path / "a.npz", make_arrays(R18))
-    given = config_file(tmp_path, vars(R18) | {"width": 16, "predictor_hidden": 7})
-    arguments = (path, "--from", "mcl-official", "--out", tmp_path / "run", "--config", given)
+    config_path = config_file(tmp_path, vars(R18) | {"width": 16, "predictor_hidden": 7})
+    arguments = (path, "--from", "mcl-official", "--out", tmp_path / "run", "--config", config_path)
     err = fails(capsys, *arguments)
     assert "model.width is 16 in the configuration, 8 in the file" in err
     assert "model.predictor_hidden is 7 in the configuration, 24 in the file" in err

@@ -4,23 +4,27 @@ Shapes: torchvision's names have OIHW; what is read has the layout of the state.
 """
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import torch
 from convert_states import arrays_of, full_meta_of, random_state
-from safetensors.torch import save_file
+from test_convert_detectors import tiny_swin
+from test_convert_imports import TINY
 from test_convert_refusals import fails
+from torch_or_skip import module_on_torch, torch
 from weights_of_projects import PROJECTS, behind
 
 from mcl_jax.configs import base
 from mcl_jax.convert import imports
-from mcl_jax.convert.__main__ import main
-from mcl_jax.convert.files import weights
+from mcl_jax.convert.checks import detectron2_check
+from mcl_jax.convert.files import formats, weights
 from mcl_jax.convert.names.views import networks
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
-from mcl_jax.runtime import checkpoint
+
+save_file = module_on_torch("safetensors.torch").save_file
 
 SMALL = Architecture("resnet18", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
 BACKBONE = ("params/encoder/backbone/", "batch_stats/encoder/backbone/")
@@ -145,6 +149,48 @@ def test_networks_that_only_a_wrapper_tells_apart(tmp_path, pair):
         np.testing.assert_array_equal(found["conv1.weight"], x["conv1.weight"])
 
 
+@pytest.mark.parametrize(
+    "suffix, dtype",
+    [(suffix, torch.float16) for suffix in (".pth", ".safetensors", ".pkl", ".npz")]
+    + [(suffix, torch.bfloat16) for suffix in (".pth", ".safetensors")],  # numpy has none
+)
+def test_half_precision_is_widened(tmp_path, pair, suffix, dtype):
+    half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in pair[0].items()}
+    SAVE[suffix](half, tmp_path / f"a{suffix}")
+    found = read(tmp_path / f"a{suffix}", "torchvision").arrays
+    name = "params/encoder/backbone/stem/kernel"
+    expected = half["conv1.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found[name], expected)
+    assert found[name].dtype == np.float32
+
+
+def test_swins_of_its_authors_and_of_mmpretrain(tmp_path):
+    """Both lack the stages' norms; the first code's patch mergings end a stage."""
+    state = tiny_swin(0, TINY)
+    ours = networks(state)
+    for origin, prefix, left_out in (
+        ("timm", "model.encoder.", ()),
+        ("mmdet", "state_dict.", ("backbone.norm0", "backbone.norm1", "backbone.norm2")),
+    ):
+        arrays = arrays_of(origin, state, full_meta_of(TINY), "backbone")
+        if origin == "timm":
+            for i in (1, 2, 3):
+                names = [n for n in arrays if n.startswith(f"layers.{i}.downsample.")]
+                arrays |= {n.replace(f"s.{i}.", f"s.{i - 1}."): arrays.pop(n) for n in names}
+        kept = {n: torch.tensor(x) for n, x in arrays.items() if not n.startswith(left_out or "-")}
+        first, _, rest = prefix.partition(".")
+        torch.save({first: behind(rest, kept)}, tmp_path / "a.pth")
+        found = read(tmp_path / "a.pth", origin)
+        assert f"names are taken from behind {prefix!r}" in found.notes
+        stages = ("norm2/", "norm3/", "norm4/")
+        backbone = {
+            path: x
+            for path, x in ours.items()
+            if path.startswith(BACKBONE) and not path.split("backbone/")[1].startswith(stages)
+        }
+        demand_equal(found.arrays, backbone)
+
+
 def test_what_detectron2s_trainer_writes(tmp_path, state):
     """model_final.pth; a mean teacher's two detectors in one file are told apart."""
     model = arrays_of("detectron2", state, full_meta_of(SMALL))
@@ -168,23 +214,84 @@ def test_what_detectron2s_trainer_writes(tmp_path, state):
     demand_equal(found.arrays, {path: ours[path] for path in found.arrays})
 
 
-def test_the_command_takes_the_network_of_the_flag(tmp_path, pair, backbone, capsys):
+@pytest.mark.parametrize(
+    "start, end",
+    [("fpn_", "norm."), ("fpn_lateral2.", ""), ("fpn_output2.", "")],
+    ids=["stock Detectron2 has no norms", "RetinaNet has no P2", "output alone"],
+)
+def test_an_fpn_of_another_form_is_left_out_with_a_word(tmp_path, state, start, end):
+    model = arrays_of("detectron2", state, full_meta_of(SMALL))
+    left = {n: x for n, x in model.items() if not (n.startswith(start) and end in n)}
+    assert len(left) < len(model)
+    formats.write_pickle(tmp_path / "a.pkl", left, {})
+    found = read(tmp_path / "a.pkl", "detectron2")
+    assert {path.split("/")[2] for path in found.arrays} == {"backbone", "head"}
+    words = "fpn is of another form (no norms, or other levels): not read, it starts anew"
+    assert words in found.notes
+    del model["fpn_lateral4.norm.bias"]  # one array missing is damage
+    formats.write_pickle(tmp_path / "a.pkl", model, {})
+    with pytest.raises(UserError, match="1 problem: missing fpn_lateral4.norm.bias$"):
+        read(tmp_path / "a.pkl", "detectron2")
+
+
+def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
+    """scripts/finetune_detectron2.py gives Detectron2 the file's name; so what it reads must be so."""
+    short = arrays_of("detectron2", state, full_meta_of(SMALL))
+    formats.write_pickle(tmp_path / "export.pkl", short, {})
+    shapes, lines = detectron2_check.read_weights(tmp_path / "export.pkl")
+    assert shapes == {name: x.shape for name, x in short.items()}
+    assert lines == [f"{tmp_path}/export.pkl: {len(short)} arrays (backbone, FPN, box head)"]
+    starts = {"fpn": "backbone.", "box": "roi_heads."}
+    long = {starts.get(n[:3], "backbone.bottom_up.") + n: torch.tensor(x) for n, x in short.items()}
+    torch.save({"model": long, "iteration": 9}, tmp_path / "model_final.pth")
+    shapes, _ = detectron2_check.read_weights(tmp_path / "model_final.pth")
+    assert shapes == {name: tuple(x.shape) for name, x in long.items()}
+    assert detectron2_check.loaded(shapes, shapes)[0].startswith(f"{len(long)} of {len(long)} ")
+    (tmp_path / "final.pkl").write_bytes((tmp_path / "model_final.pth").read_bytes())
+    (tmp_path / "export.pth").write_bytes((tmp_path / "export.pkl").read_bytes())
+    torch.save({"model": behind("net.", long)}, tmp_path / "net.pth")
+    torch.save({n: torch.tensor(x) for n, x in short.items()}, tmp_path / "short.pth")
+    save_file(long, tmp_path / "a.safetensors")
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(short))
+    for name, words in (
+        ("final.pkl", "is a file of torch: Detectron2 goes by its name, rename it to .pth"),
+        ("export.pth", "is a file of pickle: Detectron2 goes by its name, rename it to .pkl"),
+        ("net.pth", "has its names behind 'model.net.', where Detectron2 does not look"),
+        ("short.pth", "has short names (stem.conv1.weight) and no 'matching_heuristics'"),
+        (
+            "bare.pkl",
+            "lacks 'model' or '__author__', so that Detectron2 would take it for a file of C",
+        ),
+        ("a.safetensors", "is safetensors, which Detectron2 does not read: python -m convert"),
+    ):
+        with pytest.raises(UserError) as caught:
+            detectron2_check.read_weights(tmp_path / name)
+        assert words in str(caught.value)
+
+
+def test_the_reader_needs_no_jax(tmp_path, pair):
+    save_npz(pair[0], tmp_path / "a.npz")
+    code = (
+        "import pathlib, sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'torch')));"
+        "from mcl_jax.convert.checks import detectron2_check;"
+        "from mcl_jax.convert.files import weights;"
+        f"found = weights.read(pathlib.Path({str(tmp_path / 'a.npz')!r}), 'torchvision');"
+        "print(len(found.arrays))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{len(pair[0])}\n", done.stderr
+
+
+def test_the_command_wants_one_network(tmp_path, pair, capsys):
+    """That it takes the one of the flag, tests/test_convert_imports.py shows."""
     path, out = tmp_path / "moco.pth.tar", tmp_path / "run"
     torch.save(PROJECTS["moco v2"].content(*pair), path)
     err = fails(capsys, path, "--from", "torchvision", "--out", out)
     assert "networks: encoder_q, encoder_k; choose one with --network NAME" in err
-    assert not out.exists()
-    flags = ["--from", "torchvision", "--network", "encoder_q", "--out", str(out)]
-    main([str(path), *flags])
-    text = capsys.readouterr().out
-    assert "names are taken from behind 'state_dict.module.encoder_q.'" in text
-    assert "other networks of the file, not read: encoder_k" in text
-    read_back = networks(checkpoint.read(out)[0])
-    demand_equal({path: read_back[path] for path in backbone}, backbone)
-    err = fails(capsys, out, "--to", "timm", "--network", "x", "--out", tmp_path / "no")
+    err = fails(capsys, path, "--to", "timm", "--network", "x", "--out", out)
     assert "--network belongs to --from" in err
-    err = fails(capsys, path, "--from", "mcl-official", "--network", "x", "--out", tmp_path / "no")
-    assert "--from mcl-official reads all networks" in err
+    err = fails(capsys, path, "--from", "mcl-official", "--network", "x", "--out", out)
+    assert "--from mcl-official reads all networks" in err and not out.exists()
 
 
 def test_a_file_of_another_library_says_which_origin_reads_it(tmp_path, pair):

@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import shlex
 import sys
 import tarfile
@@ -18,11 +19,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from convert_states import arrays_of, full_meta_of, random_state
-from safetensors.torch import save_file
 from test_convert_imports import R10
 from test_convert_refusals import Malicious, fails
+from torch_or_skip import module_on_torch, torch
 from weights_of_projects import behind
 
 from mcl_jax.configs import base
@@ -30,6 +30,8 @@ from mcl_jax.convert import imports
 from mcl_jax.convert.files import content, weights
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
+
+save_file = module_on_torch("safetensors.torch").save_file
 
 FUZZED = 300
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
@@ -143,6 +145,21 @@ def run_advice(text):
     return command[4]
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_numbers_of_numpy_beside_the_tensors_are_passed_over(tmp_path, arrays, tensors, old):
+    numbers = {
+        "best": np.float64(71.3),
+        "losses": np.arange(3),
+        "loss": np.float32(2),
+        "n": [np.int64(1)],
+    }
+    data = saved(numbers | {"state_dict": tensors}, _use_new_zipfile_serialization=not old)
+    (tmp_path / "a.pth").write_bytes(data)
+    found = weights.read(tmp_path / "a.pth", "torchvision")
+    assert set(found.arrays) == set(arrays)
+    np.testing.assert_array_equal(found.arrays["conv1.weight"], arrays["conv1.weight"])
+
+
 class Options:
     """A class of somebody's training code."""
 
@@ -176,13 +193,25 @@ def test_whole_modules_and_pickled_tensors_and_how_to_save_their_weights(tmp_pat
     np.testing.assert_array_equal(leaves["x"], np.ones(3))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["layer3.4.conv1.weight", "layer1.0.se.fc1.weight", "layer4.40.bn3.bias", "conv1.3.weight"],
+)
+def test_a_larger_network_is_not_taken_for_the_smaller_one_in_it(tmp_path, tensors, name):
+    """ResNet-152 has all names of ResNet-101; a Swin-S those of a Swin-T."""
+    torch.save(tensors | {name: torch.zeros(3)}, tmp_path / "a.pth")
+    text = refusal(tmp_path / "a.pth")
+    assert "holds another network than resnet10" in text
+    assert f"1 arrays of its backbone have no place in it ({name})" in text
+
+
 def test_tensors_that_numpy_cannot_hold(tmp_path, tensors):
     path = tmp_path / "a.pth"
     for odd in (torch.zeros(4, 3, 7, 7, device="meta"), torch.zeros(4, 3, 7, 7).to_sparse()):
         torch.save(tensors | {"conv1.weight": odd}, path)
         assert "conv1.weight is a tensor that numpy cannot hold" in refusal(path)
-    save_file({"conv1.weight": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    assert "numbers of type BF16, which numpy lacks" in refusal(tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(3, dtype=torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert "numbers of type F8_E4M3, which numpy lacks" in refusal(tmp_path / "a.safetensors")
 
 
 def test_containers_that_hold_themselves_or_never_end(tmp_path):
@@ -252,6 +281,22 @@ def test_a_pickle_cannot_make_numpy_believe_that_numbers_are_objects(tmp_path):
     leaves = weights.flatten(content.load(tmp_path / "a.pkl"), "a.pkl")
     np.testing.assert_array_equal(leaves["a"], np.arange(4))
     assert not leaves["a"].dtype.hasobject
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02}r\xff\xff\xff\x0f.",  # the memo's entry number 2^28
+        b"\x80\x05\x96"
+        + (1 << 32).to_bytes(8, "little")
+        + b"ab.",  # 4 GiB of bytes that are not there
+    ],
+)
+def test_a_pickle_cannot_take_memory_that_it_does_not_fill(tmp_path, data):
+    (tmp_path / "a.pkl").write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(tmp_path / "a.pkl")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 def damage(data, r):

@@ -43,14 +43,16 @@ def test_other_types_stay_what_they_are():
     out = convolution.convolve(x, random(1, (7, 7, 3, 2)), 2)
     assert out.dtype == jnp.bfloat16
     # XLA's result in float32, rounded once: bfloat16 keeps 8 bits
-    wanted = convolution.convolve_directly(x.astype(jnp.float32), random(1, (7, 7, 3, 2)), 2)
-    np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=0.02 * np.abs(wanted).max())
+    expected = convolution.convolve_directly(x.astype(jnp.float32), random(1, (7, 7, 3, 2)), 2)
+    np.testing.assert_allclose(
+        out.astype(jnp.float32), expected, atol=0.02 * np.abs(expected).max()
+    )
     with jax.enable_x64(True):
         x, kernel = random(0, (1, 8, 16, 3), "float64"), random(1, (7, 7, 3, 2), "float64")
-        out, wanted = (
+        out, expected = (
             f(x, kernel, 2) for f in (convolution.convolve, convolution.convolve_directly)
         )
-        np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
 def test_a_replicated_kernel_gets_the_sum_of_all_devices_gradients():
@@ -65,9 +67,9 @@ def test_a_replicated_kernel_gets_the_sum_of_all_devices_gradients():
 
     specs = (PartitionSpec("data"), PartitionSpec())
     sharded = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
-    wanted = gradient(x, kernel)
+    expected = gradient(x, kernel)
     np.testing.assert_allclose(
-        jax.jit(sharded)(x, kernel), wanted, rtol=0, atol=3e-6 * np.abs(wanted).max()
+        jax.jit(sharded)(x, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max()
     )
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from torch_or_skip import module_on_torch, torch
 
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
-from mcl_jax.finetune import flags, images, job, machine, pictures, precision, schedule, settings
+from mcl_jax.finetune import flags, job, machine, precision, schedule, settings
 from mcl_jax.finetune.settings import Settings
+
+images = module_on_torch("mcl_jax.finetune.images")
+pictures = module_on_torch("mcl_jax.finetune.pictures")
 
 SCRIPT = Path(__file__).parents[1] / "scripts/finetune_torchvision.py"
 DATA_FLAGS = ["--train_json=a", "--train_images=b", "--test_json=c", "--test_images=d"]
@@ -240,8 +243,29 @@ def test_perfect_empty_and_shifted_detections(data):
     assert found["ap/iou70"] == pytest.approx(0.5) and found["ap/iou75"] == 0 == found["ap75"]
     half = scores(instances, perfect(instances), instances.images[:2])
     assert half["ap"] == pytest.approx(1)  # of the tested images alone
-    table = job.table(half, instances.class_names).splitlines()
+    table = job.as_text(half, instances.class_names).splitlines()
     assert table[1].split()[0] == "100.00" and table[2] == "dog 100.00, cat 100.00"
+
+
+def test_masks_are_judged_by_their_own_overlap():
+    """A crowd without a mask is left out; a detection of it is wrong then."""
+    mask = pytest.importorskip("pycocotools.mask")
+    made = content(1)
+    made["annotations"][0]["segmentation"] = [[5, 10, 25, 10, 25, 20, 5, 20]]
+    made["annotations"][1]["iscrowd"] = 1
+    instances = coco_json.parse(made, "made.json")
+
+    def found(height):
+        plane = np.zeros((30, 40), np.uint8, order="F")
+        plane[10 : 10 + height, 5:25] = 1
+        detection = {"image_id": 0, "category_id": 7, "score": 0.9, "bbox": [5, 10, 20, 10]}
+        detection["segmentation"] = mask.encode(plane)
+        arguments = (instances, instances.images, [detection], "segm", (12.0, 16.0), 100)
+        return precision.average_precision(*arguments)
+
+    assert found(10)["ap/cat"] == pytest.approx(1)
+    assert found(8)["ap/cat"] == pytest.approx(0.7)  # .50 to .80
+    assert "ap/dog" not in found(10)
 
 
 def test_weights_are_a_file_or_a_folder_with_one(tmp_path):

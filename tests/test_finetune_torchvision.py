@@ -216,6 +216,10 @@ def test_every_norm_is_trained_and_none_decays():
     assert all(x.requires_grad for x in detector.parameters())
     weights, norms = networks.optimizer(detector, SMALL).param_groups
     assert (weights["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
+    own = dataclasses.replace(SMALL, optimizer="adamw", weight_decay=0.05)
+    adamw = networks.optimizer(detector, own)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.05, 0.0]
     count = sum(isinstance(m, torch.nn.BatchNorm2d) for m in detector.modules())
     assert len(norms["params"]) == 2 * count
     assert count == 20 + 8 + 1  # ResNet-18, FPN, a convolution of the box head

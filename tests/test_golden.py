@@ -33,17 +33,17 @@ def losses() -> list[float]:
     step = jax.jit(sharding.per_device(partial(train_step, run=run), mesh))
     batch = sharding.put_batch(program.random_batch(run), mesh)
     wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-    state, found = jax.tree.map(wide, jax.device_get(program.new_state(run))), []
+    state, stream = jax.tree.map(wide, jax.device_get(program.new_state(run))), []
     for _ in range(STEPS):
         state, metrics = step(state, batch, program.seed_argument(run))
-        found.append(float(metrics["loss"]))
-    return found
+        stream.append(float(metrics["loss"]))
+    return stream
 
 
 def test_losses_of_twenty_steps_are_the_recorded_ones():
     with jax.enable_x64(True):
-        found = losses()
-    np.testing.assert_allclose(found, json.loads(GOLDEN.read_text()), rtol=1e-9)
+        stream = losses()
+    np.testing.assert_allclose(stream, json.loads(GOLDEN.read_text()), rtol=1e-9)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,23 @@ def test_a_non_finite_value_stops_at_once(bad):
         HealthCheck(SETTINGS, 100).check(7, values(**bad))
 
 
+def test_a_checkpoint_is_only_spoken_of_where_there_is_one():
+    nan = values(loss=float("nan"))
+    with pytest.raises(TrainingStopped, match="no checkpoint was written before$"):
+        HealthCheck(SETTINGS, 100).check(7, nan)
+    with pytest.raises(TrainingStopped, match="newest checkpoint is of step 4, from before$"):
+        HealthCheck(SETTINGS, 100, saved=lambda: 4).check(7, nan)
+
+
+def test_a_gradient_of_exactly_0_stops_after_the_patience():
+    """What is left of a batch of one image: loss 0, top-1 1.0, and nothing that anybody notices."""
+    check, dead = HealthCheck(SETTINGS, 100), values(loss=0.0, grad_norm=0.0)
+    for step, seen in enumerate([dead, dead, values(grad_norm=1e-30), dead, dead]):
+        check.check(step, seen)
+    with pytest.raises(TrainingStopped, match="exactly 0 at step 5, for 3 logs .*images differ"):
+        check.check(5, dead)
+
+
 def test_a_collapse_stops_after_its_patience_and_recovers_in_between():
     check = HealthCheck(SETTINGS, 100)  # healthy 0.1, floor 0.005
     for step, std in enumerate([0.004, 0.004, 0.006, 0.004, 0.004]):

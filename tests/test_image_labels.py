@@ -47,9 +47,9 @@ def test_coco_files_by_hand(folder, tmp_path):
     content["annotations"][0] |= {"iscrowd": 1}  # a crowd of birds shows birds
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
-    found = image_labels.open_coco(path, folder)
-    assert found.class_names == NAMES and found.labels.tolist() == EXPECTED
-    assert found.source[2].name == "2.png" and found.source[2].data.startswith(b"\x89PNG")
+    labeled = image_labels.open_coco(path, folder)
+    assert labeled.class_names == NAMES and labeled.labels.tolist() == EXPECTED
+    assert labeled.source[2].name == "2.png" and labeled.source[2].data.startswith(b"\x89PNG")
     with pytest.raises(UserError, match="holds no image of .*a.json, e.g. 0.png"):
         image_labels.open_coco(path, tmp_path)
     with pytest.raises(UserError, match="nowhere does not exist; give the folder of the images"):
@@ -78,7 +78,11 @@ def write(directory, features, examples):
                 {"image": cv2.imencode(".png", picture(i)[..., ::-1])[1].tobytes()} | example,
             )
 
-    builder = Written(features, jobs=[SplitJob("train", read, 1000, None)], data_dir=str(directory))
+    builder = Written(
+        features,
+        jobs=[SplitJob("train", read, input_bytes=1000, expected=None)],
+        data_dir=str(directory),
+    )
     write_splits(builder, partial=True)
 
 
@@ -107,22 +111,22 @@ def test_tfds_by_hand(kind, tmp_path):
         if kind == "coco":
             boxes = [{"label": k} for k in classes]
         certain = [k for k, difficult in objects if not difficult]
-        made = {"objects": boxes, "labels": classes, "labels_no_difficult": certain}
-        made["label"] = classes[0] if classes else 1
-        examples.append({name: made[name] for name in FEATURES[kind]})
+        features = {"objects": boxes, "labels": classes, "labels_no_difficult": certain}
+        features["label"] = classes[0] if classes else 1
+        examples.append({name: features[name] for name in FEATURES[kind]})
     if kind in ("coco", "lists"):
         expected = np.abs(expected)
     elif kind == "single":
         expected = np.eye(3, dtype=int)[[0, 1, 1, 1]]
     write(tmp_path, FEATURES[kind], examples)
-    found = image_labels.open_labeled("tfds:written", "train", str(tmp_path))
+    labeled = image_labels.open_labeled("tfds:written", "train", str(tmp_path))
     # shards keep their own order: images tell which example is which
     order = [
-        next(i for i in range(4) if (decoded(found.source[n].data) == picture(i)).all())
+        next(i for i in range(4) if (decoded(labeled.source[n].data) == picture(i)).all())
         for n in range(4)
     ]
-    assert sorted(order) == [0, 1, 2, 3] and found.class_names == NAMES
-    np.testing.assert_array_equal(found.labels, expected[order])
+    assert sorted(order) == [0, 1, 2, 3] and labeled.class_names == NAMES
+    np.testing.assert_array_equal(labeled.labels, expected[order])
 
 
 def decoded(data):
@@ -139,5 +143,8 @@ def test_folders_have_one_label_an_image(tmp_path):
     for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), picture(0))
-    found = image_labels.open_labeled(f"folder:{tmp_path}", "train", None)
-    assert found.labels.tolist() == [[1, 0], [1, 0], [0, 1]] and found.class_names == ("cat", "dog")
+    labeled = image_labels.open_labeled(f"folder:{tmp_path}", "train", None)
+    assert labeled.labels.tolist() == [[1, 0], [1, 0], [0, 1]] and labeled.class_names == (
+        "cat",
+        "dog",
+    )

@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from mcl_jax import sharding
-from mcl_jax.evaluate import knn
+from mcl_jax.evaluate import embedding, knn
 
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(5, 16))
@@ -49,9 +49,9 @@ def test_equally_near_images_come_in_the_order_of_the_split(meshes):
                 deal = np.arange(len(rows.label)).reshape(-1, mesh.size).T.reshape(-1)
                 rows = jax.tree.map(lambda x, deal=deal, to=rows.label.sharding: jax.device_put(
                     np.asarray(x)[deal], to), rows)  # fmt: skip
-            found = knn.nearest_function(mesh, 5, 1024)(rows, queries)
-            np.testing.assert_array_equal(found.position, expected)
-            np.testing.assert_array_equal(found.label, expected)
+            neighbors = knn.nearest_function(mesh, 5, 1024)(rows, queries)
+            np.testing.assert_array_equal(neighbors.position, expected)
+            np.testing.assert_array_equal(neighbors.label, expected)
 
 
 def test_fewer_images_than_neighbors_or_devices(meshes):
@@ -66,8 +66,8 @@ def test_fewer_images_than_neighbors_or_devices(meshes):
 
 
 def test_an_even_vote_goes_to_the_lowest_class():
-    found = knn.Neighbors(jnp.zeros((1, 4)), jnp.arange(4)[None], jnp.array([[3, 1, 1, 3]]))
-    assert int(knn.vote(found, 0.07)[0]) == 1
+    neighbors = knn.Neighbors(jnp.zeros((1, 4)), jnp.arange(4)[None], jnp.array([[3, 1, 1, 3]]))
+    assert int(knn.vote(neighbors, 0.07)[0]) == 1
 
 
 def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
@@ -92,7 +92,7 @@ def test_measure_counts_class_and_image_of_shrunk_queries(meshes):
 def test_the_evaluation_view_is_the_center_at_seven_eighths():
     canvas = np.zeros((96, 96, 3), np.uint8)
     canvas[:64, :80] = np.arange(80)[None, :, None]  # the column's number
-    view = knn.center_view(
+    view = embedding.center_view(
         jnp.asarray(canvas), jnp.array([64, 80]), 56, mean=(0, 0, 0), std=(1 / 255,) * 3
     )
     # 64 * 7/8 = 56 px wide, centered in 80 columns: 12 .. 67, at 1:1

@@ -14,7 +14,9 @@ from mcl_jax.errors import UserError
 def test_two_queries_three_targets_by_hand():
     online = jnp.array([[1.0, 0.0], [0.6, 0.8]])
     target = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    loss, metrics = losses.info_nce(online, target, jnp.array([0, 1]), 0.5)
+    loss, metrics = losses.scaled_info_nce(
+        online, target, labels=jnp.array([0, 1]), temperature=0.5
+    )
     # cosines [[1, 0, -1], [.6, .8, -.6]], logits doubled, loss 2 * .5 * mean cross-entropy
     first = np.log(np.exp(2) + 1 + np.exp(-2)) - 2
     second = np.log(np.exp(1.2) + np.exp(1.6) + np.exp(-1.2)) - 1.6
@@ -61,7 +63,7 @@ def our_loss(online, targets, labels, mode, weights, tau):
         [jnp.asarray(x) for x in labels],
         matching=losses.matching_matrix(mode, len(online)),
         weights=weights,
-        pair_loss=partial(losses.info_nce, temperature=tau),
+        pair_loss=partial(losses.scaled_info_nce, temperature=tau),
     )
 
 
@@ -77,14 +79,16 @@ def test_permuting_targets_with_their_labels_changes_nothing():
     online, targets, labels = random_case()
     order = np.random.default_rng(1).permutation(6)
     where = np.argsort(order)
-    loss, metrics = our_loss(online, targets, labels, "d", (0.5, 0.25, 0.125, 0.125), 0.3)
+    loss, metrics = our_loss(
+        online, targets, labels=labels, mode="d", weights=(0.5, 0.25, 0.125, 0.125), tau=0.3
+    )
     moved = our_loss(
         online,
         [t[:, order] for t in targets],
-        [where[x] for x in labels],
-        "d",
-        (0.5, 0.25, 0.125, 0.125),
-        0.3,
+        labels=[where[x] for x in labels],
+        mode="d",
+        weights=(0.5, 0.25, 0.125, 0.125),
+        tau=0.3,
     )
     assert float(moved[0]) == pytest.approx(float(loss), rel=1e-6)
     for name, value in metrics.items():
@@ -95,7 +99,9 @@ def test_no_gradient_reaches_the_target():
     online, targets, labels = random_case()
 
     def loss(online, targets):
-        return our_loss(online, targets, labels, "c", (0.5, 0.25, 0.125, 0.125), 1.0)[0]
+        return our_loss(
+            online, targets, labels=labels, mode="c", weights=(0.5, 0.25, 0.125, 0.125), tau=1.0
+        )[0]
 
     to_online, to_targets = jax.grad(loss, argnums=(0, 1))(
         [jnp.asarray(x, jnp.float32) for x in online],
@@ -134,8 +140,8 @@ def test_normalize_keeps_a_zero_vector_and_its_gradient_finite():
 def test_std_metric_tells_spread_from_collapse():
     online, targets, labels = random_case(images=64, dimensions=16)
     weights = (0.5, 0.25, 0.125, 0.125)
-    _, spread = our_loss(online, targets, labels, "a", weights, 1.0)
+    _, spread = our_loss(online, targets, labels=labels, mode="a", weights=weights, tau=1.0)
     flat = [np.broadcast_to(x[:, :1], x.shape) for x in online]
-    _, collapsed = our_loss(flat, targets, labels, "a", weights, 1.0)
+    _, collapsed = our_loss(flat, targets, labels=labels, mode="a", weights=weights, tau=1.0)
     assert float(spread["std/level0"]) == pytest.approx(1 / 4, rel=0.1)
     assert float(collapsed["std/level0"]) < 1e-6

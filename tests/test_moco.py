@@ -27,8 +27,8 @@ from mcl_jax.objectives import contrast
 from mcl_jax.objectives.moco import Inputs, MoCo, draw_order
 
 IMAGES, QUEUE, TAU = 8, 24, 0.2
-SYNC = contrast.Settings(QUEUE, TAU, "sync", 2)
-SHUFFLE = contrast.Settings(QUEUE, TAU, "shuffle", 2)
+SYNC = contrast.QueueSettings(QUEUE, TAU, norm="sync", norm_group=2)
+SHUFFLE = contrast.QueueSettings(QUEUE, TAU, norm="shuffle", norm_group=2)
 AXIS = sharding.DATA_AXIS
 
 
@@ -73,7 +73,7 @@ def test_loss_is_cross_entropy_with_label_0_and_trains_queries_alone():
 def encoded(objective, params, stats, images, groups):
     variables = {"params": params, "batch_stats": stats}
     y, new = objective.encoder.apply(
-        variables, images, Context(groups, True), mutable=["batch_stats"]
+        variables, images, Context(groups, train=True), mutable=["batch_stats"]
     )
     return y, new["batch_stats"]
 
@@ -111,15 +111,23 @@ def test_whole_objective_shuffled_on_one_device(state, inputs):
     def computed(params, target, queue):
         def loss(params, target, queue):
             memory = state.memory | {"queue": queue}
-            given = state.replace(target_params=target, memory=memory)
-            return objective.loss(params, given, inputs, None)
+            with_target = state.replace(target_params=target, memory=memory)
+            return objective.loss(params, with_target, inputs, None)
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, target, queue)
 
     (loss, outcome), (to_online, *to_others) = computed(
         state.params, state.target_params, state.memory["queue"]
     )
-    q = check(objective, state, inputs, (2, 2, 2, 2), np.asarray(inputs.order), loss, outcome)
+    q = check(
+        objective,
+        state,
+        inputs=inputs,
+        groups=(2, 2, 2, 2),
+        order=np.asarray(inputs.order),
+        loss=loss,
+        outcome=outcome,
+    )
     assert float(outcome.metrics["std/level0"]) == pytest.approx(q.std(0).mean(), rel=1e-4)
     assert all(np.any(x) for x in jax.tree.leaves(to_online) if x.ndim > 1)
     assert not any(np.any(x) for x in jax.tree.leaves(to_others))
@@ -129,7 +137,15 @@ def test_whole_objective_synchronized_on_eight_devices(state, inputs):
     eight = on_all_devices(moco(SYNC, images=1, axis_name=AXIS))
     split = Inputs(inputs.images.swapaxes(0, 1)[:, :, None], jnp.zeros((8, 1), jnp.int32))
     loss, outcome = jax.jit(eight)(state, split)
-    check(moco(SYNC), state, inputs, (IMAGES,), np.arange(IMAGES), loss, outcome)
+    check(
+        moco(SYNC),
+        state,
+        inputs=inputs,
+        groups=(IMAGES,),
+        order=np.arange(IMAGES),
+        loss=loss,
+        outcome=outcome,
+    )
 
 
 def test_shuffling_changes_a_keys_company_not_its_place(state, inputs):
@@ -142,20 +158,20 @@ def test_shuffling_changes_a_keys_company_not_its_place(state, inputs):
 
 
 def test_keys_cost_no_gradient_memory(state, inputs):
-    inside, given, twice = residuals(moco(), state, inputs)
-    assert inside == given
-    assert twice > 1.5 * given  # another trained pass would show
+    within, alone, twice = residuals(moco(), state, inputs)
+    assert within == alone
+    assert twice > 1.5 * alone  # another trained pass would show
 
 
 def dealt(settings, rows, order):
     """What `contrast.encode_keys` makes of rows [8 * b, C] on eight devices with a mean per group."""
 
     def encode(batch, context):
-        means = batch.reshape(len(context.groups), -1, batch.shape[-1]).mean(1)
-        return {"rows": batch, "means": means.repeat(context.groups[0], 0)}, {}
+        means = batch.reshape(len(context.norm_groups), -1, batch.shape[-1]).mean(1)
+        return {"rows": batch, "means": means.repeat(context.norm_groups[0], 0)}, {}
 
     def body(rows, order):
-        return contrast.encode_keys(encode, rows, order, settings, AXIS)[0]
+        return contrast.encode_keys(encode, rows, order=order, settings=settings, axis_name=AXIS)[0]
 
     split = P(AXIS)
     mapped = jax.shard_map(
@@ -223,9 +239,6 @@ def test_a_new_run():
 @pytest.mark.parametrize(
     ("values", "images", "message"),
     [
-        ({"norm": "batch"}, 8, "moco.norm 'batch' is not one of sync, shuffle"),
-        ({"temperature": 0.0}, 8, "moco.temperature must be > 0, got 0.0"),
-        ({"queue_size": 7}, 8, "queue_size 7 is smaller than the 8 images"),
         ({"norm": "shuffle", "norm_group": 5}, 8, "norm_group 5 does not divide the 8 .*; 4 would"),
         ({"norm": "shuffle", "norm_group": 32}, 8, "norm_group 32 does not divide .*; 8 would"),
     ],
@@ -236,7 +249,7 @@ def test_settings_that_cannot_work(values, images, message):
 
 
 def test_what_only_the_devices_show(state, inputs):
-    one_group = moco(contrast.Settings(QUEUE, TAU, "shuffle", IMAGES))
+    one_group = moco(contrast.QueueSettings(QUEUE, TAU, norm="shuffle", norm_group=IMAGES))
     with pytest.raises(UserError, match="norm_group 8 is the whole batch.*; 4 would"):
         one_group.loss(state.params, state, inputs, None)
 

@@ -14,7 +14,7 @@ from mcl_jax.models.heads import cut_tiles
 from mcl_jax.models.layers import upsample_nearest
 from mcl_jax.models.pooling import max_pool
 from mcl_jax.models.pyramid import assigned_spans, full_spans, make_neck
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_backbones_have_the_published_number_of_parameters(config, backbone, mil
 
 def test_an_unknown_backbone_lists_the_known_ones():
     with pytest.raises(UserError, match="'resnet20' is not one of resnet18, resnet34"):
-        architecture("resnet20")
+        blocks_of("resnet20")
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 8])
@@ -103,9 +103,12 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
     @jax.jit
     def embed(canvases):
         modes = [
-            encoder.apply(variables, canvases, spans, 2, full, False) for full in (True, False)
+            encoder.apply(variables, canvases, spans, sides=2, full=full, train=False)
+            for full in (True, False)
         ]
-        regions = encoder.apply(variables, canvases, spans, 2, True, False, method="regions")
+        regions = encoder.apply(
+            variables, canvases, spans, sides=2, full=True, train=False, method="regions"
+        )
         return modes, regions, encoder.apply(variables, canvases, 2, method="region")
 
     (full, assigned), regions, level2 = embed(canvases)
@@ -126,7 +129,7 @@ def test_a_network_without_fpn_reads_its_last_map_resized_as_torch_would():
     stages["res5"] = rng.normal(size=(4, 2, 2, 6)).astype(np.float32)
     stages["res2"] = np.zeros((4, 16, 16, 1))
     spans = [(0, 1), (1, 1), (1, 2), (1, 2)]  # level 1 is empty
-    pyramid = make_neck("c4", 8, None).apply({}, stages, spans, 2, True)
+    pyramid = make_neck("c4", 8, None).apply({}, stages, spans, sides=2, train=True)
     assert set(pyramid) == {"P5", "P3", "P2"}
     np.testing.assert_array_equal(pyramid["P5"], stages["res5"][[0, 2]])
     theirs = torch.tensor(stages["res5"][[1, 3]]).permute(0, 3, 1, 2)

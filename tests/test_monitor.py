@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,12 @@ from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import assigned_spans
-from mcl_jax.objectives.build import settings
 from mcl_jax.runtime import checkpoint
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
-NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS)
+NUMERICS = Numerics(jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=sharding.DATA_AXIS)
 COLORS = {"blue": (200, 30, 30), "green": (30, 200, 30), "red": (30, 30, 200)}
 PER_CLASS = 7
 
@@ -127,14 +128,21 @@ def test_images_without_labels(config, folder, caplog):
         monitor.KnnMonitor(a_run(config), labeled(0))
 
 
-@pytest.mark.parametrize(
-    ("shrinks", "message"),
-    [((1,), "holds 1; factors are whole numbers from 2 on"), ((3,), "does not divide.* 32")],
-)
-def test_wrong_shrinks(config, shrinks, message):
-    with pytest.raises(UserError, match=message):
-        monitor.shrink_factors(shrinks, config.data.image_size)
+def test_queries_that_would_be_too_small_are_left_out():
     assert monitor.shrink_factors((2, 4, 8), 32) == (2, 4)  # 4 px are too few
+
+
+def test_a_split_without_images_switches_knn_off(config, folder, tmp_path, caplog):
+    """Four labeled images and the splits of configs/folder.py: the last tenth is empty."""
+    for path in [f"{color}/{i}.png" for color in ("red", "green") for i in (0, 1)]:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / path, tmp_path / path)
+    config.data.dataset = f"folder:{tmp_path}"
+    config.knn.bank_split, config.knn.query_split = "train[:90%]", "train[90%:]"
+    watch = monitor.KnnMonitor(a_run(config), labeled(0))
+    assert "is empty: it holds" in caplog.text and "kNN accuracy is not measured" in caplog.text
+    assert len(caplog.records) == 1
+    assert not watch.due(5) and watch.evaluate(STATE) == {}
 
 
 def script(*arguments):
@@ -154,10 +162,12 @@ def workdir(tmp_path_factory):
     config.model.backbone = "resnet18"  # a sub-process knows no network of conftest
     config.data.image_size = 32
     config.data.max_unreadable_share = 0.5
-    encoder = Encoder(settings(Architecture, config.model), NUMERICS)
+    encoder = Encoder(fill(Architecture, config.model), NUMERICS)
     spans = assigned_spans((1,) * 4)
     variables = jax.eval_shape(
-        lambda key: encoder.init(key, jnp.zeros((4, 32, 32, 3)), spans, 1, True, True),
+        lambda key: encoder.init(
+            key, jnp.zeros((4, 32, 32, 3)), spans, sides=1, full=True, train=True
+        ),
         jax.random.key(0),
     )
     rng = np.random.default_rng(0)  # cheaper than compiling the initializers

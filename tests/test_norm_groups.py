@@ -32,11 +32,11 @@ def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
         return (out * weights).sum(), (out, changed["batch_stats"])
 
     def body(x, weights):
-        own = sharding.device_local(params, sharding.DATA_AXIS)
+        local = sharding.device_local(params, sharding.DATA_AXIS)
         gradient = jax.grad(apply, argnums=(0, 1), has_aux=True)
-        (d_params, dx), (out, changed) = gradient(own, x, weights, sharding.norm_axis(mesh))
+        (d_params, dx), (out, changed) = gradient(local, x, weights, sharding.norm_axis(mesh))
         total = jax.lax.psum(d_params, sharding.DATA_AXIS)
-        return out, dx, total, sharding.merge_groups(changed)
+        return out, dx, total, sharding.merge_device_groups(changed)
 
     split, whole = sharding.BATCH_SPEC, PartitionSpec()
     mapped = jax.shard_map(
@@ -65,9 +65,9 @@ def test_with_groups_no_norm_layer_waits_for_another_host():
         config = small_config()
         config.numerics.bn_devices = bn_devices
         run = program.build(config, sharding.mesh_for(config), images=64)
-        found = compiled.figures(program.lower_step(run).compile(), [0] * 4 + [1] * 4)
+        figures = compiled.figures(program.lower_step(run).compile(), [0] * 4 + [1] * 4)
         names = ("collectives", "collectives_across_hosts")
-        return run, *(found[name].get("all-reduce", 0) for name in names)
+        return run, *(figures[name].get("all-reduce", 0) for name in names)
 
     run, everything, across = figures(0)
     assert across == everything
@@ -101,23 +101,6 @@ def small_config():
 def test_groups_have_to_divide_the_devices(bn_devices):
     with pytest.raises(UserError, match=f"bn_devices is {bn_devices}; 8 .* 1, 2, 4, 8, or 0"):
         sharding.make_mesh(norm_devices=bn_devices)
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        ("data", "group_size", 4, "numerics.bn_devices works by device; set data.group_size to 0"),
-        ("moco", "norm", "shuffle", "statistics on each device; set numerics.bn_devices to 0"),
-    ],
-)
-def test_what_works_by_device_already_is_refused(section, key, value, message):
-    config = small_config()
-    config.numerics.bn_devices = 4
-    config[section][key] = value
-    if section == "moco":
-        config.method = "moco"
-    with pytest.raises(UserError, match=message):
-        program.build(config, sharding.mesh_for(config), images=64)
 
 
 def test_a_mesh_without_the_groups_that_the_config_wants_is_a_mistake():

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mcl_jax import program, sharding
 from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.names import architectures
 from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.renamed_keys import RENAMED, modern
 
@@ -54,3 +55,13 @@ def test_it_can_be_exported(workdir, tmp_path):
 
 def test_a_config_without_renamed_sections_stays_as_it_is():
     assert modern({"seed": 0, "knn": {"neighbors": 5}}) == {"seed": 0, "knn": {"neighbors": 5}}
+
+
+def test_keys_that_are_younger_than_it_get_their_defaults(workdir, tmp_path):
+    meta = checkpoint.read(workdir)[1]
+    plain = program.plain_config(meta["config"])
+    assert "svm" not in plain
+    del plain["numerics"]["bn_devices"], plain["data"]["group_size"]
+    plain["data"]["a_key_of_then"] = 1
+    assert architectures.on_one_device(plain).total_steps >= 1
+    main([str(workdir), "--to", "safetensors", "--out", str(tmp_path / "out")])

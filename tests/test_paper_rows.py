@@ -77,7 +77,7 @@ def update_step(run):
     key = str((shapes, run.config["optimizer"], run.config["ema"], run.total_steps))
     if key not in update_steps:
         update_steps[key] = jax.jit(
-            lambda state, grads, outcome: apply_gradients(state, grads, outcome, run)
+            lambda state, grads, outcome: apply_gradients(state, grads, outcome=outcome, run=run)
         )
     return update_steps[key]
 

@@ -69,13 +69,43 @@ def feeds_a_norm(name):
 
 def worst(ours, theirs):
     """Largest difference relative to the tensor's own largest entry, over all tensors."""
-    found = {}
+    errors = {}
     for name, theirs_value in theirs.items():
         theirs_value = theirs_value.detach().numpy()
         scale = max(float(np.abs(theirs_value).max()), 1e-6)
-        found[name] = float(np.abs(np.asarray(ours[name]) - theirs_value).max()) / scale
-    name = max(found, key=found.get)
-    return found[name], name
+        errors[name] = float(np.abs(np.asarray(ours[name]) - theirs_value).max()) / scale
+    name = max(errors, key=errors.get)
+    return errors[name], name
+
+
+def starting_state(run, dtype):
+    """Weights that differ from their initial values, the target's from the online network's."""
+    fresh = program.new_state(run)
+    params = jax.tree.map(lambda x: np.asarray(x, dtype), perturbed(fresh.params))
+    stats = jax.tree.map(lambda x: np.asarray(x, dtype), fresh.batch_stats)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=stats,
+        # a target that differs from the online network, or mixing them up would not show
+        target_params=perturbed(params["encoder"], seed=1),
+        target_batch_stats=stats["encoder"],
+        opt_state=run.optimizer.init(params),
+        memory={},
+    )
+
+
+def assert_gradients_agree(ours, gradients, grad_norm, tolerance):
+    """Every gradient; those of layers in front of a norm are zero but for rounding."""
+    zero = {name: gradients[name] for name in gradients if feeds_a_norm(name)}
+    assert len(zero) == 6
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients.values())).item()
+    assert abs(grad_norm - norm) < tolerance * norm
+    for name, value in zero.items():
+        assert np.abs(ours[name]).max() < tolerance * norm, name
+        assert value.abs().max() < tolerance * norm, name
+    rest = {name: gradients[name] for name in gradients if name not in zero}
+    assert worst(ours, rest) < (tolerance, "")
 
 
 @pytest.mark.parametrize("dtype, backbone", [("float32", "resnet10"), ("float64", "resnet14")])
@@ -84,20 +114,7 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
         run = single_device_program(dtype, backbone)
         config = run.config
         objective = program.make_objective(config, IMAGES, None)
-        cast = jax.tree.map(
-            lambda x: np.asarray(x, dtype), perturbed(program.new_state(run).params)
-        )
-        stats = jax.tree.map(lambda x: np.asarray(x, dtype), program.new_state(run).batch_stats)
-        state = TrainState(
-            step=jnp.int32(0),
-            params=cast,
-            batch_stats=stats,
-            # a target that differs from the online network, or mixing them up would not show
-            target_params=perturbed(cast["encoder"], seed=1),
-            target_batch_stats=stats["encoder"],
-            opt_state=run.optimizer.init(cast),
-            memory={},
-        )
+        state = starting_state(run, dtype)
         names = official_names(state, objective.architecture)
         weights = torch_mcl.from_names(names)
         if dtype == "float32":  # as a file would arrive; the converter insists on float32
@@ -108,7 +125,7 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
             grad = jax.value_and_grad(objective.loss, has_aux=True)
             inputs = Inputs(canvases.reshape(-1, *canvases.shape[2:]), labels)
             (loss, outcome), grads = grad(state.params, state, inputs, None)
-            new, metrics = apply_gradients(state, grads, outcome, run)
+            new, metrics = apply_gradients(state, grads, outcome=outcome, run=run)
             return new, metrics | {"loss": loss}, grads
 
         buffers = {}
@@ -129,15 +146,7 @@ def test_full_pyramid_equals_the_torch_restatement(dtype, backbone):
             assert abs(float(metrics["loss"]) - loss.item()) < tolerance * loss.item()
             zeros = jax.tree.map(jnp.zeros_like, state)
             ours = official_names(zeros.replace(params=grads), objective.architecture)
-            zero = {name: gradients[name] for name in gradients if feeds_a_norm(name)}
-            assert len(zero) == 6
-            norm = torch.sqrt(sum(g.square().sum() for g in gradients.values())).item()
-            assert abs(float(metrics["grad_norm"]) - norm) < tolerance * norm
-            for name, value in zero.items():
-                assert np.abs(ours[name]).max() < tolerance * norm, name
-                assert value.abs().max() < tolerance * norm, name
-            rest = {name: gradients[name] for name in gradients if name not in zero}
-            assert worst(ours, rest) < (tolerance, "")
+            assert_gradients_agree(ours, gradients, float(metrics["grad_norm"]), tolerance)
 
             options = config["optimizer"]
             torch_mcl.lars_step(

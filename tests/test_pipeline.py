@@ -2,17 +2,14 @@
 
 import logging
 import os
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from mcl_jax.bench.loader import SyntheticPhotos, benchmark, table
 from mcl_jax.data.decode import decode_to_canvas
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.pipeline import batches, evaluation_batches
 from mcl_jax.data.record import Record
 from mcl_jax.data.sources import open_source
@@ -39,23 +36,27 @@ def paint(value):
     return cv2.imencode(".png", np.full((4, 6, 3), value, np.uint8))[1].tobytes()
 
 
-SETTINGS = {
-    "canvas_size": 8,
-    "batch_size": 8,
-    "seed": 3,
-    "start_step": 0,
-    "process_index": 0,
-    "process_count": 1,
-    "workers": 0,
-    "threads": 0,
-    "shuffle": True,
-    "max_unreadable_share": 0.5,
-}
-EVALUATION = {k: v for k, v in SETTINGS.items() if k not in ("seed", "start_step", "shuffle")}
+LOADER = LoaderSettings(
+    canvas_size=8,
+    batch_size=8,
+    process_index=0,
+    process_count=1,
+    workers=0,
+    threads=0,
+    max_unreadable_share=0.5,
+    unreadable_grace=64,
+)
+ORDER = {"seed": 3, "start_step": 0, "shuffle": True}
+
+
+def stream(source, **changes):
+    """Training batches; changes to LOADER or ORDER."""
+    order = ORDER | {name: changes.pop(name) for name in ORDER if name in changes}
+    return batches(source, replace(LOADER, **changes), **order)
 
 
 def take(count, source=None, **changes):
-    with batches(source or NumberedSource(20), **(SETTINGS | changes)) as iterator:
+    with stream(source or NumberedSource(20), **changes) as iterator:
         return [next(iterator) for _ in range(count)]
 
 
@@ -147,11 +148,11 @@ def test_unreadable_image_is_flagged_replaced_counted_and_named_once(caplog):
     source = NumberedSource(16, broken=(5, 6))
     with (
         caplog.at_level(logging.WARNING),
-        batches(source, **(SETTINGS | {"shuffle": False})) as iterator,
+        stream(source, shuffle=False) as iterator,
     ):
-        taken = [next(iterator) for _ in range(4)]
+        four = [next(iterator) for _ in range(4)]
         assert (iterator.seen, iterator.unreadable) == (32, 4)
-    batch = taken[0]
+    batch = four[0]
     assert batch["index"].tolist() == list(range(8))
     assert batch["valid"].tolist() == [i not in (5, 6) for i in range(8)]
     for row in (5, 6):  # 7 is the next readable record; its label comes along.
@@ -164,19 +165,19 @@ def test_unreadable_image_is_flagged_replaced_counted_and_named_once(caplog):
 
 def test_too_many_unreadable_images_stop_the_run_once_enough_are_seen():
     source = NumberedSource(64, broken=range(0, 64, 4))
-    settings = SETTINGS | {"max_unreadable_share": 0.2, "shuffle": False}
-    with batches(source, **settings, min_images_judged=24) as iterator:
+    judged = {"max_unreadable_share": 0.2, "unreadable_grace": 24}
+    with stream(source, shuffle=False, **judged) as iterator:
         next(iterator), next(iterator)
         with pytest.raises(UserError, match=r"6 of 24 images \(25\.0%\).*image0, image4, image8, "):
             next(iterator)
-    with batches(source, **(settings | {"max_unreadable_share": 0.25})) as iterator:
+    with stream(source, shuffle=False, max_unreadable_share=0.25) as iterator:
         for _ in range(16):
             next(iterator)
 
 
 def test_a_wholly_broken_source_stops_with_the_count():
     source = NumberedSource(20, broken=range(20))
-    with batches(source, **SETTINGS, min_images_judged=16) as iterator:
+    with stream(source, unreadable_grace=16) as iterator:
         batch = next(iterator)
         assert not batch["valid"].any() and not batch["image"].any()
         assert (batch["extent"] == 8).all() and (batch["label"] == -1).all()
@@ -199,11 +200,10 @@ def test_a_folder_that_went_away_is_named(tmp_path):
     folder.mkdir()
     for i in range(8):
         (folder / f"{i}.png").write_bytes(paint(i))
-    with batches(open_source(f"folder:{folder}", "train", None), **SETTINGS) as iterator:
-        next(iterator)
-        folder.rename(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match=rf"the folder {folder} is not there any more"):
-            next(iterator)
+    source = open_source(f"folder:{folder}", "train", None)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"the folder {folder} is not there any more"):
+        take(1, source)
 
 
 def test_source_smaller_than_the_batch_repeats_and_warns(caplog):
@@ -232,24 +232,24 @@ def test_bad_settings_name_the_value(changes, message):
 
 def test_evaluation_is_one_ordered_pass_with_padding_marked():
     source = NumberedSource(11, broken=(3,))
-    with evaluation_batches(source, **EVALUATION) as iterator:
-        taken = list(iterator)
+    with evaluation_batches(source, LOADER) as iterator:
+        both = list(iterator)
         assert (iterator.seen, iterator.unreadable) == (11, 1)
-    index = np.concatenate([b["index"] for b in taken])
-    valid = np.concatenate([b["valid"] for b in taken])
+    index = np.concatenate([b["index"] for b in both])
+    valid = np.concatenate([b["valid"] for b in both])
     np.testing.assert_array_equal(index, [*range(11), -1, -1, -1, -1, -1])
     np.testing.assert_array_equal(valid, [i != 3 and i < 11 for i in range(16)])
-    assert not taken[1]["image"][3:].any() and (taken[1]["label"][3:] == -1).all()
+    assert not both[1]["image"][3:].any() and (both[1]["label"][3:] == -1).all()
 
 
 def test_evaluation_shards_agree_with_one_process():
     source = NumberedSource(9)
-    with evaluation_batches(source, **EVALUATION) as iterator:
+    with evaluation_batches(source, LOADER) as iterator:
         alone = list(iterator)
     parts = []
     for p in range(2):
-        settings = EVALUATION | {"process_index": p, "process_count": 2, "threads": 2}
-        with evaluation_batches(source, **settings) as iterator:
+        loader = replace(LOADER, process_index=p, process_count=2, threads=2)
+        with evaluation_batches(source, loader) as iterator:
             parts.append(list(iterator))
     assert [len(p) for p in parts] == [2, 2]
     joined = [
@@ -258,53 +258,11 @@ def test_evaluation_shards_agree_with_one_process():
     assert_same(alone, joined)
 
 
-def test_workers_end_when_the_program_is_killed(tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import multiprocessing, os, signal\n"
-        "from mcl_jax.bench.loader import SyntheticPhotos\n"
-        "from mcl_jax.data.pipeline import batches\n"
-        "if __name__ == '__main__':\n"
-        f"    iterator = batches(SyntheticPhotos(64), **{SETTINGS | {'workers': 1}!r})\n"
-        "    next(iterator)\n"
-        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.environ | {"PYTHONPATH": root}
-    with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
-    ) as program:
-        worker = int(program.stdout.readline())
-        assert program.wait() == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while _is_running(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _is_running(worker)
-
-
-def _is_running(pid):
-    """False also for a zombie, which nobody may be there to reap."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_evaluation_with_more_workers_than_batches():
-    settings = EVALUATION | {"workers": 2, "threads": 1}
-    with evaluation_batches(NumberedSource(5), **settings) as iterator:
+    loader = replace(LOADER, workers=2, threads=1)
+    with evaluation_batches(NumberedSource(5), loader) as iterator:
         (batch,) = iterator
     np.testing.assert_array_equal(batch["index"], [*range(5), -1, -1, -1])
-
-
-def test_benchmark_reports_every_stage():
-    rows = benchmark(
-        SyntheticPhotos(100), canvas_size=64, batch_size=2, seconds=0.02, pipelines=[(0, 1)]
-    )
-    assert len(rows) == 6 and all(row["images_per_s"] > 0 for row in rows)
-    assert len(table(rows).splitlines()) == 7
 
 
 def test_real_photographs_reach_the_canvas(tmp_path):

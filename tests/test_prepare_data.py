@@ -65,8 +65,8 @@ def coco(tmp_path):
 
 
 def test_coco_images_boxes_and_the_unlabeled_split(coco):
-    shown = prepare_coco.prepare_coco(**coco)
-    assert "tfds:coco/2017" in shown and "train, unlabeled, validation" in shown
+    text = prepare_coco.prepare_coco(**coco)
+    assert "tfds:coco/2017" in text and "train, unlabeled, validation" in text
     source = open_source("tfds:coco/2017", "train+unlabeled", coco["data_dir"])
     assert len(source) == 7 and source.class_names is None
     for record in (source[i] for i in range(7)):
@@ -183,11 +183,11 @@ def test_tfrecord_is_refused_with_the_command_then_rewritten(tfrecord, tmp_path)
     with pytest.raises(UserError, match=r"prepare_data.py tfrecord\s+--input"):
         open_source("tfds:pets", "train", str(tmp_path / "old"))
     data_dir = str(tmp_path / "new")
-    shown = prepare_tfrecord.prepare_tfrecord(input_dir=str(target), data_dir=data_dir)
-    assert f"--config.data.data_dir={data_dir}" in shown
+    text = prepare_tfrecord.prepare_tfrecord(input_dir=str(target), data_dir=data_dir)
+    assert f"--config.data.data_dir={data_dir}" in text
     new, old = (open_source("tfds:pets", "train", d) for d in (data_dir, original))
     assert len(new) == 20 and [new[i] for i in range(20)] == [old[i] for i in range(20)]
-    assert prepare_tfrecord.prepare_tfrecord(input_dir=str(target), data_dir=data_dir) == shown
+    assert prepare_tfrecord.prepare_tfrecord(input_dir=str(target), data_dir=data_dir) == text
 
 
 def test_damaged_tfrecords_publish_nothing(tfrecord, tmp_path):

@@ -67,9 +67,9 @@ def validation_labels(data_dir):
 
 
 def test_imagenet_images_and_labels(imagenet):
-    shown = prepare_imagenet.prepare_imagenet(**imagenet)
-    assert f"--config.data.data_dir={imagenet['data_dir']}" in shown
-    assert "--config.data.dataset=tfds:imagenet2012" in shown
+    text = prepare_imagenet.prepare_imagenet(**imagenet)
+    assert f"--config.data.data_dir={imagenet['data_dir']}" in text
+    assert "--config.data.dataset=tfds:imagenet2012" in text
     source = open_source("tfds:imagenet2012", "train", imagenet["data_dir"])
     assert source.class_names == tuple(SYNSETS) and len(source) == 12
     for record in (source[i] for i in range(12)):

@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mcl_jax import sharding
-from mcl_jax.errors import UserError
 from mcl_jax.objectives import queues
 
 SIZE, DIMENSIONS = 20, 3
@@ -15,12 +14,12 @@ SIZE, DIMENSIONS = 20, 3
 
 def simulated(queue, batches):
     """The oldest row leaves, the new one takes its place."""
-    rows, at = [row for row in np.asarray(queue)], 0
+    rows, pointer = [row for row in np.asarray(queue)], 0
     for batch in batches:
         for key in batch:
-            rows[at] = key
-            at = (at + 1) % len(rows)
-    return np.stack(rows), at
+            rows[pointer] = key
+            pointer = (pointer + 1) % len(rows)
+    return np.stack(rows), pointer
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -33,7 +32,7 @@ def test_contents_after_several_wrap_arounds(devices):
 
     def step(queue, pointer, a, b):
         axis_name = None if devices == 1 else sharding.DATA_AXIS
-        return queues.enqueue(queue, pointer, {"a": a, "b": b}, axis_name)
+        return queues.enqueue(queue, pointer, keys={"a": a, "b": b}, axis_name=axis_name)
 
     if devices > 1:  # out_specs P() with shard_map's check: the content is proven equal everywhere
         specs = (P(), P(), P(sharding.DATA_AXIS), P(sharding.DATA_AXIS))
@@ -43,9 +42,9 @@ def test_contents_after_several_wrap_arounds(devices):
     for a, b in keys:
         queue, pointer = step(queue, pointer, a, b)
     for i, name in enumerate(("a", "b")):
-        expected, at = simulated(start[name], keys[:, i])
+        expected, end = simulated(start[name], keys[:, i])
         np.testing.assert_array_equal(queue[name], expected)
-        assert int(pointer) == at
+        assert int(pointer) == end
         for shard in queue[name].addressable_shards:
             np.testing.assert_array_equal(shard.data, expected)
     assert len(queue["a"].addressable_shards) == devices
@@ -62,14 +61,6 @@ def test_keys_get_no_gradient():
     queue = queues.create(jax.random.key(0), SIZE, DIMENSIONS)
 
     def total(keys):
-        return queues.enqueue(queue, jnp.int32(18), keys, None)[0].sum()
+        return queues.enqueue(queue, jnp.int32(18), keys=keys, axis_name=None)[0].sum()
 
     assert not np.any(jax.grad(total)(jnp.ones((4, DIMENSIONS))))
-
-
-def test_a_batch_larger_than_the_queue_is_refused():
-    queue = jnp.zeros((SIZE, DIMENSIONS))
-    with pytest.raises(
-        UserError, match="queue_size 20 is smaller than the batch of 21 .* least 21"
-    ):
-        queues.enqueue(queue, jnp.int32(0), jnp.zeros((21, DIMENSIONS)), None)

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("mcl_jax.convert.__main__",),
     ("mcl_jax.convert.targets",),
-    ("mcl_jax.convert.export", "mcl_jax.convert.imports", "mcl_jax.convert.transform"),
+    ("mcl_jax.convert.export", "mcl_jax.convert.imports"),
+    ("mcl_jax.convert.recognition", "mcl_jax.convert.transform"),
     ("mcl_jax.convert.checks",),
     ("mcl_jax.convert.names",),
     ("mcl_jax.convert.files",),
@@ -25,7 +26,10 @@ FLOORS = (
     ("mcl_jax.objectives",),
     ("mcl_jax.runtime", "mcl_jax.report", "mcl_jax.models", "mcl_jax.views", "mcl_jax.data"),
     ("mcl_jax.montage", "mcl_jax.losses", "mcl_jax.state", "mcl_jax.sharding", "mcl_jax.keys"),
-    ("mcl_jax.cli", "mcl_jax.errors", "mcl_jax"),
+    ("mcl_jax.cli",),
+    ("mcl_jax.settings",),
+    # what names and records mean, without any library
+    ("mcl_jax.errors", "mcl_jax.models.sizes", "mcl_jax.data.record", "mcl_jax"),
 )
 OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
 

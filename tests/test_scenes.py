@@ -78,8 +78,8 @@ def test_prepares_itself_and_reads_back(small, tmp_path):
     canvas, extent = decode_to_canvas(record.data, 128)
     assert max(extent) == 128 and canvas.any()
     truths = [builder.scene_example("train", i) for i in range(24)]
-    found = next(t for t in truths if t["image"] == record.data)
-    assert record.label == found["label"]
+    truth = next(t for t in truths if t["image"] == record.data)
+    assert record.label == truth["label"]
     info = json.loads((tmp_path / "scenes" / "1.0.0" / "dataset_info.json").read_text())
     assert info["fileFormat"] == "array_record"
 

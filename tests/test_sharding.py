@@ -114,15 +114,17 @@ def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_m
     x = np.random.default_rng(0).normal(size=(8, 16, 16, 16)).astype(np.float32)
 
     def compiled(remat):
-        numerics = Numerics(jnp.float32, 0.9, 1e-5, sharding.DATA_AXIS, remat)
-        stage = resnet.Stage(4, 4, 1, True, numerics)
-        context = Context((4,), True)
+        numerics = Numerics(
+            jnp.float32, 0.9, bn_epsilon=1e-5, axis_name=sharding.DATA_AXIS, remat=remat
+        )
+        stage = resnet.Stage(4, 4, stride=1, bottleneck=True, numerics=numerics)
+        context = Context((4,), train=True)
         variables = stage.init(jax.random.key(0), x[:4], context)
 
         def body(params, x):
             def loss(params, x):
-                own = {"params": params, "batch_stats": variables["batch_stats"]}
-                out, stats = stage.apply(own, x, context, mutable=["batch_stats"])
+                local = {"params": params, "batch_stats": variables["batch_stats"]}
+                out, stats = stage.apply(local, x, context, mutable=["batch_stats"])
                 return jnp.sum(out**2), stats
 
             params = sharding.device_local(params, sharding.DATA_AXIS)
@@ -136,19 +138,21 @@ def test_rematerialized_blocks_give_the_same_gradients_with_less_memory_and_no_m
             out_specs=((spec(), spec()), spec(), spec(sharding.DATA_AXIS)),
         )
         step = jax.jit(mapped).lower(variables["params"], x).compile()
-        local = resnet.Stage(4, 4, 1, True, replace(numerics, axis_name=None))
+        local = resnet.Stage(
+            4, 4, stride=1, bottleneck=True, numerics=replace(numerics, axis_name=None)
+        )
 
         def pull(params, x):
-            own = {"params": params, "batch_stats": variables["batch_stats"]}
-            apply = lambda x: local.apply(own, x, context, mutable=["batch_stats"])[0]  # noqa: E731
+            variables_here = {"params": params, "batch_stats": variables["batch_stats"]}
+            apply = lambda x: local.apply(variables_here, x, context, mutable=["batch_stats"])[0]  # noqa: E731
             return jax.vjp(apply, x)[1]
 
-        kept = jax.tree.leaves(jax.eval_shape(pull, variables["params"], x[:4]))
-        figures = compiled_figures(step) | {"kept": sum(leaf.size for leaf in kept)}
+        residuals = jax.tree.leaves(jax.eval_shape(pull, variables["params"], x[:4]))
+        figures = compiled_figures(step) | {"kept": sum(leaf.size for leaf in residuals)}
         return step(variables["params"], x), figures
 
-    (kept, before), (recomputed, after) = compiled(False), compiled(True)
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
+    (residuals, before), (recomputed, after) = compiled(False), compiled(True)
+    for a, b in zip(jax.tree.leaves(residuals), jax.tree.leaves(recomputed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(a).max()))
     assert after["collectives"] == before["collectives"]
     assert after["kept"] < 0.5 * before["kept"]

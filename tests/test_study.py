@@ -54,7 +54,7 @@ def test_all_rows_come_once_before_the_second_seed(config):
 
 def test_a_misspelt_key_of_a_row_is_an_error(config):
     config.study.differs.mcl = {"montage": {"level": 3}}
-    with pytest.raises(UserError, match="study.differs.mcl.montage.level is no key"):
+    with pytest.raises(UserError, match="differs.mcl: no key montage.level; did you mean .*levels"):
         rows.config_of_run(config, "mcl", 0)
 
 

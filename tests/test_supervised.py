@@ -10,7 +10,7 @@ from torch_or_skip import torch
 from mcl_jax import program
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.supervised import cross_entropy
-from mcl_jax.train import _check_labels
+from mcl_jax.settings import teaching
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -70,13 +70,18 @@ def test_loss_is_the_weighted_cross_entropy_of_its_own_features(pooling):
         encoder = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
         if pooling == "image":
             x, _ = objective.encoder.apply(
-                encoder, inputs.canvases, True, method="stage5", mutable=["batch_stats"]
+                encoder, inputs.canvases, train=True, method="stage5", mutable=["batch_stats"]
             )
             features = [x]
         else:
-            arguments = (inputs.canvases, objective.spans, 1, False, True)
+            flags = {"sides": 1, "full": False, "train": True}
             levels, _ = objective.encoder.apply(
-                encoder, *arguments, method="regions", mutable=["batch_stats"]
+                encoder,
+                inputs.canvases,
+                objective.spans,
+                **flags,
+                method="regions",
+                mutable=["batch_stats"],
             )
             features = [x[0] for x in levels]
         return objective.loss(params, state, inputs, None), features
@@ -92,19 +97,6 @@ def test_loss_is_the_weighted_cross_entropy_of_its_own_features(pooling):
     assert outcome.target_batch_stats == {} and set(outcome.metrics) >= {"top1/level0"}
 
 
-@pytest.mark.parametrize(
-    "supervised, message",
-    [
-        ({"pooling": "mean"}, "'mean' is not one of montage, image"),
-        ({"classes": 1}, "classes must be at least 2, is 1"),
-        ({"label_smoothing": 1.0}, r"must be in \[0, 1\), is 1.0"),
-    ],
-)
-def test_bad_settings_say_what_would_be_right(supervised, message):
-    with pytest.raises(UserError, match=message):
-        objective_of(**supervised)
-
-
 class Labeled:
     class_names = ("disc", "star")
 
@@ -118,7 +110,7 @@ class Labeled:
 def test_data_without_labels_or_with_other_classes_are_refused():
     config = {"method": "supervised", "data": {"dataset": "d"}, "supervised": {"classes": 8}}
     with pytest.raises(UserError, match="d has no labels"):
-        _check_labels(config, Labeled(-1))
+        teaching.check_labels(config, Labeled(-1))
     with pytest.raises(UserError, match="classes is 8, but d has 2"):
-        _check_labels(config, Labeled(0))
-    _check_labels(config | {"method": "mcl"}, Labeled(-1))
+        teaching.check_labels(config, Labeled(0))
+    teaching.check_labels(config | {"method": "mcl"}, Labeled(-1))

@@ -3,34 +3,36 @@
 Shapes: n images, F features, C classes; labels int8 [n, C].
 """
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import jax
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILE
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
-from test_linear import tiny_backbone, tiny_evaluation, write_images
+from test_linear import tiny_evaluation
 
-from mcl_jax import program, sharding
-from mcl_jax.data import image_labels
+from mcl_jax import program
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import svm, svm_fit, svm_measure
 from mcl_jax.evaluate.linear.svm_fit import Machines, Split
-from mcl_jax.runtime import checkpoint
-from mcl_jax.state import TrainState
 
 REPO = Path(__file__).resolve().parent.parent
-MACHINES = Machines((0.01, 1.0, 100.0), 3, 2.0, 2000, 1e-4)
-SETTINGS = svm_measure.Settings(
-    "train", "test", 16, ("res4", "res5"), MACHINES.costs, 3, 2.0, 2000, 1e-4, (1, 4), 3, 2
+MACHINES = Machines((0.01, 1.0, 100.0), 3, positive_weight=2.0, max_iterations=2000, tolerance=1e-4)
+SETTINGS = svm_measure.SVMSettings(
+    "train",
+    "test",
+    batch_size=16,
+    stages=("res4", "res5"),
+    costs=MACHINES.costs,
+    folds=3,
+    positive_weight=2.0,
+    max_iterations=2000,
+    tolerance=1e-4,
+    shots=(1, 4),
+    samples=3,
+    threads=2,
 )
 
 
@@ -49,8 +51,8 @@ def envelope(positive, scores):
     precision = hits / np.arange(1, len(hits) + 1)
     best = [precision[i:].max() for i in range(len(hits))]
     area = sum(best[i] for i in np.flatnonzero(positive[order])) / positive.sum()
-    at = [precision[hits * 10 >= k * positive.sum()].max() for k in range(11)]
-    return area, np.mean(at)
+    precisions = [precision[hits * 10 >= k * positive.sum()].max() for k in range(11)]
+    return area, np.mean(precisions)
 
 
 def test_average_precision_by_hand():
@@ -69,9 +71,9 @@ def test_average_precision_is_vocs_and_scikit_learns_where_precision_only_falls(
         positive = rng.random(40) < 0.3
         positive[0] = True
         scores = rng.normal(size=40) + positive
-        found = svm_fit.average_precision(positive, scores)
-        np.testing.assert_allclose(found, envelope(positive, scores), rtol=1e-12)
-        assert found[0] >= average_precision_score(positive, scores) - 1e-12
+        areas = svm_fit.average_precision(positive, scores)
+        np.testing.assert_allclose(areas, envelope(positive, scores), rtol=1e-12)
+        assert areas[0] >= average_precision_score(positive, scores) - 1e-12
     falling = np.array([1, 1, 0, 1, 0, 0, 1, 0, 0, 0], bool)  # 1, 1, 3/4, 4/7
     expected = average_precision_score(falling, -np.arange(10.0))
     assert svm_fit.average_precision(falling, -np.arange(10.0))[0] == pytest.approx(expected)
@@ -80,7 +82,10 @@ def test_average_precision_is_vocs_and_scikit_learns_where_precision_only_falls(
 def test_the_chosen_cost_is_the_best_of_scikit_learns_own_search():
     split = clusters(np.random.default_rng(1), 60, spread=0.9)
     for label in range(3):
-        ours = [svm_fit.cross_validated(MACHINES, split, label, c, 5) for c in MACHINES.costs]
+        ours = [
+            svm_fit.cross_validated(MACHINES, split, label=label, cost=c, seed=5)
+            for c in MACHINES.costs
+        ]
         drawn = svm_fit._generator(5, label).integers(2**31)
         search = GridSearchCV(
             LinearSVC(class_weight={True: 2.0, False: 1.0}, dual=False, max_iter=2000),
@@ -95,7 +100,9 @@ def test_the_chosen_cost_is_the_best_of_scikit_learns_own_search():
 def test_the_primal_solver_finds_the_minimum_of_vissls_dual_one():
     split = clusters(np.random.default_rng(2), 60, spread=0.9)
     positive = split.labels[:, 0] == 1
-    exact = Machines((1.0,), 3, 2.0, 100_000, 1e-10).fit(split.features, positive, 1.0)
+    exact = Machines((1.0,), 3, positive_weight=2.0, max_iterations=100_000, tolerance=1e-10).fit(
+        split.features, positive, 1.0
+    )
     dual = LinearSVC(
         C=1.0, class_weight={1: 2, -1: 1}, dual=True, tol=1e-10, max_iter=100_000, random_state=0
     ).fit(split.features, np.where(positive, 1, -1))
@@ -107,14 +114,16 @@ def test_low_shot_subsets_are_nested_and_leave_difficult_images_out():
     labels = np.random.default_rng(3).integers(-1, 2, (90, 4)).astype(np.int8)
     chosen = {}
     for shots in (1, 2, 4):
-        rows = svm_fit.subset(labels, 2, shots, 0, seed=7)
+        rows = svm_fit.subset(labels, 2, shots=shots, sample=0, seed=7)
         assert (labels[rows[:shots], 2] == 1).all() and (labels[rows[shots:], 2] == 0).all()
         assert len(rows) == len(set(rows)) == 4 * shots  # k positives, (C - 1) k negatives
         chosen[shots] = set(rows)
     assert chosen[1] < chosen[2] < chosen[4]
-    assert chosen[4] != set(svm_fit.subset(labels, 2, 4, 1, seed=7))
-    assert chosen[4] != set(svm_fit.subset(labels, 2, 4, 0, seed=8))
-    assert len(svm_fit.subset(labels, 2, 25, 0, seed=7)) == 25 + (labels[:, 2] == 0).sum()
+    assert chosen[4] != set(svm_fit.subset(labels, 2, shots=4, sample=1, seed=7))
+    assert chosen[4] != set(svm_fit.subset(labels, 2, shots=4, sample=0, seed=8))
+    assert (
+        len(svm_fit.subset(labels, 2, shots=25, sample=0, seed=7)) == 25 + (labels[:, 2] == 0).sum()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +142,7 @@ def test_classes_that_can_be_told_apart_reach_1(separable):
     assert {row["cost"] for row in stage["classes"]} == {0.01}  # of equal ones the lowest
     assert [row["shots"] for row in stage["low_shot"]] == [1, 4]
     assert all(len(row["samples"]) == 3 and row["map"] == 1 for row in stage["low_shot"])
-    lines = svm_measure.table(result, SETTINGS.costs).splitlines()
+    lines = svm_measure.as_text(result, SETTINGS.costs).splitlines()
     assert lines[0].split() == ["mAP", "res4", "res5"] and lines[1].endswith("100.00%")
     assert "res5: 3 classes chose the lowest or highest of svm.costs" in lines
 
@@ -142,7 +151,7 @@ def test_the_same_seed_gives_the_same_result_whatever_the_threads(separable):
     noisy = [{"res5": Split(s["res5"].features + 0.4 * np.random.default_rng(i).normal(
         size=s["res5"].features.shape), s["res5"].labels)} for i, s in enumerate(separable)]  # fmt: skip
     names = ("a", "b", "c")
-    alone = svm_measure.Settings(**{**vars(SETTINGS), "threads": 1})
+    alone = svm_measure.SVMSettings(**{**vars(SETTINGS), "threads": 1})
     first = svm_measure.measure(alone, 3, names, *noisy)
     assert first == svm_measure.measure(SETTINGS, 3, names, *noisy)
     rows = first["stages"]["res5"]["low_shot"]
@@ -162,144 +171,28 @@ def test_difficult_images_train_as_negatives_and_test_nothing(separable):
     difficult = train.labels.copy()
     difficult[:9][difficult[:9] == 0] = -1
     for each in (Split(train.features, difficult), train):
-        assert svm_fit.at_cost(MACHINES, each, test, 0, 1.0) == (1, 1)
-        scores = svm_fit.cross_validated(MACHINES, each, 0, 1.0, seed=0)
-        assert scores == svm_fit.cross_validated(MACHINES, train, 0, 1.0, seed=0)
+        assert svm_fit.at_cost(MACHINES, each, test=test, label=0, cost=1.0) == (1, 1)
+        scores = svm_fit.cross_validated(MACHINES, each, label=0, cost=1.0, seed=0)
+        assert scores == svm_fit.cross_validated(MACHINES, train, label=0, cost=1.0, seed=0)
 
 
 def test_classes_without_images_are_left_out_and_named(separable):
     train, test = ({"res5": split["res5"]} for split in separable)
     names = ("a", "b", "c")
     two = Split(train["res5"].features, train["res5"].labels * np.array([1, 1, 0], np.int8))
-    result = svm_measure.measure(SETTINGS, 0, names, {"res5": two}, test)
+    result = svm_measure.measure(SETTINGS, 0, class_names=names, train={"res5": two}, test=test)
     assert result["left_out"] == ["c"] and len(result["stages"]["res5"]["classes"]) == 2
-    assert "not measured, too few images: c" in svm_measure.table(result, SETTINGS.costs)
-    many = svm_measure.Settings(**{**vars(SETTINGS), "shots": (1, 16), "samples": 1})
-    result = svm_measure.measure(many, 0, names, train, test)
+    assert "not measured, too few images: c" in svm_measure.as_text(result, SETTINGS.costs)
+    many = svm_measure.SVMSettings(**{**vars(SETTINGS), "shots": (1, 16), "samples": 1})
+    result = svm_measure.measure(many, 0, class_names=names, train=train, test=test)
     assert result["shots_left_out"] == [16]  # there are 15
     assert [row["shots"] for row in result["stages"]["res5"]["low_shot"]] == [1]
     nothing = Split(train["res5"].features, train["res5"].labels * 0)
     with pytest.raises(UserError, match="no class can be measured"):
-        svm_measure.measure(SETTINGS, 0, names, {"res5": nothing}, test)
+        svm_measure.measure(SETTINGS, 0, class_names=names, train={"res5": nothing}, test=test)
 
 
 def test_a_missing_scikit_learn_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"need scikit-learn: pip install \"mcl_jax\[svm\]\""):
         svm.open_splits(program.plain_config(tiny_evaluation("/nowhere")), None)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"costs": (1.0, 0.5)}, "svm.costs is (1.0, 0.5): must be rising numbers above 0"),
-        ({"stages": ("res6",)}, "svm.stages is ('res6',): must be some of res2, res3, res4, res5"),
-        ({"shots": (0, 1)}, "svm.shots is (0, 1): must be rising whole numbers"),
-        ({"folds": 1}, "svm.folds is 1: must be at least 2"),
-        ({"positive_weight": 0.0}, "svm.positive_weight is 0.0: must be above 0"),
-    ],
-)
-def test_values_out_of_range_are_named(change, message):
-    with pytest.raises(UserError) as caught:
-        svm_measure.Settings(**{**vars(SETTINGS), **change})
-    assert message in str(caught.value)
-
-
-def annotations(folder, name, sources):
-    """COCO's file of images with one box a class of (file name, class numbers)."""
-    content = {
-        "images": [
-            {"id": i, "file_name": file, "height": 32, "width": 40}
-            for i, (file, _) in enumerate(sources)
-        ],
-        "annotations": [
-            {"id": 10 * i + k, "image_id": i, "category_id": k, "bbox": [1, 1, 9, 9]}
-            for i, (_, classes) in enumerate(sources)
-            for k in classes
-        ],
-        "categories": [{"id": k, "name": f"class{k}"} for k in range(6)],
-    }
-    path = folder / name
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """(folder of six colors, files of COCO's form for training and test)."""
-    folder = tmp_path_factory.mktemp("svm")
-    write_images(folder / "images")
-    parts = {
-        name: [(f"class{k}/{i}.png", [k]) for k in range(6) for i in numbers]
-        for name, numbers in (("train", range(5)), ("test", range(5, 8)))
-    }
-    parts["train"].append(("class3/broken.png", [3]))
-    return folder / "images", *(annotations(folder, f"{n}.json", p) for n, p in parts.items())
-
-
-def test_a_whole_evaluation_on_all_devices_is_that_of_one(photos):
-    folder, *files = photos
-    config = tiny_evaluation(folder)
-    config.data.threads = 0
-    config.svm.update({"batch_size": 8, "stages": ("res3", "res5"), "shots": (1,), "threads": 1})
-    train, test = (image_labels.open_coco(file, folder) for file in files)
-    backbone = tiny_backbone(config)
-    results = [
-        svm.run(program.plain_config(config), backbone, train, test, sharding.make_mesh(devices))
-        for devices in (jax.devices(), jax.devices()[:1])
-    ]
-    assert (results[0]["train_images"], results[0]["test_images"]) == (30, 18)  # one is broken
-    for stage in ("res3", "res5"):
-        rows = [result["stages"][stage] for result in results]
-        assert rows[0]["map"] > 0.5  # plain colors, chance is 1/6
-        assert rows[0]["map"] == pytest.approx(rows[1]["map"], abs=1e-6)
-    with pytest.raises(UserError, match="the splits have other classes"):
-        svm.run(program.plain_config(config), backbone, train,
-                test._replace(class_names=("a",)), sharding.make_mesh())  # fmt: skip
-
-
-def script(*arguments):
-    return subprocess.run(
-        [sys.executable, REPO / "scripts/linear_svm.py", *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": QUICK_COMPILE},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_script_measures_a_checkpoint_of_an_older_config(photos, tmp_path):
-    folder, train, test = photos
-    settings = tiny_evaluation("/nowhere", backbone="resnet18")
-    config, variables = program.plain_config(settings), tiny_backbone(settings)
-    del config["svm"]  # a section that it did not have yet
-    encoder = {name: {"encoder": {"backbone": variables[name]}} for name in variables}
-    state = TrainState(np.zeros((), np.int32), **encoder, target_params={}, target_batch_stats={},
-                       opt_state={}, memory={})  # fmt: skip
-    checkpoint.write(tmp_path / "run", state, {"config": config})
-    done = script(
-        f"--workdir={tmp_path / 'run'}", f"--json={tmp_path / 'svm.json'}", "--shots=2",
-        f"--train_json={train}", f"--train_images={folder}", f"--test_json={test}",
-        f"--test_images={folder}", "--threads=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "svm.json").read_text())
-    assert result["data"]["dataset"]["test_json"] == str(test) and result["svm"]["shots"] == [2]
-    expected = svm_measure.table(result, result["svm"]["costs"])
-    assert done.stdout == f"{train} -> {test}, step 0\n{expected}\n"
-    missing = script(f"--workdir={tmp_path / 'run'}", f"--train_json={train}")
-    assert missing.returncode == 2 and "--train_images is missing" in missing.stderr
-
-
-def test_images_that_are_read_keep_their_colors(tmp_path):
-    """The view shows the whole image: its left and right halves are there after the resize."""
-    from mcl_jax.evaluate.linear.frozen_features import whole_view
-
-    canvas = np.zeros((48, 48, 3), np.uint8)
-    canvas[:24, :20], canvas[:24, 20:40] = 51, 204
-    view = whole_view(canvas, np.array([24, 40], np.int32), 32, mean=(0, 0, 0), std=(1, 1, 1))
-    np.testing.assert_allclose(view[:, :15], 0.2, atol=1e-6)
-    np.testing.assert_allclose(view[:, 17:], 0.8, atol=1e-6)
-    cv2.imwrite(str(tmp_path / "0.png"), canvas)
-    with pytest.raises(UserError, match="has no labels: give a folder whose sub-folders"):
-        image_labels.open_labeled(f"folder:{tmp_path}", "train", None)

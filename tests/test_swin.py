@@ -15,15 +15,15 @@ from mcl_jax.models import backbone, swin, windows
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Context, Numerics
 
-EVALUATE = Context((2,), False)
+EVALUATE = Context((2,), train=False)
 
 
 def numerics(dtype):
-    return Numerics(dtype, NUMERICS.bn_momentum, NUMERICS.bn_epsilon, None)
+    return Numerics(dtype, NUMERICS.bn_momentum, bn_epsilon=NUMERICS.bn_epsilon, axis_name=None)
 
 
 def tiny(dtype=jnp.float32, drop_path=0.0):
-    return swin.Swin("swin_tiny", TINY.width, drop_path, numerics(dtype))
+    return swin.Swin("swin_tiny", TINY.width, drop_path=drop_path, numerics=numerics(dtype))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def normed(x, norm):
 def test_golden_forward_of_torchvision(golden, golden_params, dtype, tolerance):
     images = np.random.RandomState(7).randn(2, 3, 64, 64).astype(np.float32).transpose(0, 2, 3, 1)
     with jax.enable_x64(dtype == "float64"):
-        network = swin.Swin("swin_t", 96, 0.0, numerics(jnp.dtype(dtype)))
+        network = swin.Swin("swin_t", 96, drop_path=0.0, numerics=numerics(jnp.dtype(dtype)))
         forward = jax.jit(lambda p, x: network.apply({"params": p}, x, EVALUATE, normed=False))
         stages = forward(golden_params, images.astype(dtype))
     ours = {f"stage{i + 1}": np.asarray(stages[name]) for i, name in enumerate(swin.STAGES)}
@@ -112,7 +112,7 @@ def dense_attention(x, params, heads, window, shift):
 def test_attention_is_dense_attention_within_shifted_windows(height, width, shifted):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, height, width, 6))
-    module = swin.WindowAttention(2, 4, shifted, numerics(jnp.float64))
+    module = swin.WindowAttention(2, 4, shifted=shifted, numerics=numerics(jnp.float64))
     with jax.enable_x64(True):
         shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
         params = jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
@@ -146,7 +146,7 @@ def test_windows_are_put_together_again():
     parts = windows.split_windows(x, 3)
     assert parts.shape == (2 * 2 * 3, 9, 4)
     np.testing.assert_array_equal(parts[1], x[0, :3, 3:6].reshape(9, 4))
-    np.testing.assert_array_equal(windows.join_windows(parts, 3, 6, 9), x)
+    np.testing.assert_array_equal(windows.join_windows(parts, 3, height=6, width=9), x)
 
 
 def test_output_norms_are_all_that_normed_adds(monkeypatch):
@@ -199,8 +199,8 @@ def test_drop_path_drops_rows_and_keeps_the_expectation():
 def test_drop_path_needs_training_and_its_own_stream():
     rng = np.random.default_rng(6)
     x = rng.normal(size=(2, 3, 3, 8)).astype(np.float32)
-    block = swin.Block(swin.architecture("swin_tiny"), False, 0.9, NUMERICS)
-    train, stream = Context((2,), True), lambda seed: {"drop_path": jax.random.key(seed)}
+    block = swin.Block(swin.size_of("swin_tiny"), shifted=False, drop_rate=0.9, numerics=NUMERICS)
+    train, stream = Context((2,), train=True), lambda seed: {"drop_path": jax.random.key(seed)}
     shapes = jax.eval_shape(lambda key: block.init(key, x, EVALUATE), jax.random.key(0))
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     run = jax.jit(lambda v, context, rngs: block.apply(v, x, context, rngs=rngs), static_argnums=1)
@@ -220,7 +220,7 @@ def test_drop_rates_rise_linearly_over_the_blocks(monkeypatch):
     monkeypatch.setattr(swin, "drop_path", lambda x, rate, key: rates.append(rate) or x)
     rngs = {"drop_path": jax.random.key(0)}
     run = lambda params: tiny(drop_path=0.4).apply(  # noqa: E731
-        {"params": params}, jnp.zeros((2, 32, 32, 3)), Context((2,), True), rngs=rngs
+        {"params": params}, jnp.zeros((2, 32, 32, 3)), Context((2,), train=True), rngs=rngs
     )
     jax.eval_shape(run, tiny_shapes())
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])  # attention, MLP
@@ -228,7 +228,7 @@ def test_drop_rates_rise_linearly_over_the_blocks(monkeypatch):
 
 def test_initialization_is_torchvisions():
     x, key = jnp.zeros((1, 3, 3, 64)), jax.random.key(0)
-    block = swin.Block(swin.architecture("swin_tiny"), False, 0.0, NUMERICS)
+    block = swin.Block(swin.size_of("swin_tiny"), shifted=False, drop_rate=0.0, numerics=NUMERICS)
     init = lambda key: (  # noqa: E731
         block.init(key, x, EVALUATE)["params"],
         swin.PatchEmbedding(96, NUMERICS).init(key, jnp.zeros((1, 4, 4, 3)))["params"],
@@ -260,7 +260,9 @@ def test_encoder_trains_on_maps_smaller_than_a_window():
     @jax.grad
     def gradient(params):
         state = {"params": params, "batch_stats": variables["batch_stats"]}
-        features, _ = encoder.apply(state, images, True, method="features", mutable=["batch_stats"])
+        features, _ = encoder.apply(
+            state, images, train=True, method="features", mutable=["batch_stats"]
+        )
         return sum((x**3).mean() for name, x in features.items() if name[0] == "P")
 
     for path, x in jax.tree_util.tree_flatten_with_path(gradient(variables["params"]))[0]:
@@ -269,7 +271,7 @@ def test_encoder_trains_on_maps_smaller_than_a_window():
 
 def test_names_and_sizes_of_the_config():
     assert backbone.stage_channels(SWIN_T) == (96, 192, 384, 768)
-    size = swin.architecture("swin_t")
+    size = swin.size_of("swin_t")
     assert [swin.heads(size, c) for c in backbone.stage_channels(SWIN_T)] == [3, 6, 12, 24]
     with pytest.raises(UserError, match="'swin_b' is not one of resnet18.*swin_t"):
         backbone.check_backbone("swin_b")

@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax import sharding, train
-from mcl_jax.faults import data, folders, torture
+from mcl_jax.faults import data, folders, runs, torture
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def job(tmp_path_factory):
         "data.canvas_size=32",
         "knn.every_epochs=0.0",
     )
-    return torture.Job(
+    return runs.Job(
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
         script=Path(__file__).with_name("tiny_pretrain.py"),
@@ -51,10 +51,10 @@ def test_a_run_that_does_not_survive_is_noticed(job):
     workdir = job.scratch / "wrong"
     workdir.mkdir()
     (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    with pytest.raises(torture.Broken, match=r"losses of steps \[1\] differ"):
+    with pytest.raises(runs.Broken, match=r"losses of steps \[1\] differ"):
         torture._require_whole(workdir, {1: 1.0})
     (workdir / "cut.tmp").touch()
-    with pytest.raises(torture.Broken, match=r"left behind \['cut.tmp'\]"):
+    with pytest.raises(runs.Broken, match=r"left behind \['cut.tmp'\]"):
         torture._require_whole(workdir, {1: 2.0})
 
 
@@ -88,16 +88,16 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
             lambda _: sharding.make_mesh(jax.devices()[:devices]),
         )
         train.pretrain(config, workdir, stop_after)
-        return torture.losses(workdir)
+        return runs.losses(workdir)
 
     with jax.enable_x64(False):
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
         try:
             whole = pretrain(tmp_path / "whole", 4)
             for devices, stop_after in ((2, 2), (4, None)):
-                found = pretrain(tmp_path / "changing", devices, stop_after)
+                stream = pretrain(tmp_path / "changing", devices, stop_after)
                 # sums over devices in another order, float32
-                assert found == pytest.approx({s: whole[s] for s in found}, rel=2e-5)
+                assert stream == pytest.approx({s: whole[s] for s in stream}, rel=2e-5)
         finally:
             jax.config.update("jax_compilation_cache_dir", None)
-    assert list(found) == list(range(1, 5))
+    assert list(stream) == list(range(1, 5))

@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import QUICK_COMPILE
+from ml_collections import ConfigDict
 
-from mcl_jax.faults.torture import REPO, SMALL, STEPS, losses
+from mcl_jax import program, train
+from mcl_jax.configs import demo
+from mcl_jax.errors import UserError
+from mcl_jax.faults.runs import REPO, SMALL, STEPS, losses
 from mcl_jax.report import metrics
 
 
@@ -83,8 +88,8 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--config.data.batchsize=3"], """: 'batchsize' Did you mean "batch_size" instead"""),
-        (["--config.model.backbone=resnet20"], "'resnet20' is not one of resnet18"),
+        (["--config.data.batchsize=3"], "no key data.batchsize; did you mean data.batch_size?"),
+        (["--config.model.backbone=resnet20"], "'resnet20'; it must be one of resnet18"),
         (["--config.data.dataset=folder:/nowhere"], "/nowhere"),
         (["--config.data.max_unreadable_share=0.0"], "broken.jpg"),
     ],
@@ -101,3 +106,65 @@ def test_mistakes_are_one_line_and_exit_2(images, environment, tmp_path, extra, 
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def resume(uninterrupted, tmp_path):
+    """Goes on from a copy of the finished run, in this process, with other values."""
+    workdir, _ = uninterrupted
+    shutil.copytree(workdir / "checkpoints", tmp_path / "run" / "checkpoints")
+    plain = json.loads((workdir / "config.json").read_text())
+
+    def again(**values):
+        config = ConfigDict(plain)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+        return train.pretrain(program.plain_config(config), tmp_path / "run")
+
+    return again
+
+
+def test_a_run_that_is_past_its_end_says_why(resume, images, tmp_path, caplog):
+    """Half of the images deleted: never a silent 'nothing left to do'."""
+    for path in sorted(images.glob("*.jpg"))[:16]:
+        shutil.copy(path, tmp_path)
+    with pytest.raises(UserError, match="is of step 12, but this run ends at step 6 .16 images"):
+        resume(data__dataset=f"folder:{tmp_path}")
+    told = [record.getMessage() for record in caplog.records]
+    assert [
+        line for line in told if line.startswith("changed since the checkpoint: images 33 -> 16")
+    ]
+    assert [line for line in told if line.startswith("changed since the checkpoint: data.dataset ")]
+
+
+def test_the_end_is_still_the_end(resume, capsys, caplog):
+    assert int(resume().step) == STEPS
+    assert f"step {STEPS} of {STEPS}: nothing left to do" in capsys.readouterr().err
+    told = [record.getMessage() for record in caplog.records]
+    changed = [line for line in told if line.startswith("changed since the checkpoint: ")]
+    assert all(": code " in line for line in changed)  # a commit may come in between
+
+
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({"model__width": 8}, "model.width 4 -> 8"),
+        ({"method": "byol"}, "method mcl -> byol"),
+        ({"optimizer__name": "sgd", "seed": 1}, "optimizer.name adamw -> sgd"),
+    ],
+)
+def test_a_key_that_changes_arrays_is_named_before_they_are(resume, caplog, values, named):
+    with pytest.raises(UserError, match=f"does not fit this config: {named}; .* --workdir$"):
+        resume(**values)
+    assert f"changed since the checkpoint: {named}: " in caplog.text
+
+
+def test_pretrain_is_a_door_too(tmp_path, images):
+    config = demo.get_config()
+    config.data.dataset = f"folder:{images}"
+    config.log.keep_checkpoints = 0
+    with pytest.raises(UserError, match="log.keep_checkpoints is 0"):
+        train.pretrain(config, tmp_path / "run")
+    config.log.keep_checkpoints, config.data.batch_size = 1, 1
+    with pytest.raises(UserError, match="data.batch_size is 1: method 'mcl' tells"):
+        train.pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

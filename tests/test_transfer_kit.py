@@ -197,8 +197,8 @@ def test_the_check_of_the_fine_tuning_script(tmp_path):
     [
         (("nowhere.yaml", "--control", "random"), "nowhere.yaml cannot be read"),
         (("README.md", "--control", "random"), "README.md is not YAML"),
-        ((ROWS[0], "--weights", "x.pkl"), "--weights x.pkl does not exist"),
-        ((ROWS[0], "--weights", ROWS[0]), "is not a readable pickle"),
+        ((ROWS[0], "--weights", "x.pkl"), "x.pkl is not a file; give a file of weights"),
+        ((ROWS[0], "--weights", ROWS[0]), "no format of weights begins with"),
         ((ROWS[0], "--control", "random"), "Detectron2 is not installed"),
     ],
 )

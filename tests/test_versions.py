@@ -75,10 +75,10 @@ def test_what_is_deprecated_is_an_error_here(category):
     ],
 )
 def test_only_other_libraries_may_use_what_is_deprecated(module, is_error):
-    with warnings.catch_warnings(record=True) as shown:  # keeps the filters
+    with warnings.catch_warnings(record=True) as messages:  # keeps the filters
         try:
             warnings.warn_explicit("soon", DeprecationWarning, "code.py", 1, module, registry={})
         except DeprecationWarning:
             assert is_error
         else:
-            assert not is_error and len(shown) == 1
+            assert not is_error and len(messages) == 1

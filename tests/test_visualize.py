@@ -103,8 +103,8 @@ def test_sheets_of_own_images(run, runs, photos, tmp_path, method):
     ],
 )
 def test_mistakes_are_one_line(run, runs, photos, arguments, message):
-    given = [x.format(run=runs["mcl"], bad=photos / "9.jpg") for x in arguments]
-    code, _, err = run(*given)
+    flags = [x.format(run=runs["mcl"], bad=photos / "9.jpg") for x in arguments]
+    code, _, err = run(*flags)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
@@ -134,16 +134,16 @@ def test_every_level_is_shown_and_scales_are_compared_as_the_loss_does(runs):
     for cosines in seen.cosines.values():
         assert cosines.shape == (8, 8) and np.abs(cosines).max() <= 1 + 1e-5
     encoder = visualize.encoder_of(meta["config"])
-    alike = visualize.between_levels(encoder, state, seen.views, 2)
+    alike = visualize.between_levels(encoder, state, views=seen.views, levels=2)
     assert len(alike) == 2 and alike[0].shape == (8, 8)
 
 
 def test_montages_take_as_many_images_as_fill_canvases(runs):
     _, meta = checkpoint.read(runs["mcl"])
     images = visualize.load([], meta["config"], 21)
-    made = visualize.assemble(meta["config"], images)
-    assert made.used == 16 and made.levels == (0, 1, 2, 3)
-    assert [len(x) for x in made.rows.values()] == [16, 4, 1, 1]
+    assembled = visualize.assemble(meta["config"], images)
+    assert assembled.used == 16 and assembled.levels == (0, 1, 2, 3)
+    assert [len(x) for x in assembled.rows.values()] == [16, 4, 1, 1]
     with pytest.raises(UserError, match="no image can be read"):
         visualize.load([Path(__file__)], meta["config"], 3)
 

@@ -84,9 +84,13 @@ class Detector(nn.Module):
 
     def __init__(self, library, backbone, channels, features, convs, norm=True):
         super().__init__()
-        laterals = nn.ModuleList(conv(c, features, 1, library, norm) for c in channels)
-        outputs = nn.ModuleList(conv(features, features, 3, library, norm) for _ in channels)
-        head = [conv(features, features, 3, library) for _ in range(convs)]
+        laterals = nn.ModuleList(
+            conv(c, features, size=1, library=library, norm=norm) for c in channels
+        )
+        outputs = nn.ModuleList(
+            conv(features, features, size=3, library=library, norm=norm) for _ in channels
+        )
+        head = [conv(features, features, size=3, library=library) for _ in range(convs)]
         self.parts = (backbone, laterals, outputs, head)
         if library == "torchvision":
             self.backbone, self.roi_heads = nn.Module(), nn.Module()
@@ -162,7 +166,7 @@ class SwinBlock(nn.Module):
         super().__init__()
         hidden = mlp_ratio * channels
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.attn, self.ffn = Attention(channels, heads, window, shift), nn.Module()
+        self.attn, self.ffn = Attention(channels, heads, window=window, shift=shift), nn.Module()
         first = nn.Sequential(nn.Linear(channels, hidden), nn.GELU())
         self.ffn.layers = nn.ModuleList([first, nn.Linear(hidden, channels)])
 
@@ -185,7 +189,13 @@ class Swin(nn.Module):
             stage, channels = nn.Module(), width * 2**i
             heads = max(1, channels // head_channels)
             stage.blocks = nn.ModuleList(
-                SwinBlock(channels, heads, window, window // 2 if b % 2 else 0, mlp_ratio)
+                SwinBlock(
+                    channels,
+                    heads,
+                    window=window,
+                    shift=window // 2 if b % 2 else 0,
+                    mlp_ratio=mlp_ratio,
+                )
                 for b in range(depth)
             )
             if i + 1 < len(depths):

@@ -1,7 +1,7 @@
 """Files of weights as other projects write them, of one small ResNet-18 and a second one beside it.
 
 Each function takes two state_dicts under torchvision's names (the network, and the slower copy that
-many methods keep) and returns what the project gives to torch.save; convert/names/styles.py says
+many methods keep) and returns what the project gives to torch.save; convert/files/styles.py says
 whose code it follows. Shapes: as torchvision has them.
 """
 
@@ -54,26 +54,26 @@ PROJECTS = {
     "torchvision ema": Project(
         pair("model", "model_ema", "module."),
         "model.module.",
-        ("model", "model_ema"),
-        "model",
+        networks=("model", "model_ema"),
+        network="model",
     ),
     "moco v2": Project(
         two("module.encoder_q.", "module.encoder_k.", arch="resnet18", optimizer={"state": {}}),
         "state_dict.module.encoder_q.",
-        ("encoder_q", "encoder_k"),
-        "encoder_q",
+        networks=("encoder_q", "encoder_k"),
+        network="encoder_q",
     ),
     "moco v3": Project(
         two("module.base_encoder.", "module.momentum_encoder.", scaler={"scale": 65536.0}),
         "state_dict.module.base_encoder.",
-        ("base_encoder", "momentum_encoder"),
-        "base_encoder",
+        networks=("base_encoder", "momentum_encoder"),
+        network="base_encoder",
     ),
     "moco without module": Project(
         two("encoder_q.", "encoder_k."),
         "state_dict.encoder_q.",
-        ("encoder_q", "encoder_k"),
-        "encoder_q",
+        networks=("encoder_q", "encoder_k"),
+        network="encoder_q",
     ),
     "simsiam": Project(
         lambda q, k: {"state_dict": behind("module.encoder.", q)}, "state_dict.module.encoder."
@@ -87,8 +87,8 @@ PROJECTS = {
             behind("net.", q) | behind("online_encoder.net.", q) | behind("target_encoder.net.", k)
         ),
         "net.",
-        ("unprefixed (also as online_encoder)", "target_encoder"),
-        "online_encoder",
+        networks=("unprefixed (also as online_encoder)", "target_encoder"),
+        network="online_encoder",
     ),
     "byol of sthalles": Project(
         lambda q, k: {
@@ -96,8 +96,8 @@ PROJECTS = {
             "target_network_state_dict": behind("encoder.", sequential(k)),
         },
         "online_network_state_dict.encoder.",
-        ("online_network_state_dict", "target_network_state_dict"),
-        "online_network_state_dict",
+        networks=("online_network_state_dict", "target_network_state_dict"),
+        network="online_network_state_dict",
     ),
     "densecl": Project(
         lambda q, k: {
@@ -107,21 +107,21 @@ PROJECTS = {
             | behind("backbone.", q),
         },
         "state_dict.encoder_q.0.",
-        ("encoder_q.0 (also as backbone)", "encoder_k.0"),
-        "backbone",
+        networks=("encoder_q.0 (also as backbone)", "encoder_k.0"),
+        network="backbone",
     ),
     "detco": Project(lambda q, k: {"state_dict": q, "author": "OpenSelfSup"}, "state_dict."),
     "soco": Project(
         two("module.encoder.", "module.encoder_k."),
         "state_dict.module.encoder.",
-        ("encoder", "encoder_k"),
-        "encoder",
+        networks=("encoder", "encoder_k"),
+        network="encoder",
     ),
     "mmselfsup moco": Project(
         two("backbone.", "encoder_k.module.0."),
         "state_dict.backbone.",
-        ("backbone", "encoder_k.0"),
-        "backbone",
+        networks=("backbone", "encoder_k.0"),
+        network="backbone",
     ),
     "mmselfsup byol for mmdet": Project(
         two("backbone.", "target_net.module.0."), "state_dict.", origin="mmdet"
@@ -140,21 +140,21 @@ PROJECTS = {
             "ema_state_dict": behind("module.backbone.", k),
         },
         "state_dict.",
-        ("state_dict", "ema_state_dict"),
-        "state_dict",
-        "mmdet",
+        networks=("state_dict", "ema_state_dict"),
+        network="state_dict",
+        origin="mmdet",
     ),
     "solo-learn": Project(
         two("backbone.", "momentum_backbone.", hyper_parameters={"max_epochs": 400}),
         "state_dict.backbone.",
-        ("backbone", "momentum_backbone"),
-        "backbone",
+        networks=("backbone", "momentum_backbone"),
+        network="backbone",
     ),
     "lightly benchmark": Project(
         two("backbone.", "teacher_backbone."),
         "state_dict.backbone.",
-        ("backbone", "teacher_backbone"),
-        "backbone",
+        networks=("backbone", "teacher_backbone"),
+        network="backbone",
     ),
     "lightly example": Project(
         lambda q, k: {"state_dict": behind("backbone.", sequential(q))}, "state_dict.backbone."
@@ -162,15 +162,15 @@ PROJECTS = {
     "dino": Project(
         pair("student", "teacher", "module.backbone."),
         "student.module.backbone.",
-        ("student", "teacher"),
-        "student",
+        networks=("student", "teacher"),
+        network="student",
     ),
     "timm": Project(
         pair("state_dict", "state_dict_ema"),
         "state_dict.",
-        ("state_dict", "state_dict_ema"),
-        "state_dict",
-        "timm",
+        networks=("state_dict", "state_dict_ema"),
+        network="state_dict",
+        origin="timm",
     ),
     "lightning": Project(
         lambda q, k: {

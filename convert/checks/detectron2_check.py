@@ -11,9 +11,17 @@ from typing import Any
 
 import yaml
 
+from mcl_jax.convert.files import content, weights
 from mcl_jax.errors import UserError
 
 BASE = "_BASE_"
+# Detectron2 reads a file itself: two formats by the suffix, and names without a prefix.
+SUFFIX = {"pickle": ".pkl", "torch": ".pth"}
+PREFIXES = ("", "model.", "module.", "model.module.")
+CONVERT = (
+    "python -m convert FILE --from detectron2 --out RUN, then python -m convert RUN --to "
+    "detectron2 --out exported, makes one that it loads"
+)
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
@@ -93,6 +101,43 @@ def traps(config: Mapping[str, Any]) -> list[str]:
         demand(f"MODEL.{part}.NORM", "SyncBN", "as in pre-training; others lose its statistics")
     demand("TEST.PRECISE_BN.ENABLED", True, "statistics of the last steps alone cost AP")
     return found
+
+
+def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """(name -> shape of what Detectron2 loads from a file, what is in it, in words).
+
+    Raises:
+      UserError: the file cannot be read, or Detectron2 would not find the network in it.
+    """
+    kind = content.format_of(path)
+    if kind not in SUFFIX:
+        raise UserError(f"{path} is {kind}, which Detectron2 does not read: {CONVERT}")
+    if (path.suffix == ".pkl") != (kind == "pickle"):
+        raise UserError(
+            f"{path} is a file of {kind}: Detectron2 goes by its name, rename it to {SUFFIX[kind]}"
+        )
+    tree = content.load(path)
+    found = weights.select(tree, path.name, "detectron2")
+    if found.prefix not in PREFIXES:
+        raise UserError(
+            f"{path.name} has its names behind {found.prefix!r}, where Detectron2 does not look: "
+            f"{CONVERT}"
+        )
+    if kind == "pickle" and not {"model", "__author__"} <= set(tree):
+        raise UserError(
+            f"{path.name} lacks 'model' or '__author__', so that Detectron2 would take it for a "
+            f"file of Caffe2: {CONVERT}"
+        )
+    names = found.behind_prefix
+    if tree.get("matching_heuristics") is not True and "stem.conv1.weight" in names.values():
+        raise UserError(
+            f"{path.name} has short names (stem.conv1.weight) and no 'matching_heuristics', so "
+            f"that Detectron2 would load none: {CONVERT}"
+        )
+    starts = {"backbone": "stem.", "FPN": "fpn_", "box head": "box_head."}
+    parts = [part for part, start in starts.items() if any(n.startswith(start) for n in names)]
+    shapes = {name: found.arrays[own].shape for own, name in names.items()}
+    return shapes, [f"{path}: {len(shapes)} arrays ({', '.join(parts)})"]
 
 
 def match(model: Iterable[str], names: Iterable[str]) -> dict[str, str]:

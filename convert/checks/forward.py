@@ -16,7 +16,7 @@ from mcl_jax.convert.names.views import View
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models import windows
 from mcl_jax.models.backbone import Architecture, is_swin
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 # px. All maps of a Swin must be larger than its windows: on smaller ones, libraries differ in
 # whether a window that covers the map is shifted.
@@ -98,10 +98,10 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 
 def resnet(weights: Weights, a: Architecture, x: np.ndarray) -> Maps:
     """The stride is in the 3x3 convolution (in the first one of a basic block)."""
-    x = np.maximum(conv_norm(weights, "backbone/stem", x, 2), 0)
+    x = np.maximum(conv_norm(weights, "backbone/stem", x=x, stride=2), 0)
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))  # after the ReLU nothing is below 0
     x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5))
-    counts, bottleneck = architecture(a.backbone)
+    counts, bottleneck = blocks_of(a.backbone)
     strided = 2 if bottleneck else 1
     maps = {}
     for stage, count in enumerate(counts, start=2):
@@ -110,10 +110,12 @@ def resnet(weights: Weights, a: Architecture, x: np.ndarray) -> Maps:
             stride = 2 if b == 0 and stage > 2 else 1
             y, last = x, 3 if bottleneck else 2
             for n in range(1, last + 1):
-                y = conv_norm(weights, f"{block}/conv{n}", y, stride if n == strided else 1)
+                y = conv_norm(
+                    weights, f"{block}/conv{n}", x=y, stride=stride if n == strided else 1
+                )
                 y = y if n == last else np.maximum(y, 0)
             if f"{block}/shortcut/kernel" in weights:
-                x = conv_norm(weights, f"{block}/shortcut", x, stride)
+                x = conv_norm(weights, f"{block}/shortcut", x=x, stride=stride)
             x = np.maximum(x + y, 0)
         maps[f"res{stage}"] = x
     return maps
@@ -142,7 +144,7 @@ def layer_norm(weights: Weights, path: str, x: np.ndarray) -> np.ndarray:
 
 def swin(weights: Weights, a: Architecture, images: np.ndarray) -> Maps:
     """Swin with the patch merging of the file's library."""
-    size, patch = swin_sizes.architecture(a.backbone), swin_sizes.PATCH
+    size, patch = swin_sizes.size_of(a.backbone), swin_sizes.PATCH
     patches = np.lib.stride_tricks.sliding_window_view(images, (patch, patch), (2, 3))
     patches = patches[:, :, ::patch, ::patch]
     x = np.tensordot(patches, weights["backbone/patch_embed/kernel"], ((1, 4, 5), (1, 2, 3)))
@@ -156,7 +158,7 @@ def swin(weights: Weights, a: Architecture, images: np.ndarray) -> Maps:
         for b in range(depth):
             block = f"{root}/block{b}"
             y = layer_norm(weights, f"{block}/norm1", x)
-            x = x + attention(weights, f"{block}/attention", y, size, b % 2 == 1)
+            x = x + attention(weights, f"{block}/attention", x=y, size=size, shifted=b % 2 == 1)
             y = linear(weights, f"{block}/mlp1", layer_norm(weights, f"{block}/norm2", x))
             y = y * (1 + error_function(y / math.sqrt(2))) / 2
             x = x + linear(weights, f"{block}/mlp2", y)

@@ -22,9 +22,28 @@ def text(
       commit: of the code that trained it, '' if unknown.
       workdir: of the run, for its curves and montage; None: unknown.
     """
+    parts = _sections(content, commit)
+    if {"data", "optimizer", "seed"} <= set(config):
+        lines = metrics.read(workdir) if workdir else []
+        parts += card.run_parts(config, content["step"], lines=lines, workdir=workdir)
+    title = f"{config.get('method', 'mcl')} {content['backbone']} for {content['target']}"
+    return card.page(title, "weights exported by mcl_jax", parts)
+
+
+def _sections(content: Mapping[str, Any], commit: str) -> list[str]:
+    """What the page says of the export itself."""
     worst = max(content["self_check"].values())
     values = sum(math.prod(row["shape"]) for row in content["tensors"])
-    parts = [
+    origin = [
+        ("file", content["file"]),
+        ("sha256", content["sha256"]),
+        ("from", f"{content['checkpoint']}, step {content['step']:,}"),
+        ("code", commit or "unknown commit"),
+    ]
+    models = [(name, x["loads"], x["from_scratch"]) for name, x in content["models"].items()]
+    errors = [(name, f"{error:.1e}") for name, error in content["self_check"].items()]
+    rest = [(x["source"], str(x.get("tensors", "")), x["reason"]) for x in content["left_out"]]
+    return [
         card.figures(
             {
                 "arrays": f"{len(content['tensors']):,}",
@@ -33,49 +52,18 @@ def text(
             }
         ),
         *(card.note(note) for note in content["notes"]),
-        card.section(
-            "File",
-            card.table(
-                [
-                    ("file", content["file"]),
-                    ("sha256", content["sha256"]),
-                    ("from", f"{content['checkpoint']}, step {content['step']:,}"),
-                    ("code", commit or "unknown commit"),
-                ]
-            ),
-        ),
-        card.section(
-            "Loads into",
-            card.table(
-                [(name, x["loads"], x["from_scratch"]) for name, x in content["models"].items()],
-                ("model", "takes", "from scratch"),
-            ),
-        ),
+        card.section("File", card.table(origin)),
+        card.section("Loads into", card.table(models, ("model", "takes", "from scratch"))),
         card.section(
             "Checks",
             card.table([("re-read from the file", "equal bit by bit, to the checkpoint too")]),
             card.table(
-                [(name, f"{error:.1e}") for name, error in content["self_check"].items()],
-                ("map on a fixed image", "difference, as a share of the largest value"),
+                errors, ("map on a fixed image", "difference, as a share of the largest value")
             ),
         ),
-        card.section(
-            "Left out",
-            card.table(
-                [
-                    (x["source"], str(x.get("tensors", "")), x["reason"])
-                    for x in content["left_out"]
-                ],
-                ("part of the checkpoint", "arrays", "why"),
-            ),
-        ),
+        card.section("Left out", card.table(rest, ("part of the checkpoint", "arrays", "why"))),
         card.section("Arrays", card.folded("All arrays", _tensors(content["tensors"]))),
     ]
-    if {"data", "optimizer", "seed"} <= set(config):
-        lines = metrics.read(workdir) if workdir else []
-        parts += card.run_parts(config, content["step"], lines, workdir)
-    title = f"{config.get('method', 'mcl')} {content['backbone']} for {content['target']}"
-    return card.page(title, "weights exported by mcl_jax", parts)
 
 
 def _tensors(rows: list[Mapping[str, Any]]) -> str:

@@ -46,13 +46,13 @@ def left_out(arrays: Mapping[str, np.ndarray], reasons: Mapping[str, str]) -> li
         root, *parts = source.split("/")
         depth = 0 if root.startswith("target_") else 2 if parts[0] == "encoder" else 1
         groups.setdefault("/".join([root, *parts[:depth]]), []).append(array)
-    known = REASONS | dict(reasons)
+    explanations = REASONS | dict(reasons)
     rows = [
         {
             "source": f"{group}/",
             "tensors": len(members),
             "values": sum(array.size for array in members),
-            "reason": known.get(group.rsplit("/", 1)[-1], "pre-training only"),
+            "reason": explanations.get(group.rsplit("/", 1)[-1], "pre-training only"),
         }
         for group, members in groups.items()
     ]
@@ -83,8 +83,8 @@ def describe(
       models: model of the target -> its 'loads' and 'from_scratch', in words.
       reasons: see `left_out`.
     """
-    taken = set(sources.values())
-    rest = {path: x for path, x in networks(state).items() if path not in taken}
+    exported = set(sources.values())
+    rest = {path: x for path, x in networks(state).items() if path not in exported}
     return {
         "target": target,
         "checkpoint": source,

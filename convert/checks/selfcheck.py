@@ -54,14 +54,16 @@ def _networks(a: Architecture, parts: tuple[str, ...], epsilon: float) -> Callab
     def compute(weights: Mapping[str, Any], images: Array, rois: Array) -> dict[str, Array]:
         maps = {}
         if "backbone" in parts:
-            context = Context((len(images),), False)
+            context = Context((len(images),), train=False)
             maps = make_backbone(a, how).apply(weights["backbone"], images, context)
             if "fpn" in parts:
                 spans = full_spans(len(images))
-                maps |= FPN(a.fpn_channels, how).apply(weights["fpn"], maps, spans, 1, False)
+                maps |= FPN(a.fpn_channels, how).apply(
+                    weights["fpn"], maps, spans, sides=1, train=False
+                )
         if "head" in parts:
             head = RoIHead(a.fpn_channels, a.head_convs, how)
-            maps["head"] = head.apply(weights["head"], rois, Context((len(rois),), False))
+            maps["head"] = head.apply(weights["head"], rois, Context((len(rois),), train=False))
         return maps
 
     return jax.jit(compute)
@@ -93,7 +95,7 @@ def check(
     """
     theirs = forward.features(forward.Weights(model, view), a, parts)
     epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
-    ours = reference(state, a, parts, epsilon)
+    ours = reference(state, a, parts=parts, epsilon=epsilon)
     errors = {}
     for name, x in theirs.items():
         largest = max(np.abs(ours[name]).max(), np.finfo(np.float32).tiny)  # of a dead map: 0

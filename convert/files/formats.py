@@ -6,6 +6,7 @@ Shapes: whatever the arrays have; those that are written are C-contiguous.
 
 from __future__ import annotations  # Detectron2's environments go down to Python 3.9
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -64,8 +65,7 @@ def load_pickle(path: Path) -> Any:
       UserError: where it names anything else, or is damaged.
     """
     try:
-        with path.open("rb") as file:
-            return plain_pickle.load(file)
+        return plain_pickle.load(path)
     except UserError as error:
         advice = refusals.save_again(path, refusals.KEEP_ARRAYS)
         raise UserError(f"{path} is not read: it {error}; {advice}") from error
@@ -100,6 +100,14 @@ def import_torch() -> Any:
     return torch
 
 
+def _numbers_of_numpy(torch: Any) -> contextlib.AbstractContextManager:
+    """Within it torch reads numpy's numbers with our functions; before torch 2.7 it refuses them."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 7):
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals(plain_pickle.names_for_torch())
+
+
 def load_torch(path: Path) -> Any:
     """The content of a file of torch.save, old ones included; weights_only executes nothing.
 
@@ -108,7 +116,7 @@ def load_torch(path: Path) -> Any:
     """
     torch = import_torch()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _numbers_of_numpy(torch):
             warnings.simplefilter("ignore")  # of torch, about its own older formats
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
@@ -137,15 +145,7 @@ def write_torch_with_meta(path: Path, arrays: Arrays, about: Mapping[str, str]) 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """The arrays of what `write_torch` or `write_torch_with_meta` wrote."""
     content = load_torch(path)
-    return {name: as_array(x) for name, x in content.get("state_dict", content).items()}
-
-
-def as_array(tensor: Any) -> np.ndarray:
-    """A torch tensor as numpy."""
-    torch = import_torch()
-    # numpy has no bfloat16; the strict check refuses what is not float32, by name.
-    wide = tensor.to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor
-    return wide.detach().numpy()
+    return {name: x.numpy() for name, x in content.get("state_dict", content).items()}
 
 
 def import_safetensors() -> Any:
@@ -165,8 +165,19 @@ def write_safetensors(path: Path, arrays: Arrays, about: Mapping[str, str]) -> N
     library.numpy.save_file(contiguous, path, dict(about))
 
 
-def load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays, by name in alphabetical order: the file keeps none of its own."""
+def _load_with_torch(path: Path) -> dict[str, Any]:
+    """Tensors, which hold bfloat16 too."""
+    import_torch()
+    import safetensors.torch
+
+    return safetensors.torch.load_file(path)
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """The arrays (tensors, where there is bfloat16) by name, in alphabetical order.
+
+    The file keeps no order of its own.
+    """
     library = import_safetensors()
     try:
         with path.open("rb") as file:
@@ -174,13 +185,17 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
         types = {x["dtype"] for name, x in header.items() if name != "__metadata__"}
     except Exception as error:  # json's and the system's kinds, for a damaged file
         raise UserError(_unreadable(path, ".safetensors", error)) from error
-    if strange := types - SAFETENSORS_OF_NUMPY:
+    strange = types - SAFETENSORS_OF_NUMPY
+    if strange - {"BF16"}:
         raise UserError(
             f"{path} holds numbers of type {', '.join(sorted(map(str, strange)))}, which numpy "
             "lacks: save it as float32"
         )
+    load_file = _load_with_torch if strange else library.numpy.load_file
     try:
-        return dict(sorted(library.numpy.load_file(path).items()))
+        return dict(sorted(load_file(path).items()))
+    except UserError:  # there is no torch
+        raise
     except Exception as error:  # the library has an exception type of its own
         raise UserError(_unreadable(path, ".safetensors", error)) from error
 

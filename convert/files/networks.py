@@ -1,6 +1,6 @@
 """The networks among the arrays of a file, by their names: which there are, and which one is meant.
 
-Shapes: as in the file; *leaves* are name -> array or tensor. Words: convert/names/styles.py.
+Shapes: as in the file; *leaves* are name -> array or tensor. Words: convert/files/styles.py.
 """
 
 from __future__ import annotations  # Detectron2's environments go down to Python 3.9
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcl_jax.convert.files.refusals import few, printable
-from mcl_jax.convert.names.styles import STYLES, Style
+from mcl_jax.convert.files.styles import STYLES, Style
 from mcl_jax.errors import UserError
 
 FLAG = "--network"

@@ -1,5 +1,7 @@
-"""Pickles of arrays and plain containers, read without executing anything and without numpy's own
-unpickling: that believes what a file says of memory, so that a forged file can crash it.
+"""Pickles of arrays and plain containers, read without executing anything.
+
+numpy's own unpickling and the fast one of Python believe what a file says of memory: a forged or
+damaged file can crash the one and take all memory in the other. So neither is used.
 
 Shapes: as in the file. Arrays of numbers are read; arrays of texts or objects are left out.
 """
@@ -7,12 +9,15 @@ Shapes: as in the file. Arrays of numbers are read; arrays of texts or objects a
 from __future__ import annotations  # Detectron2's environments go down to Python 3.9
 
 import collections
+import mmap
 import pickle
 import re
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mcl_jax.convert.files.refusals import printable
 from mcl_jax.errors import UserError
 
 NUMBERS = re.compile(r"[biufc]\d{1,2}|\?")
@@ -82,23 +87,51 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     NAMES[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
-class _Unpickler(pickle.Unpickler):
+def names_for_torch() -> list[tuple[Any, str]]:
+    """Ours for numpy's, as torch.serialization.safe_globals takes them: a file of torch may have
+    numbers of numpy beside its tensors, the best accuracy in most cases."""
+    return [(ours, ".".join(name)) for name, ours in NAMES.items() if name[0].startswith("numpy")]
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python: it keeps its memo in a dict
     """A pickle may name any function; it gets ours for those of numpy, and no other."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in NAMES:
             return NAMES[module, name]
-        raise UserError(f"names {module}.{name}, which is neither an array nor a plain container")
+        named = printable(f"{module}.{name}")
+        raise UserError(f"names {named}, which is neither an array nor a plain container")
+
+    def load_bytearray8(self) -> None:
+        """As the original, but without making room before there is anything to put into it."""
+        size = int.from_bytes(self.read(8), "little")
+        data = self.read(size)
+        if len(data) < size:
+            raise EOFError("it ends within an array")
+        self.append(data)
+
+    def load_build(self) -> None:
+        """Only ours take what is behind them; attributes of others (`_metadata`) are left out."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], (_Array, _Type)):
+            self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.BUILD[0]] = load_build
 
 
-def load(file: IO[bytes]) -> Any:
+def load(path: Path) -> Any:
     """The content of a pickle.
 
     Raises:
       UserError: where it names anything but arrays of numpy and plain containers.
       Exception: of many kinds, where it is damaged.
     """
-    return _with_arrays(_Unpickler(file, encoding="latin1").load(), {}, 0)
+    # Of a mapped file no more can be read than there is.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return _with_arrays(_Unpickler(mapped, encoding="latin1").load(), {}, 0)
 
 
 def _with_arrays(x: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:

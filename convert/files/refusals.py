@@ -11,24 +11,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SHOWN_NAMES = 3
+LONGEST = 300  # characters of a library's own words
 TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # torch's words for a class or function that it does not load, of several versions.
 REFUSED_NAME = re.compile(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]*\w)")
 
 # Programs that copy the arrays of a file and leave out the rest: of a network its state_dict().
-_WHOLE = "keep(x.state_dict()) if hasattr(x, 'state_dict') else "
+# They quote with " alone, as the shell's quotes around them are '.
+_WHOLE = 'keep(x.state_dict()) if hasattr(x, "state_dict") else '
 _DICTS = "{k: y for k, v in x.items() if (y := keep(v)) is not None} if isinstance(x, dict) else "
 KEEP_TENSORS = (
     f"import sys, torch; keep = lambda x: {_WHOLE}{_DICTS}"
     "x if isinstance(x, torch.Tensor) else None; "
-    "torch.save(keep(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), sys.argv[2])"
+    'torch.save(keep(torch.load(sys.argv[1], map_location="cpu", weights_only=False)), sys.argv[2])'
 )
 KEEP_ARRAYS = (
     f"import pickle, sys, numpy; keep = lambda x: {_WHOLE}{_DICTS}"
-    "x.detach().cpu().numpy() if hasattr(x, 'detach') else "
+    'x.detach().cpu().numpy() if hasattr(x, "detach") else '
     "x if isinstance(x, numpy.ndarray) else None; "
-    "pickle.dump(keep(pickle.load(open(sys.argv[1], 'rb'), encoding='latin1')), "
-    "open(sys.argv[2], 'wb'))"
+    'pickle.dump(keep(pickle.load(open(sys.argv[1], "rb"), encoding="latin1")), '
+    'open(sys.argv[2], "wb"))'
 )
 # How the files end that the two programs write.
 SAVED = {KEEP_TENSORS: ".weights.pth", KEEP_ARRAYS: ".weights.pkl"}
@@ -62,6 +64,8 @@ def one_line(error: Exception) -> str:
     text = TERMINAL_CODE.sub("", str(error)).strip()
     text = text.rsplit("WeightsUnpickler error:", 1)[-1].strip()
     text = printable(text.splitlines()[0]) if text else ""
+    if len(text) > LONGEST:  # zipfile's holds a piece of the file
+        text = f"{text[:LONGEST]} ..."
     return text or type(error).__name__
 
 

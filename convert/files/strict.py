@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from mcl_jax.convert.files.refusals import printable
 from mcl_jax.errors import UserError
 
 SHOWN_PROBLEMS = 40  # a wrong architecture has hundreds; the first ones tell which
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dicts of arrays -> {'a/b/c': array}; empty dicts vanish."""
+    """Nested dicts of arrays -> {'a/b/c': array}; empty dicts vanish.
+
+    As flax.traverse_util.flatten_dict; but nothing in convert/files imports JAX, for the
+    fine-tuning scripts run without it.
+    """
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -65,7 +70,7 @@ def demand(found: list[str], subject: str) -> None:
     """Raises UserError that names every problem (the first ones of very many)."""
     if not found:
         return
-    shown = "; ".join(found[:SHOWN_PROBLEMS])
+    shown = printable("; ".join(found[:SHOWN_PROBLEMS]))  # names come from files
     more = len(found) - SHOWN_PROBLEMS
     tail = f"; and {more} more" if more > 0 else ""
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"

@@ -1,7 +1,7 @@
 """One network out of a file of weights of any format, wherever in it the network is.
 
 A file is nested containers; the path to an array and its name are one dotted name here:
-`state_dict.module.encoder_q.conv1.weight`. Which projects write which: convert/names/styles.py.
+`state_dict.module.encoder_q.conv1.weight`. Which projects write which: convert/files/styles.py.
 
 Shapes: as in the file. Needs numpy alone: the fine-tuning scripts run without JAX.
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcl_jax.convert.files import content, formats, networks
+from mcl_jax.convert.files import content, networks
 from mcl_jax.convert.files.refusals import few, printable
-from mcl_jax.convert.names.styles import ORIGINS, STYLES
+from mcl_jax.convert.files.styles import ORIGINS, STYLES
 from mcl_jax.errors import UserError
 
 DEEPEST = 20  # containers in each other; no project comes near
@@ -30,6 +30,7 @@ class Weights(NamedTuple):
     Attributes:
       arrays: name in the library's table -> array.
       behind_prefix: the same name -> the file's, behind the prefix.
+      backbone: those names by which the network was found, which are its backbone's.
       style: key of STYLES.
       prefix: what stands before the names in the file; '' for nothing.
       notes: what the user should know: the prefix, and other networks.
@@ -37,6 +38,7 @@ class Weights(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     behind_prefix: dict[str, str]
+    backbone: frozenset[str]
     style: str
     prefix: str
     notes: list[str]
@@ -58,19 +60,23 @@ def read(path: Path, origin: str, network: str | None = None) -> Weights:
       found = weights.read(Path("checkpoint_0199.pth.tar"), "torchvision", "encoder_q")
       found.arrays["layer1.0.conv1.weight"]
     """
-    tree = content.load(path)
+    return select(content.load(path), path.name, origin, network)
+
+
+def select(tree: Any, file: str, origin: str, network: str | None = None) -> Weights:
+    """`read` of what `content.load` gave; `file` is what it is called in messages."""
     if isinstance(tree, Mapping) and str(tree.get("__author__")) == "Caffe2":
         raise UserError(
-            f"{path.name} holds Caffe2's weights: for BGR images, with the stride in the 1x1 "
+            f"{file} holds Caffe2's weights: for BGR images, with the stride in the 1x1 "
             "convolutions; no network here computes that"
         )
-    leaves = flatten(tree, path.name)
+    leaves = flatten(tree, file)
     there = networks.find(leaves, ORIGINS[origin].styles)
     there = networks.merge(there, lambda name: as_array(leaves[name], name))
     if not there:
-        raise UserError(nothing_known(path.name, leaves, origin))
+        raise UserError(nothing_known(file, leaves, origin))
     labels = networks.label(there)
-    index = networks.choose(labels, there, network, path.name)
+    index = networks.choose(labels, there, network, file)
     chosen = there[index]
     arrays = {own: as_array(leaves[name], name) for own, name in chosen.names.items()}
     prefix = chosen.prefixes[0]
@@ -78,7 +84,8 @@ def read(path: Path, origin: str, network: str | None = None) -> Weights:
     if others := [names[0] for i, names in enumerate(labels) if i != index]:
         notes.append(f"other networks of the file, not read: {', '.join(map(printable, others))}")
     behind = {own: name.removeprefix(prefix) for own, name in chosen.names.items()}
-    return Weights(arrays, behind, chosen.style, prefix, notes)
+    backbone = frozenset(own for own, name in chosen.names.items() if name in chosen.landmarks)
+    return Weights(arrays, behind, backbone, chosen.style, prefix, notes)
 
 
 def flatten(tree: Any, file: str) -> dict[str, Any]:
@@ -128,11 +135,16 @@ def is_array(x: Any) -> bool:
 
 
 def as_array(x: Any, name: str) -> np.ndarray:
-    """An array or tensor as numpy; UserError for a tensor that numpy cannot hold."""
+    """An array or tensor as numpy, half precision widened to float32, which loses nothing.
+
+    Raises:
+      UserError: for a tensor that numpy cannot hold.
+    """
     if isinstance(x, np.ndarray):
-        return x
+        return x.astype(np.float32) if x.dtype == np.float16 else x
     try:
-        return formats.as_array(x)
+        half = x.is_floating_point() and x.element_size() == 2  # float16 and bfloat16
+        return (x.float() if half else x).detach().numpy()
     except Exception as error:  # torch raises several kinds: sparse, quantized, without data
         raise UserError(
             f"{printable(name)} is a tensor that numpy cannot hold ({x.layout}, {x.dtype}, on "

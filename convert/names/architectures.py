@@ -8,10 +8,12 @@ from typing import Any
 import jax
 
 from mcl_jax import program, sharding
+from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, is_swin
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.models.resnet import ARCHITECTURES
+from mcl_jax.settings import door
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,9 +44,10 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
 
 def on_one_device(config: Mapping[str, Any]) -> program.Program:
     """The run of a configuration, as one device would do it: for what does not depend on that."""
-    plain = program.plain_config(config)
+    defaults = program.plain_config(base.get_config())  # for what a checkpoint is too old to have
+    plain = door.completed(program.plain_config(config), defaults)
     plain["numerics"]["bn_devices"] = 0
-    # How many images there are has no part in shapes and initial values.
+    # Shapes and initial values do not depend on the number of images.
     images = plain["data"]["batch_size"]
     return program.build(plain, sharding.make_mesh(jax.devices()[:1]), images)
 
@@ -117,8 +120,8 @@ def infer(shapes: Shapes) -> tuple[Architecture, int]:
 
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest index that `pattern` captures at the start of a name."""
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    matches = (re.match(pattern, name) for name in shapes)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def differences(ours: Architecture, levels: int, theirs: Architecture, their_levels: int) -> list:

@@ -13,8 +13,6 @@ from mcl_jax.convert.names.views import Entry, View, roots
 from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
 
 CLASSIFIER = "params/classifier/"
-# The authors build their backbone as torchvision does, below this name.
-AUTHORS_BACKBONE = "encoder_q.0."
 RUNNING_VAR, COUNTER = ".running_var", ".num_batches_tracked"
 # The widths that the libraries' own constructors build.
 STOCK_WIDTH = {True: 96, False: 64}
@@ -48,17 +46,17 @@ class Library:
 TORCHVISION = Library(
     "torchvision",
     "torchvision.models.{}()",
-    {},
-    "torchvision.models.SwinTransformer",
-    "head",
+    models={},
+    swin_class="torchvision.models.SwinTransformer",
+    swin_classifier="head",
     swin_index=True,
 )
 TIMM = Library(
     "timm",
     "timm.create_model('{}')",
-    {"swin_t": "swin_tiny_patch4_window7_224"},
-    "timm.models.SwinTransformer",
-    "head.fc",
+    models={"swin_t": "swin_tiny_patch4_window7_224"},
+    swin_class="timm.models.SwinTransformer",
+    swin_classifier="head.fc",
     swin_index=False,
 )
 
@@ -74,9 +72,7 @@ def view(a: Architecture, library: Library, classes: int | None) -> View:
     entries = []
     if is_swin(a.backbone):
         entries = [swin_entry(row, getattr(row, library.name), library) for row in swin.rows(a)]
-    for t in table.online(a):
-        if t.authors.startswith(AUTHORS_BACKBONE):
-            entries.append(with_counter(t, t.authors.removeprefix(AUTHORS_BACKBONE)))
+    entries += [with_counter(t, t.classifier) for t in table.online(a) if t.classifier]
     if classes is None:
         return View(tuple(entries), roots("backbone"))
     name, channels = classifier_name(a, library), stage_channels(a)[-1]
@@ -93,14 +89,14 @@ def swin_entry(row: swin.Row, name: str, library: Library) -> Entry:
         return Entry(row.source, row.shape, name)
     index = name.removesuffix(swin.BIAS_TABLE) + swin.INDEX
     buffers = {index: swin.position_index(row).reshape(-1)} if library.swin_index else {}
-    return Entry(row.source, row.shape, name, "same", buffers)
+    return Entry(row.source, row.shape, name=name, layout="same", buffers=buffers)
 
 
-def with_counter(t: table.Tensor, name: str) -> Entry:
+def with_counter(tensor: table.Tensor, name: str) -> Entry:
     """An array of a ResNet; torch counts the batches behind every running variance."""
     counter = name.removesuffix(RUNNING_VAR) + COUNTER
     buffers = {counter: np.asarray(0, np.int64)} if name.endswith(RUNNING_VAR) else {}
-    return Entry(t.source, t.shape, name, buffers=buffers)
+    return Entry(tensor.source, tensor.shape, name, buffers=buffers)
 
 
 def classifier_name(a: Architecture, library: Library) -> str:

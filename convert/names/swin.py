@@ -57,7 +57,7 @@ class Names(NamedTuple):
 
 def rows(a: Architecture) -> Iterator[Row]:
     """Every array of the online backbone, in the order of torchvision's state_dict."""
-    size = swin.architecture(a.backbone)
+    size = swin.size_of(a.backbone)
     patches = Names("features.0.0", "patch_embed.proj", "patch_embed.projection")
     yield from _layer("patch_embed", patches, (swin.PATCH, swin.PATCH, 3, a.width))
     norm = Names("features.0.2", "patch_embed.norm", "patch_embed.norm")
@@ -77,7 +77,7 @@ def rows(a: Architecture) -> Iterator[Row]:
             block = Names(
                 f"features.{2 * i + 1}.{b}", f"layers.{i}.blocks.{b}", f"stages.{i}.blocks.{b}"
             )
-            yield from _block(f"{stage}/block{b}", block, channels, size)
+            yield from _block(f"{stage}/block{b}", block, channels=channels, size=size)
     yield from _norm("norm5", Names("norm", "norm", "norm3"), a.width * 8)
     for i in range(3):
         yield from _norm(f"norm{i + 2}", Names("", "", f"norm{i}"), a.width * 2**i)

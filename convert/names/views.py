@@ -77,11 +77,11 @@ class View:
     @property
     def sources(self) -> dict[str, str]:
         """The file's name -> path in the state, or COMPUTED; in the file's order."""
-        found = {}
+        paths = {}
         for name, entry in self.named.items():
-            found[name] = entry.source
-            found |= dict.fromkeys(entry.buffers, COMPUTED)
-        return found
+            paths[name] = entry.source
+            paths |= dict.fromkeys(entry.buffers, COMPUTED)
+        return paths
 
     def to_file(self, state: Mapping[str, Any], subject: str) -> dict[str, np.ndarray]:
         """The file's arrays of a state, buffers included.

@@ -21,6 +21,7 @@ from mcl_jax.convert.names.views import Entry, View
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 
@@ -61,23 +62,25 @@ def export(
             f"mcl-official holds MCL with an FPN; this checkpoint is {method} with neck {a.neck}. "
             "--to detectron2, --to torchvision and --to timm export its backbone"
         )
-    own = view(a, levels)
-    arrays = own.to_file(state, "the checkpoint does not fit its own configuration")
+    networks = view(a, levels)
+    arrays = networks.to_file(state, "the checkpoint does not fit its own configuration")
 
     def fill(temporary: Path) -> None:
         path = temporary / out.name
         authors_files.write(path, arrays, int(meta["step"]))
         read = authors_files.read(path).arrays
-        own.demand_same(read, state)
-        errors = selfcheck.check(read, own, state, a, architectures.PARTS, config)
+        networks.demand_same(read, state)
+        errors = selfcheck.check(
+            read, networks, state=state, a=a, parts=architectures.PARTS, config=config
+        )
         models = {"the authors' code (load_from)": {"loads": "all", "from_scratch": "nothing"}}
         content = report.describe(
             "mcl-official",
             state,
-            meta,
-            source,
-            arrays,
-            own.sources,
+            meta=meta,
+            source=source,
+            model=arrays,
+            sources=networks.sources,
             notes=list(changes),
             models=models,
             reasons={},
@@ -120,7 +123,9 @@ def load(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict[str, An
     if content.step is None:
         notes.append("the file names no iteration: starting at step 0")
     step = content.step or 0
-    opt_state = _optimizer_state(content, trees["params"], a, levels, plain, step, notes)
+    opt_state = _optimizer_state(
+        content, trees["params"], a=a, levels=levels, config=plain, step=step, notes=notes
+    )
     state = TrainState(step=np.asarray(step, np.int32), opt_state=opt_state, memory={}, **trees)
     return state, {"config": plain, "origin": f"mcl-official:{path.name}"}, notes
 
@@ -144,7 +149,7 @@ def _optimizer_state(
     notes: list[str],
 ) -> Any:
     """The configured optimizer's state at `step`, with the file's momentum where it has one."""
-    settings = program.settings(optimizer.Settings, config["optimizer"])
+    settings = fill(optimizer.OptimizerSettings, config["optimizer"])
     # The state does not depend on the schedule's values, only on there being one.
     lr = optimizer.learning_rate(settings, config["data"]["batch_size"], steps_per_epoch=1)
     state = optimizer.create(settings, params, lr).init(params)

@@ -92,7 +92,7 @@ def _network(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if differing:
         raise UserError(
             f"{ALIAS}* must equal {ALIASED}*, but {len(differing)} differ: "
-            f"{', '.join(differing[:10])}"
+            f"{', '.join(map(printable, differing[:10]))}"
         )
     return arrays
 
@@ -119,12 +119,12 @@ def _momentum(
             f"({len(trained)} trained); delete 'optimizer' from the file to start without momentum"
         )
     ordered = names if len(indices) == len(names) else trained
-    found = {
+    momentum = {
         name: weights.as_array(buffers[index], f"the momentum of {name}")
         for name, index in zip(ordered, indices, strict=True)
         if weights.is_array(buffers[index])
     }
-    return found or None
+    return momentum or None
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], step: int) -> None:

@@ -8,7 +8,7 @@ Keys and types are Detectron2 0.6's; the file is complete without a `_BASE_`.
 import json
 
 from mcl_jax.models.backbone import Architecture
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 TEMPLATE = """\
 # Mask R-CNN {title}-FPN, 1x schedule, from mcl_jax weights. Run it with Detectron2's own
@@ -80,7 +80,7 @@ TEST:
 
 def limits(a: Architecture) -> list[str]:
     """Reasons why stock Detectron2 cannot build this network, in words; empty if it can."""
-    _, bottleneck = architecture(a.backbone)
+    _, bottleneck = blocks_of(a.backbone)
     if bottleneck or a.width == 64:
         return []
     return [
@@ -97,7 +97,7 @@ def text(a: Architecture, weights: str, folded: bool = False) -> str:
       weights: path of the .pkl as Detectron2 is to open it.
       folded: FPN and box head have biases instead of norms.
     """
-    _, bottleneck = architecture(a.backbone)
+    _, bottleneck = blocks_of(a.backbone)
     depth = int(a.backbone.removeprefix("resnet"))
     return TEMPLATE.format(
         title=f"R{depth}",

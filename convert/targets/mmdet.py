@@ -8,7 +8,7 @@ from mcl_jax.convert.files.formats import MMENGINE
 from mcl_jax.convert.names import architectures, detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
 from mcl_jax.models.backbone import is_swin, stage_channels
-from mcl_jax.models.resnet import architecture
+from mcl_jax.models.resnet import blocks_of
 
 CONFIG = """\
 # Mask R-CNN {title}, 1x schedule, from mcl_jax weights. With MMDetection 3:
@@ -67,12 +67,12 @@ def files(job: Job) -> dict[str, str]:
 
 def notes(job: Job) -> list[str]:
     a = job.architecture
-    found = untrained_levels(job)
-    if not is_swin(a.backbone) and not architecture(a.backbone)[1] and a.width != 64:
-        found.append(
+    lines = untrained_levels(job)
+    if not is_swin(a.backbone) and not blocks_of(a.backbone)[1] and a.width != 64:
+        lines.append(
             f"this {a.backbone} has width {a.width}: base_channels in the configuration says so"
         )
-    return found
+    return lines
 
 
 def models(job: Job) -> dict[str, dict[str, str]]:
@@ -89,7 +89,7 @@ TARGET = Target(
     parts=architectures.PARTS,
     default="all",
     demand=lambda job: None,
-    view=lambda job: detectors.view(job.architecture, "mmdet", job.parts, job.folded),
+    view=lambda job: detectors.view(job.architecture, "mmdet", parts=job.parts, folded=job.folded),
     files=files,
     notes=notes,
     models=models,

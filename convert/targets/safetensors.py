@@ -19,7 +19,9 @@ def view(job: Job) -> View:
     shapes = flax.traverse_util.flatten_dict(
         {name: getattr(expected, name) for name in NETWORKS}, sep="/"
     )
-    entries = tuple(Entry(name, x.shape, name, "ours") for name, x in sorted(shapes.items()))
+    entries = tuple(
+        Entry(name, x.shape, name=name, layout="ours") for name, x in sorted(shapes.items())
+    )
     return View(entries, ("",))
 
 

@@ -57,7 +57,7 @@ def classes(job: Job) -> int | None:
 def view(job: Job, library: Library) -> View:
     """A classifier's names for the backbone alone, a detector's with an FPN."""
     if is_detector(job.parts):
-        return detectors.view(job.architecture, "torchvision", job.parts, job.folded)
+        return detectors.view(job.architecture, "torchvision", parts=job.parts, folded=job.folded)
     return classifiers.view(job.architecture, library, classes(job))
 
 

@@ -100,8 +100,8 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
         measure = measures[name]
         return Part(name, least[name], lambda budget, done: measure(request, budget, done))
 
-    wanted = names or [n for n in measures if n != "change" or request.changes]
-    return [part(name) for name in wanted]
+    selection = names or [n for n in measures if n != "change" or request.changes]
+    return [part(name) for name in selection]
 
 
 def found(seconds: float = 120.0) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mcl_jax.data.decode import decode_to_canvas
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.pipeline import batches
 from mcl_jax.data.record import Record, Source
 
@@ -83,9 +84,10 @@ def benchmark(
     }
     if all(d.startswith(b"\xff\xd8") for d in data):
         stages = {"decode, simplejpeg": simplejpeg.decode_jpeg} | stages
-    rows = [_time_images(name, stage, data, seconds) for name, stage in stages.items()]
+    rows = [_time_images(name, stage, data=data, seconds=seconds) for name, stage in stages.items()]
     for workers, threads in pipelines:
-        rows.append(_time_pipeline(source, canvas_size, batch_size, seconds, workers, threads))
+        settings = _settings(canvas_size, batch_size, workers=workers, threads=threads)
+        rows.append(_time_pipeline(source, settings, seconds))
     return rows
 
 
@@ -97,7 +99,8 @@ def ratio(rows: list[dict], canvas_size: int) -> float:
 
 def pipeline_rate(canvas_size: int, seconds: float = 1.0) -> float:
     """Images per second that one core of this machine turns into canvases, whole pipeline."""
-    row = _time_pipeline(SyntheticPhotos(100_000), canvas_size, 32, seconds, 0, 1)
+    settings = _settings(canvas_size, batch_size=32, workers=0, threads=1)
+    row = _time_pipeline(SyntheticPhotos(100_000), settings, seconds)
     return 1e3 / row["cpu_ms_per_image"]
 
 
@@ -106,38 +109,39 @@ def _time_images(
 ) -> dict:
     stage(data[0])
     count, start, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - start < seconds:
+    while not count or time.perf_counter() - start < seconds:
         stage(data[count % len(data)])
         count += 1
-    return _row(name, count, time.perf_counter() - start, time.process_time() - cpu)
+    return _row(name, count, wall=time.perf_counter() - start, cpu=time.process_time() - cpu)
 
 
-def _time_pipeline(
-    source: Source, canvas_size: int, batch_size: int, seconds: float, workers: int, threads: int
-) -> dict:
-    with batches(
-        source,
+def _settings(canvas_size: int, batch_size: int, workers: int, threads: int) -> LoaderSettings:
+    """Of a loader whose images are all readable, in one process."""
+    return LoaderSettings(
         canvas_size=canvas_size,
         batch_size=batch_size,
-        seed=0,
-        start_step=0,
         process_index=0,
         process_count=1,
         workers=workers,
         threads=threads,
-        shuffle=True,
         max_unreadable_share=1.0,
-    ) as iterator:
+        unreadable_grace=0,
+    )
+
+
+def _time_pipeline(source: Source, settings: LoaderSettings, seconds: float) -> dict:
+    workers, threads = settings.workers, settings.threads
+    with batches(source, settings, seed=0, start_step=0, shuffle=True) as iterator:
         # What was made ahead while the workers started must not count.
         for _ in range(2 * max(workers, 1) + 2 * threads):
             next(iterator)
         count, start, cpu = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() - start < seconds:
+        while not count or time.perf_counter() - start < seconds:
             next(iterator)
-            count += batch_size
-        wall, used = time.perf_counter() - start, time.process_time() - cpu
+            count += settings.batch_size
+        wall, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     name = f"whole pipeline, {workers} workers, {threads} threads"
-    return _row(name, count, wall, None if workers else used)
+    return _row(name, count, wall=wall, cpu=None if workers else cpu_seconds)
 
 
 def _row(stage: str, count: int, wall: float, cpu: float | None) -> dict:
@@ -149,7 +153,7 @@ def _row(stage: str, count: int, wall: float, cpu: float | None) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
+def as_text(rows: list[dict]) -> str:
     """The rows as text, one line each."""
     lines = [f"{'stage':<42}{'images/s':>10}{'ms/image':>10}{'CPU ms/image':>14}"]
     for row in rows:
@@ -173,7 +177,11 @@ def eight_views(data: bytes, rng: np.random.Generator) -> list[np.ndarray]:
     """Four views of side q, four of side k (design section 3), each uint8 [224, 224, 3]."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     sides = [(1.0, 0.0), (0.1, 0.2)]
-    return [_view(image, rng, blur, solarize) for blur, solarize in sides for _ in range(4)]
+    return [
+        _view(image, rng, blur=blur, solarize=solarize)
+        for blur, solarize in sides
+        for _ in range(4)
+    ]
 
 
 def _view(image: Image.Image, rng: np.random.Generator, blur: float, solarize: float) -> np.ndarray:

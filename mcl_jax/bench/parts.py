@@ -60,9 +60,9 @@ def run(
     records: dict[str, dict[str, Any]] = {}
     for part in parts:
         started = budget.now()
-        own = _outcome(part, budget, records)
+        outcome = _outcome(part, budget, records)
         seconds = round(budget.now() - started, 2)
-        record = {"part": part.name, "seconds": seconds, **about, **own}
+        record = {"part": part.name, "seconds": seconds, **about, **outcome}
         records[part.name] = record
         staged = out / f".{part.name}.json.tmp"
         staged.write_text(json.dumps(record, indent=1) + "\n")
@@ -72,13 +72,13 @@ def run(
 
 
 def _outcome(part: Part, budget: Budget, records: Results) -> dict[str, Any]:
-    left = budget.left()
-    if left < part.least_s:
-        reason = f"{max(left, 0):.0f} s are left, it takes at least {part.least_s:.0f} s"
+    seconds_left = budget.left()
+    if seconds_left < part.least_s:
+        reason = f"{max(seconds_left, 0):.0f} s are left, it takes at least {part.least_s:.0f} s"
         return {"status": SKIPPED, "reason": reason}
-    done = {name: record["result"] for name, record in records.items() if "result" in record}
+    results = {name: record["result"] for name, record in records.items() if "result" in record}
     try:
-        result = dict(part.measure(budget, done))
+        result = dict(part.measure(budget, results))
         json.dumps(result)
     except Exception as error:  # whatever it is, the other parts are still worth their time
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
@@ -92,10 +92,12 @@ def line(record: Mapping[str, Any]) -> str:
         for name, value in record.get("result", {}).items()
         if isinstance(value, int | float | str)
     }
-    said = record.get("error") or record.get("reason") or ""
-    said = " ".join(said.split())[-300:]
+    message = record.get("error") or record.get("reason") or ""
+    message = " ".join(message.split())[-300:]
     figures = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in numbers.items()
     )
-    return f"{record['part']}: {record['status']} in {record['seconds']:.1f} s  {said or figures}"
+    return (
+        f"{record['part']}: {record['status']} in {record['seconds']:.1f} s  {message or figures}"
+    )

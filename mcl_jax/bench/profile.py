@@ -58,7 +58,7 @@ def longest(
             for _ in range(steps):
                 step()
         events = list(read(Path(folder)))
-    return summary(events, steps, sources(program_text), count)
+    return summary(events, steps, source_of=sources(program_text), count=count)
 
 
 def read(folder: Path) -> Iterator[Event]:
@@ -93,11 +93,11 @@ def summary(
     busy = sum(event.nanoseconds for event in events)
     kernels = [(e.name, e.nanoseconds) for e in events if e.name != e.operation]
     operations = [(e.operation or e.name, e.nanoseconds) for e in events]
-    rows = _rows(operations, steps, busy, count)
+    rows = _rows(operations, steps, busy=busy, count=count)
     return {
         "traced_steps": steps,
         "busy_ms_per_step": busy / steps / 1e6,
-        "kernels": _rows(kernels, steps, busy, count),
+        "kernels": _rows(kernels, steps, busy=busy, count=count),
         "operations": [row | {"source": source_of.get(row["name"], "")} for row in rows],
     }
 
@@ -122,7 +122,7 @@ def _rows(
     ]
 
 
-def table(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """`longest`'s result as text."""
     lines = [f"busy {result['busy_ms_per_step']:.2f} ms a step"]
     for kind in ("kernels", "operations"):

@@ -1,7 +1,8 @@
 """A pre-training run that is killed and started again, watched from outside.
 
 Says how long the command takes to its first step, cold and with a warm compile cache, whether
-anything is compiled after that, and whether the losses go on as if nothing had happened.
+anything is compiled after that, and whether the losses after it are those of a run that was never
+killed.
 """
 
 import re
@@ -125,7 +126,7 @@ def _watch(
 ) -> Run:
     """Runs a command until it ends by itself, or is killed after a step."""
     started = time.monotonic()
-    known = len(metrics.read(workdir))
+    line_count = len(metrics.read(workdir))
     process = commands.start(command, environment, stdout=subprocess.PIPE)
     run = Run()
     reader = threading.Thread(target=_listen, args=(process, run, started), daemon=True)
@@ -135,8 +136,8 @@ def _watch(
             ended = process.poll() is not None  # asked first: what it wrote before counts
             if run.first_step_s != run.first_step_s:
                 lines = metrics.read(workdir)
-                own = lines if len(lines) != known else []
-                if any("loss" in line and line["step"] == first_step for line in own):
+                new_lines = lines if len(lines) != line_count else []
+                if any("loss" in line and line["step"] == first_step for line in new_lines):
                     run.first_step_s = time.monotonic() - started
             if ended:
                 break
@@ -157,8 +158,8 @@ def _watch(
 def _listen(process: subprocess.Popen, run: Run, started: float) -> None:
     for line in process.stdout:
         if match := _COMPILED.search(line):
-            at = time.monotonic() - started
-            run.programs.append((at, match[1], float(match[2])))
+            seconds = time.monotonic() - started
+            run.programs.append((seconds, match[1], float(match[2])))
         elif match := _CACHE_HIT.search(line):
             run.cached.append(match[1])
         else:

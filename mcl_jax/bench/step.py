@@ -32,9 +32,9 @@ def compare_pyramids(config: Any) -> dict[str, Any]:
     """`compiled.figures` of both pyramid modes and the ratios full / assigned."""
     result: dict[str, Any] = {}
     for pyramid in ("assigned", "full"):
-        own = _changed(config, ("loss", "pyramid", pyramid))
+        variant = _changed(config, ("loss", "pyramid", pyramid))
         print(f"compiling pyramid={pyramid} ...", file=sys.stderr, flush=True)
-        result[pyramid] = compiled.figures(program.lower_step(_built(own)).compile())
+        result[pyramid] = compiled.figures(program.lower_step(_built(variant)).compile())
     for name in ("flops", "bytes", "peak_bytes"):
         result[f"{name}_ratio"] = result["full"][name] / result["assigned"][name]
     return result
@@ -60,7 +60,7 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
     started = time.perf_counter()
     step = lowered.compile()
     compile_s = time.perf_counter() - started
-    once = stepper(run, step, program.new_state(run), program.random_batch(run))
+    once = stepper(run, step, state=program.new_state(run), batch=program.random_batch(run))
     seconds, first_loss = timed(once, WARM_UP, steps)
     result = compiled.figures(step) | about(config)
     result |= {
@@ -72,7 +72,7 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
         "seconds_per_step_ahead": _ahead(once, steps),
         "memory_in_use_bytes": memory("peak_bytes_in_use"),
     }
-    result |= rates(run, lowered, result["seconds_per_step"], result["flops"])
+    result |= rates(run, lowered, seconds=result["seconds_per_step"], flops=result["flops"])
     if traced_steps:
         result["profile"] = profile.longest(
             lambda: jax.block_until_ready(once()), traced_steps, program_text=step.as_text()

@@ -37,25 +37,25 @@ def block(weights, name, x, stride):
     y = x
     for i in range(1, convs + 1):
         strided = i == (2 if convs == 3 else 1)
-        y = conv(weights, f"{name}.conv{i}", y, stride if strided else 1)
+        y = conv(weights, f"{name}.conv{i}", x=y, stride=stride if strided else 1)
         y = norm(weights, f"{name}.bn{i}", y)
         if i < convs:
             y = F.relu(y)
     if f"{name}.downsample.0.weight" in weights:
-        x = conv(weights, f"{name}.downsample.0", x, stride)
+        x = conv(weights, f"{name}.downsample.0", x=x, stride=stride)
         x = norm(weights, f"{name}.downsample.1", x)
     return F.relu(x + y)
 
 
 def resnet(weights, prefix, x):
-    x = F.relu(norm(weights, f"{prefix}.bn1", conv(weights, f"{prefix}.conv1", x, 2)))
+    x = F.relu(norm(weights, f"{prefix}.bn1", conv(weights, f"{prefix}.conv1", x=x, stride=2)))
     x = F.max_pool2d(x, 3, 2, 1)
     stages = []
     for layer in range(1, 5):
         index = 0
         while f"{prefix}.layer{layer}.{index}.conv1.weight" in weights:
             stride = 2 if layer > 1 and index == 0 else 1
-            x = block(weights, f"{prefix}.layer{layer}.{index}", x, stride)
+            x = block(weights, f"{prefix}.layer{layer}.{index}", x=x, stride=stride)
             index += 1
         stages.append(x)
     return stages
@@ -97,7 +97,7 @@ def encoder(weights, prefix, canvases):
     """[n, 3, H, H] -> embeddings of P2..P5, each [n, tiles, D]."""
     tile = canvases.shape[-1] // 32
     pyramid = fpn(weights, f"{prefix}.1", resnet(weights, f"{prefix}.0", canvases))
-    return [head(weights, f"{prefix}.2", p, tile) for p in pyramid]
+    return [head(weights, f"{prefix}.2", features=p, tile=tile) for p in pyramid]
 
 
 def predictor(weights, level, x):
@@ -153,7 +153,7 @@ def ema_step(weights, m):
 
 
 def from_names(names, memory_format=torch.contiguous_format, device="cpu"):
-    """Arrays under the authors' names -> `weights`; the online network's parameters want gradients."""
+    """Arrays under the authors' names -> `weights`; the online network's parameters need gradients."""
     weights = {}
     for name, value in names.items():
         tensor = torch.tensor(value, device=device)
@@ -167,5 +167,5 @@ def from_names(names, memory_format=torch.contiguous_format, device="cpu"):
 def gradients(weights, value):
     """name -> gradient of a loss, of everything that is trained."""
     trained = [name for name, tensor in weights.items() if tensor.requires_grad]
-    found = torch.autograd.grad(value, [weights[name] for name in trained])
-    return dict(zip(trained, found, strict=True))
+    values = torch.autograd.grad(value, [weights[name] for name in trained])
+    return dict(zip(trained, values, strict=True))

@@ -55,7 +55,7 @@ class Task:
             return cls(weights, file["canvases"], labels, counts, scalars["options"])
 
     def halved(self) -> "Task":
-        """The same amount of work for half as many images: for a card that the whole overfills.
+        """The same amount of work for half as many images: for a card that is too small for all.
 
         The first half of every level's canvases, with image numbers that fit: the shapes are those
         of a batch of half the size, the loss is none.
@@ -66,14 +66,14 @@ class Task:
         if any(count % 2 for count in self.counts):
             raise ValueError(f"canvases per level {self.counts} cannot be halved")
         starts = np.cumsum((0, *self.counts))
-        kept = [np.arange(s, s + c // 2) for s, c in zip(starts, self.counts, strict=False)]
+        halves = [np.arange(s, s + c // 2) for s, c in zip(starts, self.counts, strict=False)]
         batch = self.options["batch_size"] // 2
         return Task(
             self.weights,
-            self.canvases[:, np.concatenate(kept)],
-            tuple(level[:, : level.shape[1] // 2] % batch for level in self.labels),
-            tuple(count // 2 for count in self.counts),
-            {**self.options, "batch_size": batch},
+            self.canvases[:, np.concatenate(halves)],
+            labels=tuple(level[:, : level.shape[1] // 2] % batch for level in self.labels),
+            counts=tuple(count // 2 for count in self.counts),
+            options={**self.options, "batch_size": batch},
         )
 
 
@@ -97,10 +97,10 @@ def step_function(task: Task, device: str) -> Callable[[], float]:
             loss = torch_mcl.loss(
                 weights,
                 sides,
-                labels,
-                task.counts,
-                options["level_weights"],
-                options["temperature"],
+                labels=labels,
+                counts=task.counts,
+                level_weights=options["level_weights"],
+                temperature=options["temperature"],
             )
         torch_mcl.lars_step(
             weights,
@@ -120,7 +120,7 @@ def step_function(task: Task, device: str) -> Callable[[], float]:
 
 
 def time_alone(task: Task, device: str, *, warm_up: int, steps: int) -> dict[str, Any]:
-    """Times steps in a process that has the device alone; halves a batch that overfills it.
+    """Times steps in a process that has the device alone; halves a batch that does not fit.
 
     Args:
       device: see `step_function`.

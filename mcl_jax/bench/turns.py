@@ -81,9 +81,11 @@ def _run(side: str, folder: Path) -> dict[str, Any]:
         "XLA_PYTHON_CLIENT_PREALLOCATE", None
     )  # the parent's; a side has the card alone
     command = [sys.executable, "-m", "mcl_jax.bench.turns", side, str(folder)]
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the side {side!r} failed: {done.stderr[-2000:]}")
+    process = subprocess.run(
+        command, env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if process.returncode:
+        raise UserError(f"the side {side!r} failed: {process.stderr[-2000:]}")
     return json.loads((folder / f"{side}.json").read_text())
 
 
@@ -95,7 +97,7 @@ def ours(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     config = task["config"]
     run = program.build(config, sharding.mesh_for(config), images=config["data"]["batch_size"])
     state, batch = program.new_state(run), program.random_batch(run)
-    versus.torch_task(run, state, batch, task["names"]).save(folder / "torch.npz")
+    versus.torch_task(run, state, batch=batch, names=task["names"]).save(folder / "torch.npz")
     del state  # `measure` makes the same once more
     return step.measure(config, task["steps"])
 
@@ -104,9 +106,9 @@ def theirs(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Measures torch's step from what ours left in the folder."""
     from mcl_jax.bench import torch_side
 
-    given = torch_side.Task.load(folder / "torch.npz")
+    torch_task = torch_side.Task.load(folder / "torch.npz")
     return torch_side.time_alone(
-        given, task["torch_device"], warm_up=task["warm_up"], steps=task["steps"]
+        torch_task, task["torch_device"], warm_up=task["warm_up"], steps=task["steps"]
     )
 
 

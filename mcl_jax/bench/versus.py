@@ -111,7 +111,7 @@ def _alternately(run: program.Program, names: Mapping[str, str], steps: int) -> 
     torch.set_num_threads(threads)
     state = program.new_state(run)
     batch = program.random_batch(run)
-    theirs = torch_side.step_function(torch_task(run, state, batch, names), "cpu")
+    theirs = torch_side.step_function(torch_task(run, state, batch=batch, names=names), "cpu")
     ours = _our_step(run, state, batch)
     seconds: dict[str, list[float]] = {"ours": [], "torch": []}
     losses: dict[str, list[float]] = {"ours": [], "torch": []}
@@ -169,7 +169,9 @@ def torch_task(
     names = ("trust_coefficient", "momentum", "weight_decay", "clip_norm")
     options |= {name: optimizer[name] for name in names}
     labels = tuple(np.asarray(level) for level in inputs.labels)
-    return torch_side.Task(weights, canvases, labels, tuple(run.objective.counts), options)
+    return torch_side.Task(
+        weights, canvases, labels=labels, counts=tuple(run.objective.counts), options=options
+    )
 
 
 def _to_torch(array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.record import Source
 from mcl_jax.errors import UserError
 
@@ -31,21 +32,23 @@ class BatchIterator:
 
     def __init__(
         self,
-        open_at: Callable[[int], Iterator[Batch]],
+        open_after: Callable[[int], Iterator[Batch]],
         source: Source,
-        max_share: float,
-        min_judged: int,
+        settings: LoaderSettings,
     ):
-        if not 0 <= max_share <= 1:
-            raise UserError(f"max_unreadable_share is {max_share}; it must be in 0..1")
+        """
+        Args:
+          open_after: the batches that follow so many.
+          source: what they are made of; an unreadable image is named from it.
+          settings: how many unreadable images are too many.
+        """
         self._opencv = contextlib.ExitStack()
         self._opencv.enter_context(quiet_opencv())
-        self._open_at = open_at  # after so many batches
-        self._batches = open_at(0)
-        self._given = 0
+        self._open_after = open_after
+        self._batches = open_after(0)
+        self._count = 0  # of the batches given out
         self._source = source
-        self._max_share = max_share
-        self._min_judged = min_judged
+        self._settings = settings
         self._bad_names: dict[int, str] = {}
         self.seen = 0
         self.unreadable = 0
@@ -78,9 +81,9 @@ class BatchIterator:
                     raise
                 logging.warning("a decoding worker died; the workers are started again: %s", error)
                 self._batches.close()
-                self._batches = self._open_at(self._given)
+                self._batches = self._open_after(self._count)
             else:
-                self._given += 1
+                self._count += 1
                 return batch
         raise UserError(
             f"decoding workers died {_WORKER_STARTS} times in a row (killed for memory, or /dev/shm "
@@ -93,14 +96,15 @@ class BatchIterator:
             logging.warning("unreadable image %s: %s", self._bad_names[index], reason)
 
     def _judge(self) -> None:
-        if self.seen < self._min_judged or self.unreadable <= self._max_share * self.seen:
+        most = self._settings.max_unreadable_share
+        if self.seen < self._settings.unreadable_grace or self.unreadable <= most * self.seen:
             return
         names = list(self._bad_names.values())
         more = ", ..." if len(names) > _NAMES_SHOWN else ""
         share = self.unreadable / self.seen
         raise UserError(
             f"{self.unreadable} of {self.seen} images ({share:.1%}) are unreadable, more than the "
-            f"{self._max_share:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or "
+            f"{most:.1%} allowed: {', '.join(names[:_NAMES_SHOWN])}{more}; mend or "
             "remove them, or raise data.max_unreadable_share"
         )
 

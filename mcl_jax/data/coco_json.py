@@ -129,13 +129,13 @@ def parse(content: Any, name: str) -> Instances:
     labels = {category_id: label for label, category_id in enumerate(ids)}
     annotations: dict[Hashable, list[Annotation]] = {}
     for entry in content["annotations"]:
-        made = _annotation(entry, images, labels, left_out)
-        if made is not None:
-            annotations.setdefault(entry["image_id"], []).append(made)
+        annotation = _annotation(entry, images, labels=labels, left_out=left_out)
+        if annotation is not None:
+            annotations.setdefault(entry["image_id"], []).append(annotation)
     if not annotations:
         raise UserError(f"{name} has no usable box: {left_out.sentence() or 'it lists none'}")
-    kept = {id(a.entry) for boxes in annotations.values() for a in boxes}
-    annotation_entries = [e for e in content["annotations"] if id(e) in kept]
+    entry_ids = {id(a.entry) for boxes in annotations.values() for a in boxes}
+    annotation_entries = [e for e in content["annotations"] if id(e) in entry_ids]
     return Instances(
         class_names=class_names,
         category_ids=ids,
@@ -169,8 +169,8 @@ class _Counter:
         self.kinds: dict[str, LeftOut] = {}
 
     def add(self, kind: str, entry: Any) -> None:
-        shown = str(entry.get("id", "none"))[:40] if isinstance(entry, Mapping) else "none"
-        count, first = self.kinds.get(kind, (0, shown))
+        name = str(entry.get("id", "none"))[:40] if isinstance(entry, Mapping) else "none"
+        count, first = self.kinds.get(kind, (0, name))
         self.kinds[kind] = LeftOut(count + 1, first)
 
     def sentence(self) -> str:
@@ -234,7 +234,7 @@ def _image(entry: Any, before: Mapping[Hashable, Image], left_out: _Counter) -> 
     sides = [entry.get(side) for side in ("height", "width")]
     if not all(_is_number(side) and side >= 1 for side in sides):
         return left_out.add("image without height and width above 0", entry)
-    return Image(entry["id"], entry["file_name"], int(sides[0]), int(sides[1]))
+    return Image(entry["id"], entry["file_name"], height=int(sides[0]), width=int(sides[1]))
 
 
 def _annotation(
@@ -259,7 +259,9 @@ def _annotation(
     clipped = _clipped(box, images[image_id])
     if clipped is None:
         return left_out.add("annotation with a box outside its image", entry)
-    return Annotation(labels[category_id], clipped, bool(entry.get("iscrowd", 0)), entry)
+    return Annotation(
+        labels[category_id], clipped, crowd=bool(entry.get("iscrowd", 0)), entry=entry
+    )
 
 
 def _clipped(box: list[float], image: Image) -> XYWH | None:

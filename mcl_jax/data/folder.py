@@ -6,7 +6,7 @@ import os
 import re
 
 from mcl_jax.data.record import Record
-from mcl_jax.errors import UserError
+from mcl_jax.errors import EmptySplit, UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
@@ -70,30 +70,30 @@ def open_folder(root: str, split: str) -> FolderSource:
         )
     chosen = _select(files, split)
     if not chosen:
-        raise UserError(
+        raise EmptySplit(
             f"split {split!r} of folder {root!r} is empty: it holds {len(files)} images"
         )
     class_names = _class_names(files)
     labels = _labels(chosen, class_names)
-    return FolderSource(root, tuple(chosen), labels, class_names)
+    return FolderSource(root, tuple(chosen), labels=labels, class_names=class_names)
 
 
 def _image_files(root: str) -> list[str]:
     """Relative paths in sorted order; every real directory is walked once, so link loops end."""
-    found, seen = [], set()
+    files, directories = [], set()
     for directory, subdirs, names in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
-        if real in seen:
+        if real in directories:
             subdirs[:] = []
             continue
-        seen.add(real)
+        directories.add(real)
         subdirs[:] = sorted(d for d in subdirs if not d.startswith(".") and d != "__MACOSX")
         relative = os.path.relpath(directory, root)
         for name in names:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = name if relative == "." else os.path.join(relative, name)
-                found.append(path.replace(os.sep, "/"))
-    return sorted(found)
+                files.append(path.replace(os.sep, "/"))
+    return sorted(files)
 
 
 def _class_names(files: list[str]) -> tuple[str, ...] | None:

@@ -72,7 +72,7 @@ def open_labeled(
         )
     labels = np.zeros((len(source), len(source.class_names)), np.int8)
     labels[np.arange(len(source)), source.labels] = PRESENT
-    return LabeledImages(name, source, labels, source.class_names)
+    return LabeledImages(name, source, labels=labels, class_names=source.class_names)
 
 
 def open_coco(annotations: str | Path, images: str | Path) -> LabeledImages:
@@ -94,7 +94,7 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabeledImages:
     files = tuple(image.file_name for image in instances.images)
     if not any((folder / name).is_file() for name in files):
         raise UserError(f"{folder} holds no image of {annotations}, e.g. {files[0]}")
-    source = FolderSource(str(folder), files, (-1,) * len(files), None)
+    source = FolderSource(str(folder), files, labels=(-1,) * len(files), class_names=None)
 
     def shown(image: coco_json.Image) -> Shown:
         boxes = instances.of(image)
@@ -102,15 +102,15 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabeledImages:
         return np.array([box.label for box in boxes], int), np.array(hard, bool)
 
     labels = _matrix(map(shown, instances.images), len(files), len(instances.class_names))
-    return LabeledImages(str(annotations), source, labels, instances.class_names)
+    return LabeledImages(str(annotations), source, labels=labels, class_names=instances.class_names)
 
 
 def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
     """int8 [n, C]; an object that is not difficult decides."""
     labels = np.full((count, classes), ABSENT, np.int8)
-    for row, (shown, difficult) in zip(labels, images, strict=True):
-        row[shown[difficult]] = DIFFICULT
-        row[shown[~difficult]] = PRESENT
+    for row, (present, difficult) in zip(labels, images, strict=True):
+        row[present[difficult]] = DIFFICULT
+        row[present[~difficult]] = PRESENT
     return labels
 
 
@@ -118,13 +118,15 @@ def _of_tfds(source: Any, name: str, progress: bool) -> LabeledImages:
     class_label, read = _reader(source.features, name)
     starts = range(0, len(source), _CHUNK)
     bar = tqdm(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
-    shown = (
+    labels = (
         read(example)
         for start in bar
         for example in source.examples(range(start, min(start + _CHUNK, len(source))))
     )
     names = tuple(class_label.names)
-    return LabeledImages(name, source, _matrix(shown, len(source), len(names)), names)
+    return LabeledImages(
+        name, source, labels=_matrix(labels, len(source), len(names)), class_names=names
+    )
 
 
 def _reader(features: Mapping[str, Any], name: str) -> tuple[Any, Callable[[Mapping], Shown]]:
@@ -136,10 +138,11 @@ def _reader(features: Mapping[str, Any], name: str) -> tuple[Any, Callable[[Mapp
     lists = {k: x.feature for k, x in features.items() if isinstance(x, sequence)}
     lists = {k: x for k, x in lists.items() if isinstance(x, kind)}
     singles = {k: x for k, x in features.items() if isinstance(x, kind)}
-    for found, preferred in ((lists, "labels"), (singles, "label")):
-        key = preferred if preferred in found else next(iter(found)) if len(found) == 1 else None
+    for kind_features, preferred in ((lists, "labels"), (singles, "label")):
+        only = next(iter(kind_features)) if len(kind_features) == 1 else None
+        key = preferred if preferred in kind_features else only
         if key is not None:
-            return found[key], partial(_of_labels, key=key)
+            return kind_features[key], partial(_of_labels, key=key)
     raise UserError(f"{name} has no labels: neither objects, nor labels, nor a label")
 
 

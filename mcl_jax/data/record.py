@@ -18,10 +18,19 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to encoded images; picklable, since data workers are spawned."""
+    """Random access to encoded images; picklable, since data workers are spawned.
+
+    A source may have more: `labels`, one per image, where they are known without reading it, and
+    `digest`, a text that changes with the list of its files.
+    """
 
     class_names: tuple[str, ...] | None
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def data_digest(source: Source) -> str:
+    """A text that changes with the list of a source's files; '' where the source has none."""
+    return getattr(source, "digest", "")

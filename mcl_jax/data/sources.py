@@ -15,7 +15,7 @@ from etils import epath
 from mcl_jax.data.folder import open_folder
 from mcl_jax.data.record import Record, Source
 from mcl_jax.data.scenes.builder import prepare_scenes
-from mcl_jax.errors import UserError
+from mcl_jax.errors import EmptySplit, UserError
 
 __all__ = ["Record", "Source", "TfdsSource", "open_source", "find_dataset_dir"]
 
@@ -42,6 +42,9 @@ def open_source(dataset: str, split: str, data_dir: str | None) -> Source:
     Raises:
       UserError: unknown kind of data set, directory, version or split, a data set in TFRecord form,
         or an empty folder; the message says what to do.
+
+    Example:
+      >>> open_source("folder:/data/photos", "train[:90%]", None)[0].name
     """
     if dataset == "scenes":
         return TfdsSource(str(prepare_scenes(data_dir)), split)
@@ -94,12 +97,12 @@ def _finished_versions(parent: epath.Path) -> list[str]:
     """Version directories with metadata, oldest first; half-written ones have none."""
     if not parent.is_dir():
         return []
-    finished = [
+    versions = [
         path.name
         for path in parent.iterdir()
         if _VERSION.fullmatch(path.name) and (path / "dataset_info.json").exists()
     ]
-    return sorted(finished, key=lambda v: tuple(map(int, v.split("."))))
+    return sorted(versions, key=lambda v: tuple(map(int, v.split("."))))
 
 
 def _nothing_there(name: str, root: epath.Path, parent: epath.Path) -> str:
@@ -107,8 +110,8 @@ def _nothing_there(name: str, root: epath.Path, parent: epath.Path) -> str:
         configs = sorted(p.name for p in parent.iterdir() if _finished_versions(p))
         if configs:
             return f"{parent} holds configs, not versions: name one, e.g. tfds:{name}/{configs[0]}"
-    there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    listing = ", ".join(there[:10]) if there else "nothing"
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    listing = ", ".join(names[:10]) if names else "nothing"
     return f"no finished data set in {parent} (data_dir holds: {listing}); {_how_to_prepare(name)}"
 
 
@@ -152,8 +155,10 @@ class TfdsSource:
         decoders = {self._image_key: tfds.decode.SkipDecoding()}
         try:
             if builder.info.splits[self._split].num_examples == 0:
-                raise ValueError("it is empty")
+                raise EmptySplit(f"split {self._split!r} of {self._directory} is empty")
             self._data = builder.as_data_source(split=self._split, decoders=decoders)
+        except EmptySplit:
+            raise
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"split {self._split!r} cannot be read from {self._directory}, which has "

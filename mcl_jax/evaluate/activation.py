@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mcl_jax import sharding
-from mcl_jax.evaluate import knn, visualize
+from mcl_jax.evaluate import embedding, visualize
 from mcl_jax.evaluate.monitor import encoder_of, read_parts
 from mcl_jax.report import sheets
 
@@ -53,7 +53,7 @@ def activations(
     params, statistics = (read_parts(state.get(part)) for part in ("params", "batch_stats"))
     variables = {"params": params} | ({"batch_stats": statistics} if statistics else {})
     mesh = sharding.make_mesh(jax.devices()[:1])
-    views = knn.view_function(config, mesh)(images.canvases, images.extents)
+    views = embedding.view_function(config, mesh)(images.canvases, images.extents)
     maps = visualize.feature_maps(encoder_of(config), variables, views, pyramid=False)
     pixels = np.asarray(views) * config["augment"]["std"] + config["augment"]["mean"]
     return np.clip(pixels, 0, 1), {stage: activation(x) for stage, x in maps.items()}
@@ -70,15 +70,15 @@ def draw(
       images: the first `rows` are shown.
       rows: images at most.
     """
-    shown = visualize.Images(*(part[:rows] for part in images))
-    seen = [activations(checkpoint, shown) for checkpoint in checkpoints]
+    first_images = visualize.Images(*(part[:rows] for part in images))
+    looks = [activations(checkpoint, first_images) for checkpoint in checkpoints]
     columns = []
-    for stage in seen[0][1]:
-        for checkpoint, (pixels, heat) in zip(checkpoints, seen, strict=True):
+    for stage in looks[0][1]:
+        for checkpoint, (pixels, heat) in zip(checkpoints, looks, strict=True):
             size = "x".join(map(str, heat[stage].shape[1:]))
             title = f"{stage} ({size})\n{checkpoint.name}"
             columns.append((title, pixels, enlarged(heat[stage], pixels.shape[1])))
-    sheets.activations(path, seen[0][0], columns)
+    sheets.activations(path, looks[0][0], columns)
 
 
 def enlarged(heat: np.ndarray, side: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from mcl_jax import montage
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import TfdsSource
 from mcl_jax.errors import UserError
-from mcl_jax.objectives.build import settings
+from mcl_jax.settings.records import fill
 
 BEFORE, AFTER = "before", "montage"
 
@@ -111,7 +111,7 @@ def copies_of(section: Mapping[str, Any]) -> tuple[int, ...]:
             "montage.assembly 'copy_paste' pastes over other images; instance sizes are computed "
             "for 'montage' and 'mosaic'"
         )
-    layout = settings(montage.Layout, section, boundary_sigma=section["boundary_sigma"] or None)
+    layout = fill(montage.Layout, section)
     # validated as in training, for images that fill whole canvases at any level
     counts = montage.canvas_counts(4**layout.levels, layout)
     pairs = zip(layout.copies[: layout.levels], counts, strict=True)
@@ -129,6 +129,9 @@ def measure(
       copies: see `level_sizes`.
       image_size: H.
       shorter, longer: see `detection_scale`.
+
+    Example:
+      >>> print(as_text(measure(1000, (1, 1, 2, 4), image_size=224, shorter=800, longer=1333)))
     """
     if isinstance(boxes, int):
         shares, before = np.ones(boxes), np.full(boxes, float(image_size))
@@ -139,7 +142,7 @@ def measure(
     return {BEFORE: before} | named | {AFTER: np.concatenate(levels)}
 
 
-def table(measured: Mapping[str, np.ndarray]) -> str:
+def as_text(measured: Mapping[str, np.ndarray]) -> str:
     """Statistics as lines of text, px."""
     titles = _columns("mean", "std", "octaves", "5 %", "50 %", "95 %")
     lines = [f"{'sizes in px':<12}{'instances':>10}" + titles]
@@ -175,10 +178,10 @@ def read(source: Source, progress: bool) -> Boxes | int:
             continue
         shares.append(areas(boxes))
         extents.append(np.broadcast_to(extent, (len(shares[-1]), 2)))
-    found = np.concatenate(shares) if shares else np.zeros(0)
-    if not len(found):
+    areas_of_boxes = np.concatenate(shares) if shares else np.zeros(0)
+    if not len(areas_of_boxes):
         raise UserError(f"no boxes in the {len(source)} images of this split")
-    return Boxes(found, np.concatenate(extents), unreadable)
+    return Boxes(areas_of_boxes, np.concatenate(extents), unreadable)
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:

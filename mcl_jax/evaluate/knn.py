@@ -9,19 +9,16 @@ the whole bank would find, with the same rule for ties: the image that comes fir
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mcl_jax import losses, montage, sharding
-from mcl_jax.models.pyramid import COARSEST
-from mcl_jax.views import color, resample
+from mcl_jax import losses, sharding
+from mcl_jax.evaluate.embedding import full_size
 
 Array = jax.Array
 
@@ -48,77 +45,6 @@ class Neighbors(NamedTuple):
     label: Array  # int32 [M, k]
 
 
-def center_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
-    """Shorter side to 8/7 of H, center crop of H px, normalized: torchvision's test transform.
-
-    Args:
-      canvas: uint8 [C, C, 3].
-      extent: int32 [2] valid (height, width) in px.
-      image_size: H.
-
-    Returns:
-      float32 [H, H, 3].
-    """
-    side = jnp.maximum(1, jnp.round(extent.min() * 224 / 256)).astype(jnp.int32)
-    box = jnp.concatenate([(extent - side) // 2, jnp.stack([side, side])])
-    planes = resample.crop(canvas, box, False, image_size=image_size)
-    return color.normalize(planes, mean, std).transpose(0, 2, 1)
-
-
-def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
-    """Compiled (image uint8 [R, C, C, 3], extent int32 [R, 2]) -> float32 [R, H, H, 3]."""
-    view = partial(
-        center_view,
-        image_size=config["data"]["image_size"],
-        mean=config["augment"]["mean"],
-        std=config["augment"]["std"],
-    )
-    batch = sharding.BATCH_SPEC
-    return jax.jit(
-        jax.shard_map(jax.vmap(view), mesh=mesh, in_specs=(batch, batch), out_specs=batch)
-    )
-
-
-def feature_function(
-    encoder: nn.Module, mesh: Mesh, factor: int, levels: Sequence[int] = ()
-) -> Callable:
-    """Compiled (variables, views float32 [R, H, H, 3]) -> {reading: float32 [R, F] of unit length}.
-
-    A *reading* is what is read of an image at a size: '' is res5 at full size, '/shrinkF' the same
-    of the image shrunk by F; '/P5' the pooled RoI head on P5, '/P4', '/P3', '/P2' the same on the
-    level that sees an image shrunk by 2, 4 or 8 (montage level s reads P_{5-s}).
-
-    Args:
-      encoder: has `numerics` and a method `stage5` that averages res5 with running statistics; for
-        levels also `region`, see `Encoder`.
-      mesh: each device embeds its own images.
-      factor: the views are shrunk by it (mean of factor x factor px) and a canvas of H x H px is
-        filled with copies; it must divide H.
-      levels: montage levels that were trained; with level 0 and factor = 2^s for a level s among
-        them, the pyramid is read too.
-    """
-    local = encoder.clone(numerics=replace(encoder.numerics, axis_name=None))
-    level = factor.bit_length() - 1
-    in_pyramid = factor == 2**level and {0, level} <= set(levels)
-    suffix = "" if factor == 1 else f"/shrink{factor}"
-
-    def body(variables, views):
-        # A canvas of copies: seen alone, a small image would mostly be the network's padding.
-        small = jnp.tile(montage.shrink(views, factor, "antialias"), (1, factor, factor, 1))
-        read = {suffix: local.apply(variables, small, method="stage5")}
-        if in_pyramid:
-            read[f"/P{COARSEST - level}"] = local.apply(variables, small, level, method="region")
-        return jax.tree.map(losses.normalize, read)
-
-    state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
-    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(state, batch), out_specs=batch))
-
-
-def full_size(reading: str) -> str:
-    """The reading of the same map at full size, which others are compared with."""
-    return f"/P{COARSEST}" if reading.startswith("/P") else ""
-
-
 def collect(
     batches: Iterable[Mapping[str, np.ndarray]],
     variables: Any,
@@ -132,8 +58,8 @@ def collect(
     Args:
       batches: of `pipeline.evaluation_batches`, this process's; at least one.
       variables: of the encoder, on every device.
-      view: of `view_function`.
-      features: of `feature_function`.
+      view: of `embedding.view_function`.
+      features: of `embedding.feature_function`.
       mesh: where the rows are left, on the devices that embedded them.
       limit: images after the first so many are taken for padding.
 
@@ -183,22 +109,22 @@ def nearest_function(mesh: Mesh, k: int, chunk: int) -> Callable:
         chunk x r cosines.
     """
 
-    def search(bank: Rows, own: Array) -> Neighbors:
-        """own: this device's [c, F] of the chunk's queries."""
-        queries = jax.lax.all_gather(own, sharding.DATA_AXIS, tiled=True)
+    def search(bank: Rows, local: Array) -> Neighbors:
+        """local: this device's [c, F] of the chunk's queries."""
+        queries = jax.lax.all_gather(local, sharding.DATA_AXIS, tiled=True)
         cosines = jnp.matmul(queries, bank.features.T, precision=jax.lax.Precision.HIGHEST)
         cosines = jnp.where(bank.position == PADDING, -jnp.inf, cosines)
         best, row = jax.lax.top_k(cosines, min(k, len(bank.position)))  # ties: the first row
-        found = Neighbors(best, bank.position[row], bank.label[row])
-        return _merge([_to_owner(x, mesh.size) for x in found], k)
+        candidates = Neighbors(best, bank.position[row], bank.label[row])
+        return _merge([_to_owner(x, mesh.size) for x in candidates], k)
 
     def body(bank: Rows, queries: Array) -> Neighbors:
         m, f = queries.shape
-        own = min(m, max(1, chunk // mesh.size))
-        steps = -(-m // own)
-        padded = jnp.pad(queries, ((0, steps * own - m), (0, 0))).reshape(steps, own, f)
-        found = jax.lax.map(partial(search, bank), padded)
-        return jax.tree.map(lambda x: x.reshape(steps * own, -1)[:m], found)
+        size = min(m, max(1, chunk // mesh.size))  # of a chunk on this device
+        steps = -(-m // size)
+        padded = jnp.pad(queries, ((0, steps * size - m), (0, 0))).reshape(steps, size, f)
+        neighbors = jax.lax.map(partial(search, bank), padded)
+        return jax.tree.map(lambda x: x.reshape(steps * size, -1)[:m], neighbors)
 
     batch = sharding.BATCH_SPEC
     return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(batch, batch), out_specs=batch))
@@ -221,13 +147,13 @@ def _merge(candidates: Sequence[Array], k: int) -> Neighbors:
 
 
 @partial(jax.jit, static_argnames="temperature")
-def vote(found: Neighbors, temperature: float) -> Array:
+def vote(neighbors: Neighbors, temperature: float) -> Array:
     """int32 [M] class of the most votes, exp(cosine / temperature) each; ties: the lowest class."""
-    best = found.cosine.max(1, keepdims=True)  # a common factor changes no vote
-    weight = jnp.exp((found.cosine - best) / temperature)
-    same = found.label[:, :, None] == found.label[:, None, :]
+    best = neighbors.cosine.max(1, keepdims=True)  # a common factor changes no vote
+    weight = jnp.exp((neighbors.cosine - best) / temperature)
+    same = neighbors.label[:, :, None] == neighbors.label[:, None, :]
     votes = jnp.where(same, weight[:, None, :], 0).sum(-1)
-    return jnp.where(votes == votes.max(1, keepdims=True), found.label, _LAST).min(1)
+    return jnp.where(votes == votes.max(1, keepdims=True), neighbors.label, _LAST).min(1)
 
 
 @jax.jit
@@ -258,7 +184,8 @@ def measure(
 
     Args:
       bank: labeled images that vote, for the full-size reading of every query (see `full_size`).
-      queries: per reading (see `feature_function`), '' among them, the same images; at least one.
+      queries: per reading (see `embedding.feature_function`), '' among them, the same images; at
+        least one.
       neighbors: k; a smaller bank votes as a whole.
       temperature: of the votes.
       mesh, chunk: see `nearest_function`.
@@ -268,18 +195,18 @@ def measure(
       'retrieval' + reading: share whose nearest image among the queries at full size is the same
       image.
 
-    A shrunk query is a canvas of copies (see `feature_function`), which looks like a montage: methods
-    that train on montages know such canvases, others do not.
+    A shrunk query is a canvas of copies (see `embedding.feature_function`). It looks like a
+    montage: methods that train on montages know such canvases, others do not.
     """
     results, count = {}, images(queries[""])
     for reading, rows in queries.items():
         full = full_size(reading)
-        found = nearest_function(mesh, neighbors, chunk)(bank[full], rows.features)
-        answer = vote(found, temperature)
+        voters = nearest_function(mesh, neighbors, chunk)(bank[full], rows.features)
+        answer = vote(voters, temperature)
         results[f"knn{reading}"] = int(_hits(answer, rows.label, rows)) / count
         if reading != full:
-            found = nearest_function(mesh, 1, chunk)(queries[full], rows.features)
-            nearest = found.position[:, 0]
+            first = nearest_function(mesh, 1, chunk)(queries[full], rows.features)
+            nearest = first.position[:, 0]
             results[f"retrieval{reading}"] = int(_hits(nearest, rows.position, rows)) / count
     return results
 
@@ -312,8 +239,14 @@ def classify(
     """Classes int32 [M] of queries float [M, F] by a bank float [n, F] with labels int [n].
 
     Every process passes the same arrays and gets the whole answer; other arguments: see `measure`.
+
+    Example:
+      >>> classify(
+      ...     bank, bank_labels, queries, neighbors=20, temperature=0.07, mesh=make_mesh(), chunk=512
+      ... )
     """
     rows = place(queries, np.zeros(len(queries)), mesh)
-    found = nearest_function(mesh, neighbors, chunk)(place(bank, bank_labels, mesh), rows.features)
-    answer = jax.device_put(vote(found, temperature), sharding.replicated(mesh))
+    placed = place(bank, bank_labels, mesh)
+    voters = nearest_function(mesh, neighbors, chunk)(placed, rows.features)
+    answer = jax.device_put(vote(voters, temperature), sharding.replicated(mesh))
     return np.asarray(answer)[: len(queries)]

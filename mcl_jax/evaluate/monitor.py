@@ -11,17 +11,17 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mcl_jax import sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
-from mcl_jax.errors import UserError
-from mcl_jax.evaluate import knn
+from mcl_jax.errors import EmptySplit, UserError
+from mcl_jax.evaluate import embedding, knn
 from mcl_jax.models.backbone import Architecture, check_backbone
 from mcl_jax.models.encoder import Encoder
-from mcl_jax.models.layers import Numerics
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
-from mcl_jax.objectives.build import compute_dtype, make_objective, settings
+from mcl_jax.objectives.build import make_objective, numerics_of
 from mcl_jax.program import Program
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -31,23 +31,8 @@ LEAST_SIDE = 8
 
 
 def shrink_factors(shrinks: Iterable[int], image_size: int) -> tuple[int, ...]:
-    """The factors of `knn.shrinks` that leave at least 8 px.
-
-    Raises:
-      UserError: for a factor below 2, or one that does not divide H.
-    """
-    factors = []
-    for factor in shrinks:
-        if factor != int(factor) or factor < 2:
-            raise UserError(f"knn.shrinks holds {factor}; factors are whole numbers from 2 on")
-        if image_size // factor < LEAST_SIDE:
-            continue
-        if image_size % factor:
-            raise UserError(
-                f"knn.shrinks holds {factor}, which does not divide data.image_size {image_size}"
-            )
-        factors.append(int(factor))
-    return tuple(factors)
+    """The factors of `knn.shrinks` that leave at least 8 px."""
+    return tuple(factor for factor in shrinks if image_size // factor >= LEAST_SIDE)
 
 
 class KnnEvaluation:
@@ -67,21 +52,18 @@ class KnnEvaluation:
         """
         Args:
           config: as configs/base.py; sections data, augment and knn are read.
-          encoder: see `knn.feature_function`.
+          encoder: see `embedding.feature_function`.
           mesh: devices to run on.
-          levels: montage levels that the encoder was trained on; see `knn.feature_function`.
+          levels: montage levels that the encoder was trained on; see `embedding.feature_function`.
 
         Raises:
           UserError: for a wrong value, data set or split, and for images without labels.
         """
-        data, own = config["data"], config["knn"]
-        for name in ("neighbors", "max_images", "temperature"):
-            if own[name] <= 0:
-                raise UserError(f"knn.{name} must be above 0, is {own[name]}")
-        sharding.images_per_device(own["batch_size"], mesh, "knn.batch_size")
+        data, knn_settings = config["data"], config["knn"]
+        sharding.images_per_device(knn_settings["batch_size"], mesh, "knn.batch_size")
         self._config, self._mesh = config, mesh
-        factors = (1, *shrink_factors(own["shrinks"], data["image_size"]))
-        self._splits = (own["bank_split"], own["query_split"])
+        factors = (1, *shrink_factors(knn_settings["shrinks"], data["image_size"]))
+        self._splits = (knn_settings["bank_split"], knn_settings["query_split"])
         self._sources = [
             open_source(data["dataset"], split, data["data_dir"] or None) for split in self._splits
         ]
@@ -91,8 +73,10 @@ class KnnEvaluation:
                     f"split {split!r} of {data['dataset']} has no labels; kNN accuracy needs a TFDS "
                     "data set with a label, or a folder whose sub-folders are the classes"
                 )
-        self._view = knn.view_function(config, mesh)
-        self._features = [knn.feature_function(encoder, mesh, f, levels) for f in factors]
+        self._view = embedding.view_function(config, mesh)
+        self._features = [
+            embedding.feature_function(encoder, mesh, factor=f, levels=levels) for f in factors
+        ]
 
     def __call__(self, params: Any, batch_stats: Any, progress: bool = False) -> dict[str, float]:
         """Accuracies in [0, 1] under the names of `knn.measure`.
@@ -107,29 +91,32 @@ class KnnEvaluation:
         """
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
-        own = self._config["knn"]
-        bank = self._collect(0, variables, self._features[:1], progress)
-        queries = self._collect(1, variables, self._features, progress)
+        knn_settings = self._config["knn"]
+        bank = self._collect(0, variables, features=self._features[:1], progress=progress)
+        queries = self._collect(1, variables, features=self._features, progress=progress)
         return knn.measure(
             bank,
             queries,
-            neighbors=own["neighbors"],
-            temperature=own["temperature"],
+            neighbors=knn_settings["neighbors"],
+            temperature=knn_settings["temperature"],
             mesh=self._mesh,
-            chunk=own["batch_size"],
+            chunk=knn_settings["batch_size"],
         )
 
     def _collect(
         self, which: int, variables: Any, features: Sequence, progress: bool
     ) -> dict[str, knn.Rows]:
-        data, own = self._config["data"], self._config["knn"]
+        data, knn_settings = self._config["data"], self._config["knn"]
         source, split = self._sources[which], self._splits[which]
-        count = min(len(source), own["max_images"])
-        batches = pipeline.evaluation_batches(source, **reading.arguments(data, own["batch_size"]))
-        total = -(-count // own["batch_size"])
-        needed = islice(batches, total)
-        with batches, tqdm(needed, split, total, unit="batch", disable=not progress) as shown:
-            rows = knn.collect(shown, variables, self._view, features, self._mesh, count)
+        count = min(len(source), knn_settings["max_images"])
+        loader = loader_settings.of_this_process(data, knn_settings["batch_size"])
+        batches = pipeline.evaluation_batches(source, loader)
+        total = -(-count // knn_settings["batch_size"])
+        first_batches = islice(batches, total)
+        with batches, tqdm(first_batches, split, total, unit="batch", disable=not progress) as bar:
+            rows = knn.collect(
+                bar, variables, view=self._view, features=features, mesh=self._mesh, limit=count
+            )
         if not knn.images(rows[""]):
             raise UserError(
                 f"split {split!r} of {data['dataset']} holds no readable image with a label among "
@@ -151,12 +138,16 @@ def evaluate_checkpoint(
 
     Raises:
       UserError: as `KnnEvaluation`; for a backbone that the config does not describe.
+
+    Example:
+      >>> state, meta = checkpoint.read("runs/mcl")
+      >>> evaluate_checkpoint(state, meta["config"], sharding.make_mesh())["knn"]
     """
     encoder = encoder_of(config)
     batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size
     config = {**config, "knn": {**config["knn"], "batch_size": batch_size}}
     params, stats = (read_parts(state.get(part)) for part in ("params", "batch_stats"))
-    evaluation = KnnEvaluation(config, encoder, mesh, trained_levels(params, config))
+    evaluation = KnnEvaluation(config, encoder, mesh=mesh, levels=trained_levels(params, config))
     return evaluation(params, stats, progress=jax.process_index() == 0)
 
 
@@ -170,23 +161,14 @@ def encoder_of(config: Mapping[str, Any]) -> Encoder:
       UserError: for a backbone that there is not.
     """
     check_backbone(config["model"]["backbone"])
-    numerics = config["numerics"]
-    return Encoder(
-        settings(Architecture, config["model"]),
-        Numerics(
-            compute_dtype(numerics["compute_dtype"]),
-            numerics["bn_momentum"],
-            numerics["bn_epsilon"],
-            axis_name=None,
-        ),
-    )
+    return Encoder(fill(Architecture, config["model"]), numerics_of(config))
 
 
 def trained_levels(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, ...]:
     """Montage levels that the online encoder with these parameters was trained on."""
     if "head" not in params:  # a method without a pyramid
         return ()
-    # any b that fills canvases tells the levels
+    # the levels are the same for every number of images that fills canvases
     return make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
 
 
@@ -196,7 +178,7 @@ def read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
     return {part: encoder[part] for part in ("backbone", "fpn", "head") if encoder.get(part)}
 
 
-def table(values: Mapping[str, float]) -> str:
+def as_text(values: Mapping[str, float]) -> str:
     """The values of `knn.measure` as lines of text."""
     lines = ["queries       read at   own class   own image"]
     for name, value in values.items():
@@ -216,7 +198,7 @@ def table(values: Mapping[str, float]) -> str:
 class KnnMonitor:
     """Evaluates the online backbone every `knn.every_epochs`, before step 1 and at the end.
 
-    Data without labels switches it off (with a message).
+    Data without labels, or with a split that is empty, switches it off (with a message).
 
     Args:
       run: the program whose config says what to evaluate, and when.
@@ -235,7 +217,10 @@ class KnnMonitor:
             log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return
         encoder, levels = run.objective.encoder, run.objective.trained_levels
-        self._evaluation = KnnEvaluation(run.config, encoder, run.mesh, levels)
+        try:
+            self._evaluation = KnnEvaluation(run.config, encoder, mesh=run.mesh, levels=levels)
+        except EmptySplit as error:  # too few images for the configured shares
+            log.warning("%s: kNN accuracy is not measured", error)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this many steps."""

@@ -28,15 +28,17 @@ def write(
       The names of the files.
     """
     _, state, config = checkpoints[0]
-    seen, made = visualize.look(state, config, images), visualize.assemble(config, images)
+    seen, assembled = visualize.look(state, config, images), visualize.assemble(config, images)
     mean, std = config["augment"]["mean"], config["augment"]["std"]
     pixels = seen.views * std + mean
-    shown = {name: visualize.principal_colors(x)[:rows] for name, x in seen.maps.items()}
+    colors = {name: visualize.principal_colors(x)[:rows] for name, x in seen.maps.items()}
     names = ("features.png", "retrieval.png", "montage.png", "activation.png")
     features, retrieval, montage, active = (folder / name for name in names)
-    sheets.features(features, pixels[:rows], shown)
-    sheets.retrieval(retrieval, pixels, seen.cosines, seen.readings, rows, answers=6)
-    canvases = {title: x * std + mean for title, x in made.rows.items()}
-    sheets.montages(montage, canvases, made.levels, columns=4)
-    activation.draw(active, checkpoints, images, rows)
+    sheets.features(features, pixels[:rows], colors)
+    sheets.retrieval(
+        retrieval, pixels, cosines=seen.cosines, readings=seen.readings, queries=rows, answers=6
+    )
+    canvases = {title: x * std + mean for title, x in assembled.rows.items()}
+    sheets.montages(montage, canvases, assembled.levels, columns=4)
+    activation.draw(active, checkpoints, images=images, rows=rows)
     return names

@@ -18,7 +18,7 @@ from mcl_jax.data import decode
 from mcl_jax.data.folder import open_folder
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import knn
+from mcl_jax.evaluate import embedding
 from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
 from mcl_jax.models.backbone import make_backbone
 from mcl_jax.models.encoder import Encoder, predictors
@@ -46,9 +46,9 @@ def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images
       UserError: for a path that is not there, and where no image can be read.
     """
     data = config["data"]
-    found, unreadable = [], []
+    decoded, unreadable = [], []
     for name, read in _candidates(paths, config):
-        if len(found) == count:
+        if len(decoded) == count:
             break
         try:
             content, label = read()
@@ -56,11 +56,11 @@ def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images
         except (decode.DecodeError, OSError) as error:
             unreadable.append(f"{name}: {error}")
             continue
-        found.append((name, canvas, extent, label))
-    if not found:
+        decoded.append((name, canvas, extent, label))
+    if not decoded:
         reasons = "; ".join(unreadable[:3]) or "there are none"
         raise UserError(f"no image can be read ({reasons})")
-    names, canvases, extents, labels = zip(*found, strict=True)
+    names, canvases, extents, labels = zip(*decoded, strict=True)
     arrays = (np.stack(canvases), np.array(extents, np.int32), np.array(labels, np.int32))
     return Images(names, *arrays, tuple(unreadable))
 
@@ -100,28 +100,38 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
       state: of `checkpoint.read`.
       config: the run's, complete.
       images: at least one.
+
+    Example:
+      >>> state, meta = checkpoint.read("runs/mcl")
+      >>> images = load([Path("photos")], meta["config"], count=8)
+      >>> look(state, meta["config"], images).maps["P5"].shape
     """
     encoder = encoder_of(config)
     params, stats = (read_parts(state.get(part)) for part in ("params", "batch_stats"))
     variables = {"params": params} | ({"batch_stats": stats} if stats else {})
     mesh = sharding.make_mesh(jax.devices()[:1])
-    views = knn.view_function(config, mesh)(images.canvases, images.extents)
+    views = embedding.view_function(config, mesh)(images.canvases, images.extents)
     levels = trained_levels(params, config)
     pyramid = "fpn" in params and config["model"]["neck"] == "fpn" and bool(levels)
-    maps = feature_maps(encoder, variables, views, pyramid)
+    maps = feature_maps(encoder, variables, views=views, pyramid=pyramid)
     if pyramid:
         maps = {name: x for name, x in maps.items() if COARSEST - int(name[1:]) in levels}
     scales = [s for s in levels if s > 0]
     if scales and config["method"] == "mcl" and 0 in levels:
-        cosines = between_levels(encoder, state, views, max(scales) + 1)
-        return Seen(np.asarray(views), maps, {2**s: cosines[s] for s in scales}, _names(scales))
-    full = knn.feature_function(encoder, mesh, 1)(variables, views)[""]
+        cosines = between_levels(encoder, state, views=views, levels=max(scales) + 1)
+        return Seen(
+            np.asarray(views),
+            maps,
+            cosines={2**s: cosines[s] for s in scales},
+            readings=_names(scales),
+        )
+    full = embedding.feature_function(encoder, mesh, 1)(variables, views)[""]
     cosines = {}
     for factor in (2, 4, 8):
         if config["data"]["image_size"] % factor == 0:
-            (small,) = knn.feature_function(encoder, mesh, factor)(variables, views).values()
+            (small,) = embedding.feature_function(encoder, mesh, factor)(variables, views).values()
             cosines[factor] = np.asarray(small @ full.T)
-    return Seen(np.asarray(views), maps, cosines, dict.fromkeys(cosines, "res5"))
+    return Seen(np.asarray(views), maps, cosines=cosines, readings=dict.fromkeys(cosines, "res5"))
 
 
 def _names(levels: Iterable[int]) -> dict[int, str]:
@@ -156,9 +166,13 @@ def between_levels(
     @jax.jit
     def compute(online, predictor, target, canvases):
         spans = assigned_spans((n,) * levels)
-        projections, _ = encoder.apply(online, canvases, spans, 1, False, True, **mutable)
-        u, _ = heads.apply(predictor, projections, True, **mutable)
-        (v,), _ = encoder.apply(target, canvases[:n], spans[:1], 1, False, True, **mutable)
+        projections, _ = encoder.apply(
+            online, canvases, spans, sides=1, full=False, train=True, **mutable
+        )
+        u, _ = heads.apply(predictor, projections, train=True, **mutable)
+        (v,), _ = encoder.apply(
+            target, canvases[:n], spans[:1], sides=1, full=False, train=True, **mutable
+        )
         v = losses.normalize(v.reshape(n, -1))
         return [losses.normalize(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
 
@@ -172,8 +186,8 @@ def feature_maps(encoder, variables: Any, views: Array, pyramid: bool) -> dict[s
         if pyramid:
             return encoder.apply(variables, views, method="features")
         stages = make_backbone(encoder.architecture, encoder.numerics)
-        own = {name: tree["backbone"] for name, tree in variables.items()}
-        return stages.apply(own, views, Context((len(views),), False))
+        backbone = {name: tree["backbone"] for name, tree in variables.items()}
+        return stages.apply(backbone, views, Context((len(views),), train=False))
 
     maps = jax.jit(compute)(variables, views)
     prefix = "P" if pyramid else "res"
@@ -220,18 +234,18 @@ def assemble(config: Mapping[str, Any], images: Images) -> Assembled:
       UserError: where no number of them does.
     """
     config = {**config, "data": {**config["data"], "group_size": 0}}
-    used, levels = len(images.names), None
+    count, levels = len(images.names), None
     while levels is None:
         try:
-            objective = make_objective(config, used, None)
+            objective = make_objective(config, count, None)
             levels = objective.trained_levels  # which looks whether canvases are filled
         except UserError:
-            used -= 1
-            if not used:
+            count -= 1
+            if not count:
                 raise
     labels = np.maximum(images.labels, 0)
     fields = {"image": images.canvases, "extent": images.extents, "label": labels}
-    batch = {name: jnp.asarray(fields[name][:used]) for name in objective.batch_fields}
-    made = jax.jit(objective.inputs)(np.uint32(config["seed"]), 0, batch, 0)
-    rows = {title: np.asarray(x, np.float32) for title, x in objective.pictures(made).items()}
-    return Assembled(rows, levels if len(levels) == len(rows) else (), used)
+    batch = {name: jnp.asarray(fields[name][:count]) for name in objective.batch_fields}
+    inputs = jax.jit(objective.inputs)(np.uint32(config["seed"]), 0, batch, 0)
+    rows = {title: np.asarray(x, np.float32) for title, x in objective.pictures(inputs).items()}
+    return Assembled(rows, levels if len(levels) == len(rows) else (), count)

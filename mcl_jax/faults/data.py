@@ -1,35 +1,48 @@
-"""Faults of data, workers and flags (see torture.py)."""
+"""Faults of data, workers and flags (see runs.py)."""
 
 import contextlib
 import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mcl_jax.data import pipeline
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
-from mcl_jax.faults import images as torture_images
-from mcl_jax.faults.torture import Job, require
+from mcl_jax.faults import images as faulty_images
+from mcl_jax.faults.runs import Job, require
 
 # Relative, of losses after AdamW's first steps, which magnify the other order of float32 sums.
 LOSS_TOLERANCE = 1e-3
+# Broken images are counted here, none of them stops the loader.
+LOADER = LoaderSettings(
+    canvas_size=32,
+    batch_size=8,
+    process_index=0,
+    process_count=1,
+    workers=0,
+    threads=1,
+    max_unreadable_share=1.0,
+    unreadable_grace=0,
+)
 
 
 def images(folder: Path, count: int, seed: int) -> list[str]:
     """Odd files are read, broken ones counted and named, good ones untouched by either."""
-    each = -(-count // len(torture_images.KINDS))
-    usable = torture_images.fill(folder, good=each, of_each_kind=each, seed=seed)
+    each = -(-count // len(faulty_images.KINDS))
+    usable = faulty_images.fill(folder, good=each, of_each_kind=each, seed=seed)
     source = open_source(f"folder:{folder}", "train", None)
     require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
     valid = _validity(source)
     names = [Path(source[i].name).name for i in range(len(source))]
-    wrong = [n for n, found in zip(names, valid, strict=True) if usable[n] != found]
+    wrong = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
     require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
-    kinds = torture_images.KINDS.items()
+    kinds = faulty_images.KINDS.items()
     return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
 
 
@@ -37,40 +50,19 @@ def _validity(source: Source) -> np.ndarray:
     """Per record whether the loader could use it, without a line for each that it could not."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
-    batches = pipeline.evaluation_batches(
-        source,
-        canvas_size=32,
-        batch_size=16,
-        process_index=0,
-        process_count=1,
-        workers=0,
-        threads=1,
-        max_unreadable_share=1.0,
-    )
-    with batches:
+    with pipeline.evaluation_batches(source, LOADER) as batches:
         valid = np.concatenate([batch["valid"] for batch in batches])[: len(source)]
     logging.getLogger().setLevel(level)
     return valid
 
 
 def worker_killed(seed: int) -> list[str]:
-    """kill -9 of a decoding process: the stream of batches goes on as if nothing had been."""
+    """kill -9 of a decoding process: the stream of batches does not change."""
     source = open_source("scenes", "train[:64]", None)
 
     def stream(workers: int) -> pipeline.BatchIterator:
-        return pipeline.batches(
-            source,
-            canvas_size=32,
-            batch_size=8,
-            seed=seed,
-            start_step=3,
-            process_index=0,
-            process_count=1,
-            workers=workers,
-            threads=1,
-            shuffle=True,
-            max_unreadable_share=0.0,
-        )
+        loader = replace(LOADER, workers=workers, max_unreadable_share=0.0)
+        return pipeline.batches(source, loader, seed=seed, start_step=3, shuffle=True)
 
     others = _children()
     with stream(0) as plain, stream(2) as batches:
@@ -80,9 +72,9 @@ def worker_killed(seed: int) -> list[str]:
                 require(victims, "there is no worker to kill")
                 os.kill(min(victims), signal.SIGKILL)
                 time.sleep(0.2)
-            expected, found = next(plain), next(batches)
-            same = np.array_equal(expected["index"], found["index"])
-            require(same and np.array_equal(expected["image"], found["image"]), f"batch {step}")
+            undisturbed, batch = next(plain), next(batches)
+            same = np.array_equal(undisturbed["index"], batch["index"])
+            require(same and np.array_equal(undisturbed["image"], batch["image"]), f"batch {step}")
     return ["12 batches equal to those of an undisturbed loader"]
 
 

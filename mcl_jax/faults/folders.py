@@ -9,17 +9,17 @@ import cv2
 import numpy as np
 
 from mcl_jax import exit_codes
-from mcl_jax.faults.torture import (
+from mcl_jax.faults.runs import (
     STEPS,
     Job,
     checkpoints,
     finish,
     log_of,
     losses,
-    reference,
     require,
     wait_until,
 )
+from mcl_jax.faults.torture import reference
 
 
 def second_owner(job: Job) -> Iterator[str]:

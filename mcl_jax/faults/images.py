@@ -1,4 +1,4 @@
-"""Broken and odd image files of twelve kinds, made on purpose (see torture.py)."""
+"""Broken and odd image files of twelve kinds, made on purpose (see runs.py)."""
 
 import io
 import struct
@@ -67,8 +67,8 @@ def _png_of(width: int, height: int) -> bytes:
 
 def _huge_jpeg(rng: np.random.Generator) -> bytes:
     data = bytearray(_jpeg(rng))
-    at = data.index(b"\xff\xc0") + 5  # height and width of the frame header
-    data[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
+    offset = data.index(b"\xff\xc0") + 5  # height and width of the frame header
+    data[offset : offset + 4] = struct.pack(">HH", 65_500, 65_500)
     return bytes(data)
 
 

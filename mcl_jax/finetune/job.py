@@ -102,7 +102,7 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
+def as_text(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
     """AP as a table of one row, and by class, in percent."""
     heads = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
     heads |= {"ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}

@@ -32,6 +32,7 @@ ROI_SIZE, MASK_ROI_SIZE = 7, 14  # px of a pooled region
 CANONICAL_ANCHORS = 7  # a region of so many smallest anchors (224 px of 32) is pooled from P4
 LEVELS = 5  # that have anchors: P2 to P6, RetinaNet P3 to P7
 RATIOS = (0.5, 1.0, 2.0)
+BETA2 = 0.999  # of AdamW
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -148,13 +149,15 @@ def load(detector: nn.Module, arrays: Mapping[str, np.ndarray], found: Match) ->
 
 
 def optimizer(detector: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """SGD with momentum; norms have no weight decay, as in Detectron2."""
+    """SGD with momentum or AdamW; norms have no weight decay, as in Detectron2."""
     of_norms = {id(x) for m in detector.modules() if isinstance(m, NORMS) for x in m.parameters()}
     trained = [x for x in detector.parameters() if x.requires_grad]
     groups = [
         {"params": [x for x in trained if id(x) not in of_norms]},
         {"params": [x for x in trained if id(x) in of_norms], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        groups, settings.base_lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    lr, decay = settings.base_lr, settings.weight_decay
+    if settings.optimizer == "adamw":
+        betas = (settings.momentum, BETA2)
+        return torch.optim.AdamW(groups, lr, betas=betas, weight_decay=decay)
+    return torch.optim.SGD(groups, lr, momentum=settings.momentum, weight_decay=decay)

@@ -3,16 +3,12 @@
 Boxes are [x, y, width, height] in px of the annotated image.
 """
 
-import contextlib
-import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mcl_jax.data.coco_json import Image, Instances
-
-AREAS = ("all", "small", "medium", "large")
+from mcl_jax.report import coco_scores
 
 
 def average_precision(
@@ -39,42 +35,17 @@ def average_precision(
       'ap/iou50' to 'ap/iou95', and 'ap/NAME' of every class, in [0, 1]. What has no truth is left
       out. The same keys as the detection probe's.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    ids = dict(zip(instances.category_ids, instances.class_names, strict=True))
-    with contextlib.redirect_stdout(io.StringIO()):  # both classes print their progress
-        run = COCOeval(
-            _index(COCO, images, ids, _truth(instances, images, kind)),
-            _index(COCO, images, ids, [_with_area(x, kind) for x in detections]),
-            kind,
-        )
-        edges = [side**2 for side in (0.0, *area_bounds, 1e5)]
-        run.params.areaRng = [[0.0, edges[-1]], *map(list, zip(edges, edges[1:], strict=False))]
-        run.params.areaRngLbl = list(AREAS)
-        run.params.maxDets = [max_detections]
-        run.evaluate()
-        run.accumulate()
-    return summary(run.eval["precision"][..., 0], run.params.iouThrs, list(ids.values()))
-
-
-def summary(
-    precision: np.ndarray, ious: np.ndarray, class_names: Sequence[str]
-) -> dict[str, float]:
-    """What `average_precision` returns.
-
-    Args:
-      precision: [IoUs, recalls, classes, AREAS], -1 where there is no truth.
-      ious: overlaps from which a detection counts.
-    """
-    whole = precision[..., 0]
-    at = {round(100 * iou): x for iou, x in zip(ious, whole, strict=True)}
-    parts = {"ap": whole, "ap50": at[50], "ap75": at[75]}
-    parts |= {f"ap_{AREAS[i]}": precision[..., i] for i in range(1, len(AREAS))}
-    parts |= {f"ap/iou{iou}": x for iou, x in at.items()}
-    parts |= {f"ap/{name}": whole[..., i] for i, name in enumerate(class_names)}
-    known = {key: x[x > -1] for key, x in parts.items()}
-    return {key: float(x.mean()) for key, x in known.items() if x.size}
+    names = dict(zip(instances.category_ids, instances.class_names, strict=True))
+    scores = coco_scores.scores(
+        [{"id": x.id, "height": x.height, "width": x.width} for x in images],
+        names,
+        _truth(instances, images, kind),
+        [_with_area(x, kind) for x in detections],
+        area_bounds=area_bounds,
+        max_detections=max_detections,
+        kind=kind,
+    )
+    return {key: value for key, value in scores.items() if math.isfinite(value)}
 
 
 def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dict[str, Any]]:
@@ -89,6 +60,8 @@ def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dic
                 "iscrowd": int(x.crowd),
             }
             if kind == "segm":
+                if "segmentation" not in x.entry:  # of a crowd; objects are known to have theirs
+                    continue
                 entry["segmentation"] = x.entry["segmentation"]
             found.append(entry)
     return found
@@ -102,18 +75,3 @@ def _with_area(detection: dict[str, Any], kind: str) -> dict[str, Any]:
     else:
         area = detection["bbox"][2] * detection["bbox"][3]
     return detection | {"area": area, "iscrowd": 0}
-
-
-def _index(
-    coco: Any, images: Sequence[Image], ids: dict[int, str], annotations: list[dict[str, Any]]
-) -> Any:
-    """A pycocotools data set."""
-    index = coco()
-    index.dataset = {
-        "images": [{"id": x.id, "height": x.height, "width": x.width} for x in images],
-        "categories": [{"id": i, "name": name} for i, name in ids.items()],
-        # an id of 0 would read as 'not matched'
-        "annotations": [x | {"id": i} for i, x in enumerate(annotations, start=1)],
-    }
-    index.createIndex()
-    return index

@@ -12,6 +12,7 @@ from typing import Any
 from mcl_jax.errors import UserError
 
 DETECTORS = ("fasterrcnn", "maskrcnn", "retinanet")
+OPTIMIZERS = ("sgd", "adamw")
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 GROUPS = 32  # of RetinaNet's group norms, as in torchvision
 
@@ -55,8 +56,9 @@ class Settings:
 
     steps: int = _key(90_000, "of training", 1)
     batch_size: int = _key(16, "images a step", 1)
+    optimizer: str = _choice(OPTIMIZERS, "SGD as in the papers; AdamW for short runs")
     base_lr: float = _key(0.02, "peak learning rate per 16 images (RetinaNet: 0.01)")
-    momentum: float = _key(0.9, "of SGD", 0, 1)
+    momentum: float = _key(0.9, "of SGD; of AdamW, beta1", 0, 1)
     weight_decay: float = _key(1e-4, "of everything but norms")
     warmup_steps: int = _key(1000, "linear")
     warmup_start: float = _key(1e-3, "share of the learning rate at step 0", 0, 1)

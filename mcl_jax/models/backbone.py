@@ -43,7 +43,7 @@ def make_backbone(
     a = architecture
     check_backbone(a.backbone)
     if is_swin(a.backbone):
-        return swin.Swin(a.backbone, a.width, a.drop_path, numerics, name=name)
+        return swin.Swin(a.backbone, a.width, drop_path=a.drop_path, numerics=numerics, name=name)
     return resnet.ResNet(a.backbone, a.width, numerics, name=name)
 
 
@@ -52,6 +52,6 @@ def stage_channels(architecture: Architecture) -> tuple[int, ...]:
     check_backbone(architecture.backbone)
     expansion = 1
     if not is_swin(architecture.backbone):
-        _, bottleneck = resnet.architecture(architecture.backbone)
+        _, bottleneck = resnet.blocks_of(architecture.backbone)
         expansion = 4 if bottleneck else 1
     return tuple(architecture.width * 2**i * expansion for i in range(4))

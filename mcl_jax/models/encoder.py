@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import Predictors, RoIHead, cut_tiles, pick_tiles, pool, projector
-from mcl_jax.models.layers import Context, Numerics, group_sizes
+from mcl_jax.models.layers import Context, Numerics, norm_group_sizes
 from mcl_jax.models.pyramid import COARSEST, Span, full_spans, make_neck
 
 Array = jax.Array
@@ -36,6 +36,7 @@ class Encoder(nn.Module):
         self,
         canvases: Array,
         spans: Sequence[Span],
+        *,
         sides: int,
         full: bool,
         train: bool,
@@ -57,56 +58,59 @@ class Encoder(nn.Module):
         Returns:
           Per montage level s the projections [V, m_s, D] of its sub-images.
         """
-        computed, regions = self._regions(canvases, spans, sides, full, train, cells)
-        projected = self._by_level(self.projector, regions, sides, train)
-        return _wanted(projected, spans, computed)
+        computed, regions = self._regions(
+            canvases, spans, sides=sides, full=full, train=train, cells=cells
+        )
+        projected = self._by_level(self.projector, regions, sides=sides, train=train)
+        return _within_spans(projected, spans, computed)
 
     def regions(
-        self, canvases: Array, spans: Sequence[Span], sides: int, full: bool, train: bool
+        self, canvases: Array, spans: Sequence[Span], *, sides: int, full: bool, train: bool
     ) -> tuple[Array, ...]:
         """As `__call__`, without the projector: pooled RoI features float32 [V, m_s, F]."""
-        computed, regions = self._regions(canvases, spans, sides, full, train, None)
-        return _wanted(regions, spans, computed)
+        computed, regions = self._regions(canvases, spans, sides=sides, full=full, train=train)
+        return _within_spans(regions, spans, computed)
 
     def _regions(
         self,
         canvases: Array,
         spans: Sequence[Span],
+        *,
         sides: int,
         full: bool,
         train: bool,
-        cells: Sequence[Array | None] | None,
+        cells: Sequence[Array | None] | None = None,
     ) -> tuple[Sequence[Span], list[Array | None]]:
         """The spans that were computed, and per level the pooled head features (None: empty)."""
         n = canvases.shape[0] // sides
-        stages = self.backbone(canvases, Context(group_sizes(sides, [n]), train))
+        stages = self.backbone(canvases, Context(norm_group_sizes(sides, [n]), train=train))
         computed = full_spans(n) if full else spans
-        pyramid = self.fpn(stages, computed, sides, train)
+        pyramid = self.fpn(stages, computed, sides=sides, train=train)
         tiles: list[Array | None] = []
         for depth in range(len(computed)):
             features = pyramid.get(f"P{COARSEST - depth}")
             x = None if features is None else cut_tiles(features, 2**depth)
-            chosen = cells[depth] if cells is not None and depth < len(cells) else None
-            if x is not None and chosen is not None:
-                x = pick_tiles(x, chosen.reshape(-1))
+            cell = cells[depth] if cells is not None and depth < len(cells) else None
+            if x is not None and cell is not None:
+                x = pick_tiles(x, cell.reshape(-1))
             tiles.append(None if x is None else x.reshape(sides, -1, *x.shape[1:]))
         return computed, self._by_level(
-            lambda x, context: pool(self.head(x, context)), tiles, sides, train
+            lambda x, context: pool(self.head(x, context)), tiles, sides=sides, train=train
         )
 
     def _by_level(
-        self, layer: Callable, levels: list[Array | None], sides: int, train: bool
+        self, layer: Callable, levels: list[Array | None], *, sides: int, train: bool
     ) -> list[Array | None]:
-        """Runs a layer that all levels share as one batch, one group per (side, level).
+        """Runs a layer that all levels share as one batch, one norm group per (side, level).
 
-        Groups run P2..P5 of side q, then of side k: the order in which the authors' code
+        They run P2..P5 of side q, then of side k: the order in which the authors' code
         updates the shared head's running statistics.
         """
         present = [s for s, x in enumerate(levels) if x is not None]
         finest_first = [levels[s] for s in reversed(present)]
         sizes = [x.shape[1] for x in finest_first]
         batch = jnp.concatenate(finest_first, axis=1)
-        context = Context(group_sizes(sides, sizes), train)
+        context = Context(norm_group_sizes(sides, sizes), train=train)
         x = layer(batch.reshape(-1, *batch.shape[2:]), context)
         x = x.reshape(sides, -1, *x.shape[1:])
         result: list[Array | None] = [None] * len(levels)
@@ -116,19 +120,19 @@ class Encoder(nn.Module):
             start += size
         return result
 
-    def features(self, images: Array, train: bool = False) -> dict[str, Array]:
+    def features(self, images: Array, *, train: bool = False) -> dict[str, Array]:
         """res2..res5 and P2..P5 of plain images [N, H, W, 3], as a detector would see them."""
         n = images.shape[0]
-        stages = self.backbone(images, Context((n,), train))
-        return stages | self.fpn(stages, full_spans(n), 1, train)
+        stages = self.backbone(images, Context((n,), train=train))
+        return stages | self.fpn(stages, full_spans(n), sides=1, train=train)
 
     def box_head(self, rois: Array) -> Array:
         """RoI head with running statistics on pooled regions [M, h, w, F]."""
-        return self.head(rois, Context((rois.shape[0],), False))
+        return self.head(rois, Context((rois.shape[0],), train=False))
 
-    def stage5(self, images: Array, train: bool = False) -> Array:
+    def stage5(self, images: Array, *, train: bool = False) -> Array:
         """Average-pooled res5 [N, C5]: what a classifier reads, and the kNN monitor."""
-        return pool(self.backbone(images, Context((images.shape[0],), train))["res5"])
+        return pool(self.backbone(images, Context((images.shape[0],), train=train))["res5"])
 
     def region(self, images: Array, level: int) -> Array:
         """Pooled head features [N, F] of P_{5-level}, the mean over the 4^level tiles of a canvas.
@@ -137,24 +141,24 @@ class Encoder(nn.Module):
         """
         n = images.shape[0]
         spans = [(0, 0)] * level + [(0, n)]
-        _, regions = self._regions(images, spans, 1, False, False, None)
+        _, regions = self._regions(images, spans, sides=1, full=False, train=False)
         return regions[level].reshape(n, 4**level, -1).mean(1)
 
 
-def _wanted(
+def _within_spans(
     levels: Sequence[Array | None], spans: Sequence[Span], computed: Sequence[Span]
 ) -> tuple[Array, ...]:
     """Cuts the sub-images of `spans` out of what was computed on wider ones."""
     some = next(x for x in levels if x is not None)
-    wanted = []
+    cut = []
     for x, (start, stop), (first, last) in zip(levels, spans, computed, strict=False):
         if x is None:
             x = jnp.zeros((some.shape[0], 0, some.shape[-1]), some.dtype)
         else:
             per_canvas = x.shape[1] // (last - first)
             x = x[:, (start - first) * per_canvas : (stop - first) * per_canvas]
-        wanted.append(x)
-    return tuple(wanted)
+        cut.append(x)
+    return tuple(cut)
 
 
 def predictors(architecture: Architecture, numerics: Numerics) -> Predictors:

@@ -38,7 +38,7 @@ def cut_tiles(features: Array, grid: int) -> Array:
 def pick_tiles(tiles: Array, cells: Array) -> Array:
     """[N*g*g, t, t, F], int [N] -> [N, t, t, F]: one tile of each canvas."""
     per_canvas = tiles.reshape(cells.shape[0], -1, *tiles.shape[1:])
-    return jax.vmap(lambda own, cell: own[cell])(per_canvas, cells)
+    return jax.vmap(lambda of_canvas, cell: of_canvas[cell])(per_canvas, cells)
 
 
 class RoIHead(nn.Module):
@@ -72,10 +72,10 @@ class MLP(nn.Module):
         """[M, C] -> [M, out]."""
         dtype = self.numerics.dtype
         x = Linear(self.hidden, dtype, self.kernel_init, name="linear1")(x)
-        x = self.numerics.norm("norm1", relu=True)(x, context.groups, context.train)
+        x = self.numerics.norm("norm1", relu=True)(x, context.norm_groups, context.train)
         x = Linear(self.out, dtype, self.kernel_init, name="linear2")(x)
         if self.last_norm:
-            x = self.numerics.norm("norm2", affine=False)(x, context.groups, context.train)
+            x = self.numerics.norm("norm2", affine=False)(x, context.norm_groups, context.train)
         return x
 
 
@@ -86,7 +86,9 @@ def pool(tiles: Array) -> Array:
 
 def projector(hidden: int, out: int, numerics: Numerics) -> MLP:
     """The MLP after the pooled head; its last BN has no affine parameters."""
-    return MLP(hidden, out, True, kaiming_fan_in, numerics, name="projector")
+    return MLP(
+        hidden, out, last_norm=True, kernel_init=kaiming_fan_in, numerics=numerics, name="projector"
+    )
 
 
 class Predictors(nn.Module):
@@ -97,15 +99,22 @@ class Predictors(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, embeddings: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
-        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a normalization group."""
+    def __call__(self, embeddings: tuple[Array, ...], *, train: bool) -> tuple[Array, ...]:
+        """Per level [V, m_s, D] -> [V, m_s, out]; each side is a norm group."""
         predicted = []
         for s, x in enumerate(embeddings):
             sides, rows, width = x.shape
             if rows == 0:  # a level without sub-images (mosaic)
                 predicted.append(jnp.zeros((sides, 0, self.out), x.dtype))
                 continue
-            mlp = MLP(self.hidden, self.out, False, predictor_init, self.numerics, name=f"level{s}")
-            y = mlp(x.reshape(-1, width), Context((rows,) * sides, train))
+            mlp = MLP(
+                self.hidden,
+                self.out,
+                last_norm=False,
+                kernel_init=predictor_init,
+                numerics=self.numerics,
+                name=f"level{s}",
+            )
+            y = mlp(x.reshape(-1, width), Context((rows,) * sides, train=train))
             predicted.append(y.reshape(sides, rows, -1))
         return tuple(predicted)

@@ -45,12 +45,19 @@ def normed_mlp(architecture: Architecture, numerics: Numerics, name: str | None 
     BYOL uses one MLP design for projector and predictor (Grill et al., 2020, section 3.2).
     """
     a = architecture
-    return MLP(a.projector_hidden, a.projector_out, False, kaiming_fan_in, numerics, name=name)
+    return MLP(
+        a.projector_hidden,
+        a.projector_out,
+        last_norm=False,
+        kernel_init=kaiming_fan_in,
+        numerics=numerics,
+        name=name,
+    )
 
 
 def pooled_res5(backbone: nn.Module, images: Array) -> Array:
     """[N, H, W, 3] -> average-pooled res5 [N, C5] with running statistics."""
-    return pool(backbone(images, Context((images.shape[0],), False))["res5"])
+    return pool(backbone(images, Context((images.shape[0],), train=False))["res5"])
 
 
 class ImageEncoder(nn.Module):
@@ -108,7 +115,8 @@ class StageEncoder(nn.Module):
         Args:
           images: [N, H, W, 3] normalized float.
           patches: [N, P, p, p, 3]; their features are concatenated in the order given.
-          context: groups count images; the P patches of a group's images form a group of their own.
+          context: its norm groups count images; all patches of a norm group's images are a norm
+            group too.
 
         Returns:
           StageEmbeddings, not yet of unit length.
@@ -116,7 +124,9 @@ class StageEncoder(nn.Module):
         n, count = patches.shape[:2]
         stages = self.backbone(images, context)
         of_images = {stage: self.global_mlp[stage](pool(stages[stage])) for stage in STAGES}
-        patch_context = replace(context, groups=tuple(size * count for size in context.groups))
+        patch_context = replace(
+            context, norm_groups=tuple(size * count for size in context.norm_groups)
+        )
         stages = self.backbone(patches.reshape(n * count, *patches.shape[2:]), patch_context)
         of_patches = {
             stage: self.local_mlp[stage](pool(stages[stage]).reshape(n, -1)) for stage in STAGES

@@ -27,11 +27,12 @@ class Context:
     """What every layer of one application shares.
 
     Attributes:
-      groups: sizes of the batch's independent normalization groups, in the order of the updates.
+      norm_groups: sizes of the norm groups, in the order of the updates. The images of a norm group
+        are normalized together, and apart from all others of the batch.
       train: batch statistics (True) or running statistics (False).
     """
 
-    groups: tuple[int, ...]
+    norm_groups: tuple[int, ...]
     train: bool
 
 
@@ -88,7 +89,7 @@ class ConvNorm(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = convolve(x.astype(self.numerics.dtype), kernel, self.stride)
         norm = self.numerics.norm("norm", relu=self.relu, pool=self.pool)
-        return norm(x, context.groups, context.train)
+        return norm(x, context.norm_groups, context.train)
 
 
 class Linear(nn.Module):
@@ -125,6 +126,6 @@ def by_side(x: Array, sides: int, start: int, stop: int | None = None) -> Array:
     return jnp.concatenate([x[side * n + start : side * n + stop] for side in range(sides)])
 
 
-def group_sizes(sides: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Groups of a side-major batch in torch's order: all of side q, then all of side k."""
+def norm_group_sizes(sides: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Norm groups of a side-major batch in torch's order: all of side q, then all of side k."""
     return tuple(sizes) * sides

@@ -1,6 +1,8 @@
-"""Batch normalization over the global batch, several independent groups in one call.
+"""Batch normalization over the global batch, several norm groups in one call.
 
-Shapes: x [N, ..., C]; N is the sum of the group sizes; G groups; C channels.
+A *norm group* is what is normalized together, apart from the rest of the batch.
+
+Shapes: x [N, ..., C]; N is the sum of the norm groups' sizes; G norm groups; C channels.
 
 Why not flax's: the method needs torch's unbiased running variance (design section 3: exactness on
 small batches), statistics of each montage side (and, in the shared head, of each level) on their
@@ -113,13 +115,15 @@ def normalize(
         normalized: with no negative scale, norm and ReLU change nothing about which value is the
         largest.
     """
-    taken = x if pool is None else pool(x)
-    return _normalized(taken, scale, bias, mean, var, groups, epsilon, relu).astype(x.dtype)
+    pooled = x if pool is None else pool(x)
+    return _normalized(
+        pooled, scale, bias=bias, mean=mean, var=var, groups=groups, epsilon=epsilon, relu=relu
+    ).astype(x.dtype)
 
 
 def _normalized(x, scale, bias, mean, var, groups, epsilon, relu):
     """The formula of `normalize`, for any statistics; in their type."""
-    out = _affine(_centered(x, mean, var, epsilon, groups), scale, bias)
+    out = _affine(_centered(x, mean, var=var, epsilon=epsilon, groups=groups), scale, bias)
     return nn.relu(out) if relu else out
 
 
@@ -145,16 +149,16 @@ def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     this device's share, as all gradients of the step are. A pool's g is zero where it took nothing.
     """
     x, scale, bias, mean, var = residuals
-    taken = x if pool is None else pool(x)
-    z = _centered(taken, mean, var, epsilon, groups)
+    pooled = x if pool is None else pool(x)
+    z = _centered(pooled, mean, var=var, epsilon=epsilon, groups=groups)
     g = cotangent.astype(mean.dtype)
     if relu:
         g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
     means = jnp.stack([_group_means(g, groups), _group_means(g * z, groups)])
     if pool is not None:
-        means = means * (taken.size / x.size)
+        means = means * (pooled.size / x.size)
         (g,) = jax.vjp(pool, x)[1](g.astype(x.dtype))
-        z = _centered(x, mean, var, epsilon, groups)
+        z = _centered(x, mean, var=var, epsilon=epsilon, groups=groups)
     d_scale = d_bias = None
     if scale is not None:
         counts = (np.array(groups) * (x.size // (x.shape[0] * x.shape[-1])))[:, None]
@@ -213,18 +217,37 @@ class BatchNorm(nn.Module):
         if not train:
             mean, var = (v.value[None] for v in (running_mean, running_var))
             x, everything = x.astype(statistics_dtype), (x.shape[0],)
-            x = _normalized(x, scale, bias, mean, var, everything, self.epsilon, self.relu)
+            x = _normalized(
+                x,
+                scale,
+                bias=bias,
+                mean=mean,
+                var=var,
+                groups=everything,
+                epsilon=self.epsilon,
+                relu=self.relu,
+            )
             x = x if self.pool is None else self.pool(x)
             return x.astype(self.dtype)
 
         axis_name = None if self.is_initializing() else self.axis_name
         x, groups = x.astype(self.dtype), tuple(groups)
         shift = running_mean.value.astype(statistics_dtype)
-        mean, var = group_moments(jax.lax.stop_gradient(x), groups, shift, axis_name)
+        mean, var = group_moments(
+            jax.lax.stop_gradient(x), groups, shift=shift, axis_name=axis_name
+        )
         if not self.is_initializing():
-            self._update(running_mean, running_var, mean, var, x.size // channels, groups)
+            self._update(
+                running_mean,
+                running_var,
+                mean=mean,
+                var=var,
+                positions=x.size // channels,
+                groups=groups,
+            )
         if self.pool is not None and self.affine:
-            # `normalize` wants no negative scale there: -1 goes into x, in the pass that writes it
+            # `normalize` with a pool takes no negative scale. Its sign goes into x instead, in the
+            # pass that writes x.
             signs = jnp.where(scale < 0, -1.0, 1.0)
             x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
         return normalize(

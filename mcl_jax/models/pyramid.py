@@ -18,7 +18,7 @@ from mcl_jax.models.layers import (
     ConvNorm,
     Numerics,
     by_side,
-    group_sizes,
+    norm_group_sizes,
     upsample_nearest,
     xavier_uniform,
 )
@@ -88,17 +88,17 @@ class FPN(nn.Module):
         top, top_start = None, 0
         for depth, (start, stop) in enumerate(spans):
             level = COARSEST - depth
-            needed = by_side(stages[f"res{level}"], sides, start)
-            context = Context(group_sizes(sides, [canvases - start]), train)
-            lateral = self._conv(f"lateral{level}", 1)(needed, context)
+            stage = by_side(stages[f"res{level}"], sides, start)
+            context = Context(norm_group_sizes(sides, [canvases - start]), train=train)
+            lateral = self._conv(f"lateral{level}", 1)(stage, context)
             if top is not None:
                 coarser = by_side(top, sides, start - top_start)
                 lateral = lateral + upsample_nearest(coarser)
             top, top_start = lateral, start
-            context = Context(group_sizes(sides, [stop - start]), train)
-            own = by_side(lateral, sides, 0, stop - start)
+            context = Context(norm_group_sizes(sides, [stop - start]), train=train)
+            within = by_side(lateral, sides, start=0, stop=stop - start)
             if start < stop:
-                pyramid[f"P{level}"] = self._conv(f"output{level}", 3)(own, context)
+                pyramid[f"P{level}"] = self._conv(f"output{level}", 3)(within, context)
         return pyramid
 
     def _conv(self, name: str, kernel_size: int) -> ConvNorm:
@@ -125,9 +125,9 @@ class ResizedMap(nn.Module):
         pyramid = {}
         for depth, (start, stop) in enumerate(spans):
             level = COARSEST - depth
-            own = by_side(stages["res5"], sides, start, stop)
+            last = by_side(stages["res5"], sides, start=start, stop=stop)
             size = stages[f"res{level}"].shape[1:3]
             if start < stop:
-                shape = (own.shape[0], *size, own.shape[-1])
-                pyramid[f"P{level}"] = jax.image.resize(own, shape, "bilinear")
+                shape = (last.shape[0], *size, last.shape[-1])
+                pyramid[f"P{level}"] = jax.image.resize(last, shape, "bilinear")
         return pyramid

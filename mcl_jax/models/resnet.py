@@ -13,20 +13,14 @@ import jax
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, ConvNorm, Numerics
 from mcl_jax.models.pooling import max_pool
+from mcl_jax.models.sizes import RESNETS as ARCHITECTURES
 
 Array = jax.Array
 
 STAGES = ("res2", "res3", "res4", "res5")
-# name -> (blocks per stage, bottleneck?)
-ARCHITECTURES = {
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet34": ((3, 4, 6, 3), False),
-    "resnet50": ((3, 4, 6, 3), True),
-    "resnet101": ((3, 4, 23, 3), True),
-}
 
 
-def architecture(name: str) -> tuple[tuple[int, ...], bool]:
+def blocks_of(name: str) -> tuple[tuple[int, ...], bool]:
     """(blocks per stage, bottleneck) of a name; UserError lists the names there are."""
     if name not in ARCHITECTURES:
         raise UserError(f"model.backbone {name!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -98,7 +92,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, context: Context) -> dict[str, Array]:
         """images [N, H, W, 3] float -> {'res2': ..., ..., 'res5': ...}."""
-        blocks, bottleneck = architecture(self.name_of_architecture)
+        blocks, bottleneck = blocks_of(self.name_of_architecture)
         stem = ConvNorm(
             self.width, self.numerics, kernel_size=7, stride=2, pool=max_pool, name="stem"
         )
@@ -106,7 +100,12 @@ class ResNet(nn.Module):
         features = {}
         for i, (stage, count) in enumerate(zip(STAGES, blocks, strict=True)):
             x = Stage(
-                self.width * 2**i, count, 1 if i == 0 else 2, bottleneck, self.numerics, name=stage
+                self.width * 2**i,
+                count,
+                stride=1 if i == 0 else 2,
+                bottleneck=bottleneck,
+                numerics=self.numerics,
+                name=stage,
             )(x, context)
             features[stage] = x
         return features

@@ -10,7 +10,6 @@ calls it `norm`.
 """
 
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +18,8 @@ import numpy as np
 
 from mcl_jax.errors import UserError
 from mcl_jax.models.layers import Context, Linear, Numerics
+from mcl_jax.models.sizes import SWINS as ARCHITECTURES
+from mcl_jax.models.sizes import Size
 from mcl_jax.models.windows import join_windows, relative_position_index, shift_mask, split_windows
 
 Array = jax.Array
@@ -28,32 +29,13 @@ PATCH = 4  # px, side of an embedded patch
 LAYER_NORM_EPSILON = 1e-5
 
 
-class Size(NamedTuple):
-    """What a name stands for besides the embedding dimension.
-
-    Attributes:
-      depths: blocks per stage; every second one is shifted by half a window.
-      window: tokens on a side.
-      head_channels: C / heads of the published networks; narrower maps have one head.
-      mlp_ratio: hidden / C.
-    """
-
-    depths: tuple[int, int, int, int]
-    window: int
-    head_channels: int
-    mlp_ratio: int
-
-
-# With width 96 swin_t has heads (3, 6, 12, 24).
-ARCHITECTURES = {"swin_t": Size((2, 2, 6, 2), 7, 32, 4)}
-
 # torch truncates at an absolute 2, a hundred standard deviations: a plain normal.
 weight_init = nn.initializers.normal(0.02)
 # torch.nn.Conv2d's own: uniform within 1 / sqrt(fan in); torchvision leaves the patches' at that.
 patch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def architecture(name: str) -> Size:
+def size_of(name: str) -> Size:
     """The sizes of a name; UserError lists the names there are."""
     if name not in ARCHITECTURES:
         raise UserError(f"model.backbone {name!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -83,8 +65,8 @@ def drop_path(x: Array, rate: float, key: Array) -> Array:
 
     What is kept is divided by 1 - rate, so the expectation is x (Huang et al., 2016). rate < 1.
     """
-    kept = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
+    survives = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(survives, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 class WindowAttention(nn.Module):
@@ -150,7 +132,11 @@ class Block(nn.Module):
     def __call__(self, x: Array, context: Context) -> Array:
         channels, numerics = x.shape[-1], self.numerics
         attention = WindowAttention(
-            heads(self.size, channels), self.size.window, self.shifted, numerics, name="attention"
+            heads(self.size, channels),
+            self.size.window,
+            shifted=self.shifted,
+            numerics=numerics,
+            name="attention",
         )
         x = x + self._kept(attention(layer_norm(numerics, "norm1")(x)), context)
         y = layer_norm(numerics, "norm2")(x)
@@ -247,7 +233,7 @@ class Swin(nn.Module):
           context: `train` and an rng stream 'drop_path' drop branches; there is no batch norm.
           normed: the stages after their output norms, or (False) as the next stage reads them.
         """
-        size = architecture(self.name_of_architecture)
+        size = size_of(self.name_of_architecture)
         if not 0.0 <= self.drop_path < 1.0:
             raise UserError(f"model.drop_path must be at least 0 and below 1, got {self.drop_path}")
         rates = np.linspace(0.0, self.drop_path, sum(size.depths)).tolist()
@@ -255,8 +241,10 @@ class Swin(nn.Module):
         x = layer_norm(self.numerics, "patch_norm")(x)
         features, start = {}, 0
         for i, (stage, depth) in enumerate(zip(STAGES, size.depths, strict=True)):
-            own = tuple(rates[start : start + depth])
-            x = Stage(size, i > 0, own, self.numerics, name=stage)(x, context)
+            stage_rates = tuple(rates[start : start + depth])
+            x = Stage(size, i > 0, drop_rates=stage_rates, numerics=self.numerics, name=stage)(
+                x, context
+            )
             start += depth
             norm = layer_norm(self.numerics, f"norm{i + 2}")
             # Without the norms an initialization still has their parameters.

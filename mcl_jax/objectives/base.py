@@ -106,15 +106,15 @@ class Common:
       views: the augmentation's numbers.
       image_size: H in px.
       images_per_device: b, of a micro-batch.
-      group_size: images that share keys and montages, a divisor of b.
+      group_size: of a key group, images that share keys and montages; divides b.
 
     Raises:
-      UserError: unless P5's stride divides H, and the groups b.
+      UserError: unless P5's stride divides H, and group_size b.
     """
 
     architecture: Architecture
     numerics: Numerics
-    views: augment.Settings
+    views: augment.AugmentSettings
     image_size: int
     images_per_device: int
     group_size: int
@@ -133,14 +133,16 @@ class Common:
             )
 
     @property
-    def groups(self) -> int:
-        """Of a shard."""
+    def key_groups(self) -> int:
+        """How many key groups a shard has."""
         return self.images_per_device // self.group_size
 
     def group_keys(self, seed: Array, step: Array, shard: Array, purpose: Purpose) -> Array:
-        """Keys [groups] of this shard; a group's key does not depend on who holds it."""
-        numbers = shard * self.groups + jnp.arange(self.groups)
-        return jax.vmap(lambda group: key_for(seed, step, group, purpose))(numbers)
+        """One key per key group of this shard; it does not depend on which device holds the group."""
+        numbers = shard * self.key_groups + jnp.arange(self.key_groups)
+        return jax.vmap(lambda group: key_for(seed, step, key_group=group, purpose=purpose))(
+            numbers
+        )
 
     def augmented(
         self,
@@ -159,26 +161,28 @@ class Common:
           shard: int32, see `Objective.inputs`.
           strides: per level, see `augment.views`.
         """
-        keys = self.group_keys(seed, step, shard, Purpose.AUGMENT)
-        return self.make_views(keys, batch, self.views, self.image_size, strides)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.AUGMENT)
+        return self.make_views(
+            keys, batch, settings=self.views, image_size=self.image_size, strides=strides
+        )
 
     def make_views(
         self,
         keys: Array,
         batch: dict[str, Array],
-        settings: augment.Settings,
+        settings: augment.AugmentSettings,
         image_size: int,
         strides: tuple[int, ...] = (1,),
     ) -> tuple[Array, ...]:
-        """`augment.views` of all images, each group with its own key."""
+        """`augment.views` of all images, each key group with its own key."""
         make = partial(augment.views, settings=settings, image_size=image_size, strides=strides)
-        fields = (self.by_group(batch[name]) for name in ("image", "extent"))
+        fields = (self.by_key_group(batch[name]) for name in ("image", "extent"))
         levels = jax.vmap(make, out_axes=1)(keys, *fields)
         return tuple(views.reshape(len(views), -1, *views.shape[3:]) for views in levels)
 
-    def by_group(self, rows: Array) -> Array:
-        """[b, ...] -> [groups, b / groups, ...]."""
-        return rows.reshape(self.groups, self.group_size, *rows.shape[1:])
+    def by_key_group(self, rows: Array) -> Array:
+        """[b, ...] -> [key groups, group_size, ...]."""
+        return rows.reshape(self.key_groups, self.group_size, *rows.shape[1:])
 
 
 def check_image_size(image_size: int) -> None:

@@ -77,7 +77,7 @@ class BYOL(Common):
     def init(self, key: Array) -> Variables:
         """Parameters and statistics under 'encoder' and 'predictor'; no memory."""
         encoder_key, predictor_key = jax.random.split(key)
-        context = Context((1,), True)
+        context = Context((1,), train=True)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         encoder = self.encoder.init(encoder_key, images, context)
         embedding = jnp.zeros((1, self.architecture.projector_out))
@@ -90,7 +90,7 @@ class BYOL(Common):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Two augmented views per image; arguments as in objectives.base."""
-        (views,) = self.augmented(seed, step, batch, shard)
+        (views,) = self.augmented(seed, step, batch=batch, shard=shard)
         return Inputs(views.reshape(-1, *views.shape[2:]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
@@ -101,8 +101,8 @@ class BYOL(Common):
     def loss(
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
-        """Symmetric loss of this device's images; each side is a normalization group."""
-        context = Context((inputs.images.shape[0] // SIDES,) * SIDES, True)
+        """Symmetric loss of this device's images; each side is a norm group."""
+        context = Context((inputs.images.shape[0] // SIDES,) * SIDES, train=True)
         target = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         mutable = {"mutable": ["batch_stats"]}
         v, target_stats = self.encoder.apply(target, inputs.images, context, **mutable)
@@ -119,5 +119,5 @@ class BYOL(Common):
             "predictor": predictor_stats["batch_stats"],
         }
         metrics = {f"{name}/level0": value for name, value in metrics.items()}
-        outcome = Outcome(stats, target_stats["batch_stats"], state.memory, metrics)
+        outcome = Outcome(stats, target_stats["batch_stats"], memory=state.memory, metrics=metrics)
         return loss, outcome

@@ -1,23 +1,23 @@
-"""Queries against keys and a queue, and the normalization that hides who shares a batch.
+"""Queries against keys and a queue, and the normalization that keeps queries and keys apart.
 
 Shapes: b images of this device, B of all D devices; queries and keys [b, D] unit rows; queue
 [K, D] unit rows; order int32 [b], a permutation of this device's images.
 
 Why the choice of normalization matters (He et al., 2020, section 3.3): with batch statistics an
 output depends on all images it was normalized with. A query and its positive key come from the
-same batch, the queue's negatives from earlier ones. If both are normalized with the same
-companions, they carry the same fingerprint of these companions, and the network can lower the
-loss by recognizing the fingerprint instead of the image. Two ways out:
+same batch, the queue's negatives from earlier ones. If a query and its key are normalized with the
+same images, both show the same trace of these images. The network can then lower the loss by
+comparing traces instead of images. Two ways out:
 
-  'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and keys are
-    normalized in other company than queries: every device permutes its images, sends an equal
-    share of them to every device, normalizes what it got in groups, and sends the features back.
-    Several groups on one device do the same without any communication.
-  'sync': statistics of the whole batch, for queries and keys alike. The fingerprint is shared,
-    but the more images it averages over, the less it says. Simple, and what large batches take.
+  'shuffle' (MoCo's): statistics are those of a few images only, `norm_group`, and a key is
+    normalized with other images than its query. Every device permutes its images, sends an equal
+    share of them to every device, normalizes what it received in norm groups, and sends the
+    features back. Several norm groups on one device do the same without any communication.
+  'sync': statistics of the whole batch, for queries and keys alike. The trace is shared, but the
+    more images it averages over, the less it says. Simple, and right for large batches.
 
-Under 'shuffle' a device's running statistics are updated once per group, so they forget faster
-the more groups it has; at the end of a step they are averaged over devices.
+Under 'shuffle' a device's running statistics are updated once per norm group, so they forget
+faster the more of them it has; at the end of a step they are averaged over devices.
 """
 
 from collections.abc import Callable
@@ -36,34 +36,22 @@ Array = jax.Array
 # encode(batch, context) -> (features, running statistics); a batch is a pytree of [b, ...].
 Encode = Callable[[Any, Context], tuple[Any, Any]]
 
-NORMS = ("sync", "shuffle")
-
 
 @dataclass(frozen=True)
-class Settings:
+class QueueSettings:
     """The keys of `config.moco`, which DetCo shares.
 
     Attributes:
       queue_size: K, keys per queue; at least the global batch, no multiple of it needed.
       temperature: tau.
       norm: 'sync' or 'shuffle', see above.
-      norm_group: images normalized together under 'shuffle' (MoCo: 32, one GPU's); divides b.
-
-    Raises:
-      UserError: a value outside its range.
+      norm_group: size of a norm group in images under 'shuffle' (MoCo: 32, one GPU's); divides b.
     """
 
     queue_size: int
     temperature: float
     norm: str
     norm_group: int
-
-    def __post_init__(self):
-        if self.norm not in NORMS:
-            raise UserError(f"moco.norm {self.norm!r} is not one of {', '.join(NORMS)}")
-        for name in ("queue_size", "temperature", "norm_group"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"moco.{name} must be > 0, got {getattr(self, name)}")
 
     @property
     def shuffles(self) -> bool:
@@ -74,25 +62,25 @@ class Settings:
         return replace(numerics, axis_name=None) if self.shuffles else numerics
 
     def context(self, images: int) -> Context:
-        """Training mode for b images: one group, or b / norm_group of them under 'shuffle'.
+        """Training mode for b images: one norm group, or b / norm_group of them under 'shuffle'.
 
         Raises:
           UserError: if b is no multiple of norm_group.
         """
         if not self.shuffles:
-            return Context((images,), True)
+            return Context((images,), train=True)
         groups, rest = divmod(images, self.norm_group)
         if rest or not groups:
             raise UserError(
                 f"moco.norm_group {self.norm_group} does not divide the {images} images of a "
                 f"device; {_nearest_divisor(images, self.norm_group)} would"
             )
-        return Context((self.norm_group,) * groups, True)
+        return Context((self.norm_group,) * groups, train=True)
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def _nearest_divisor(number: int, target: int) -> int:
     divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted))
+    return min(divisors, key=lambda d: abs(d - target))
 
 
 def info_nce(
@@ -131,7 +119,7 @@ def unit(features: Any) -> Any:
 
 
 def encode_queries(
-    encode: Encode, batch: Any, settings: Settings, axis_name: AxisName | None
+    encode: Encode, batch: Any, settings: QueueSettings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """(unit features of this device's images, running statistics equal on all devices)."""
     context = settings.context(jax.tree.leaves(batch)[0].shape[0])
@@ -140,7 +128,7 @@ def encode_queries(
 
 
 def encode_keys(
-    encode: Encode, batch: Any, order: Array, settings: Settings, axis_name: AxisName | None
+    encode: Encode, batch: Any, order: Array, settings: QueueSettings, axis_name: AxisName | None
 ) -> tuple[Any, Any]:
     """As `encode_queries`, for the key network: shuffled where asked for, and without gradients.
 
@@ -160,13 +148,13 @@ def encode_keys(
     if settings.shuffles:
         check_shuffle(jax.tree.leaves(batch)[0].shape[0], settings, axis_name)
         batch = jax.tree.map(lambda x: shuffle(x, order, axis_name), batch)
-    features, stats = encode_queries(encode, batch, settings, axis_name)
+    features, stats = encode_queries(encode, batch, settings=settings, axis_name=axis_name)
     if settings.shuffles:
         features = jax.tree.map(lambda x: unshuffle(x, order, axis_name), features)
     return jax.lax.stop_gradient((features, stats))
 
 
-def synchronize(stats: Any, settings: Settings, axis_name: AxisName | None) -> Any:
+def synchronize(stats: Any, settings: QueueSettings, axis_name: AxisName | None) -> Any:
     """Running statistics averaged over devices where each one made its own ('shuffle')."""
     if axis_name is None or not settings.shuffles:
         return stats
@@ -177,7 +165,7 @@ def device_count(axis_name: AxisName | None) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def check_shuffle(images: int, settings: Settings, axis_name: AxisName | None) -> None:
+def check_shuffle(images: int, settings: QueueSettings, axis_name: AxisName | None) -> None:
     """UserError with the numbers where `shuffle` cannot work on this many devices."""
     devices = device_count(axis_name)
     if images % devices:
@@ -189,22 +177,22 @@ def check_shuffle(images: int, settings: Settings, axis_name: AxisName | None) -
     if images * devices == settings.norm_group:
         raise UserError(
             f"moco.norm_group {settings.norm_group} is the whole batch: shuffling within one group "
-            f"hides nothing; {_nearest_divisor(images, images // 2)} would do"
+            f"changes no statistics; {_nearest_divisor(images, images // 2)} would do"
         )
 
 
 def shuffle(rows: Array, order: Array, axis_name: AxisName | None) -> Array:
     """Permutes this device's rows [b, ...], then deals them out evenly to all devices.
 
-    Afterwards neighboring rows come from different devices, so that every normalization group
+    Afterwards neighboring rows come from different devices, so that every norm group
     holds images of as many devices as it has room for.
     """
     rows = rows[order]
     devices = device_count(axis_name)
     if devices == 1:
         return rows
-    dealt = jax.lax.all_to_all(rows, axis_name, split_axis=0, concat_axis=0, tiled=True)
-    by_source = dealt.reshape(devices, -1, *rows.shape[1:])
+    received = jax.lax.all_to_all(rows, axis_name, split_axis=0, concat_axis=0, tiled=True)
+    by_source = received.reshape(devices, -1, *rows.shape[1:])
     return by_source.swapaxes(0, 1).reshape(rows.shape)
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose
 from mcl_jax.models.image_encoder import StageEmbeddings, StageEncoder
 from mcl_jax.models.layers import Context
@@ -31,7 +30,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class DetCoSettings:
     """The keys of `config.detco`; queue, temperature and norm are `config.moco`'s.
 
     Attributes:
@@ -40,9 +39,6 @@ class Settings:
       patch_size: p, px of the random patch out of each cell.
       local_area: (low, high) of the share of the image that this crop covers.
       shuffle_patches: concatenate the nine features in a random order per image and side.
-
-    Raises:
-      UserError: a value that cannot work.
     """
 
     stage_weights: tuple[float, ...]
@@ -50,17 +46,6 @@ class Settings:
     patch_size: int
     local_area: tuple[float, float]
     shuffle_patches: bool
-
-    def __post_init__(self):
-        jigsaw.check_sizes(self.crop_size, self.patch_size)
-        if len(self.stage_weights) != len(STAGES):
-            raise UserError(
-                f"detco.stage_weights {self.stage_weights} has {len(self.stage_weights)} entries, "
-                f"one for each of {', '.join(STAGES)} would do"
-            )
-        low, high = self.local_area
-        if not 0 < low <= high <= 1:
-            raise UserError(f"detco.local_area is {self.local_area}: must be 0 < low <= high <= 1")
 
 
 class Inputs(NamedTuple):
@@ -103,7 +88,7 @@ def stage_losses(
 class DetCo(MoCo):
     """The method as pure functions over (params, state, inputs); queues and keys are MoCo's."""
 
-    detco: Settings
+    detco: DetCoSettings
 
     @property
     def encoder(self) -> StageEncoder:
@@ -116,7 +101,7 @@ class DetCo(MoCo):
         images = jnp.zeros((1, side, side, 3))
         patches = jnp.zeros((1, jigsaw.PATCHES, patch, patch, 3))
         features, variables = self.encoder.init_with_output(
-            encoder_key, images, patches, Context((1,), True)
+            encoder_key, images, patches, Context((1,), train=True)
         )
         memory = {
             "queue": queues.create_like(queue_key, self.settings.queue_size, features),
@@ -126,9 +111,11 @@ class DetCo(MoCo):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Per side one view and nine patches of another crop; arguments as in objectives.base."""
-        (images,) = self.augmented(seed, step, batch, shard)
-        patches = self._patches(self.group_keys(seed, step, shard, Purpose.JIGSAW), batch)
-        return Inputs(images, patches, draw_order(seed, step, shard, images.shape[1]))
+        (images,) = self.augmented(seed, step, batch=batch, shard=shard)
+        patches = self._patches(
+            self.group_keys(seed, step, shard=shard, purpose=Purpose.JIGSAW), batch
+        )
+        return Inputs(images, patches, draw_order(seed, step, shard=shard, images=images.shape[1]))
 
     def _patches(self, keys: Array, batch: dict[str, Array]) -> Array:
         """[V, b, 9, p, p, 3]: one crop per image and side, cut in cells, a patch out of each."""
@@ -136,7 +123,7 @@ class DetCo(MoCo):
         split = partial(jax.random.split, num=3)
         crops_keys, positions_keys, orders_keys = jax.vmap(split, out_axes=1)(keys)
         views = dataclasses.replace(self.views, area=settings.local_area)
-        (crops,) = self.make_views(crops_keys, batch, views, settings.crop_size)
+        (crops,) = self.make_views(crops_keys, batch, settings=views, image_size=settings.crop_size)
         sides, b = crops.shape[:2]
         images = sides * self.group_size
 
@@ -169,7 +156,9 @@ class DetCo(MoCo):
         self, u: StageEmbeddings, keys: StageEmbeddings, queue: StageEmbeddings
     ) -> tuple[Array, dict[str, Array]]:
         """Equation 1 on this device's images: sum over stages of w (g<->g + l<->l + l<->g)."""
-        total, metrics = self._weigh(stage_losses(u, keys, queue, self.settings.temperature))
+        total, metrics = self._weigh(
+            stage_losses(u, keys, queue=queue, temperature=self.settings.temperature)
+        )
         for s, stage in enumerate(reversed(STAGES)):
             metrics[f"std/level{s}"] = u["global"][stage].std(0).mean()
         return total, metrics

@@ -28,7 +28,6 @@ from mcl_jax.views import copy_paste
 Array = jax.Array
 
 SIDES = 2  # q and k: each is online against the other's target (symmetric loss)
-PYRAMIDS = ("assigned", "full")
 
 
 @dataclass(frozen=True)
@@ -68,26 +67,11 @@ class MCL(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_settings.pyramid not in PYRAMIDS:
-            raise UserError(
-                f"loss.pyramid {self.loss_settings.pyramid!r} is not one of {', '.join(PYRAMIDS)}"
-            )
-        weights = self.loss_settings.level_weights
-        if len(weights) < self.layout.levels:
-            raise UserError(
-                f"loss.level_weights {weights} has {len(weights)} entries, "
-                f"montage.levels is {self.layout.levels}"
-            )
         if self.layout.assembly != "montage":
             self._check_other_assembly()
 
     def _check_other_assembly(self):
         """What paper Table 8's baselines can be combined with."""
-        if self.full and self.layout.assembly == "copy_paste":
-            raise UserError(
-                "loss.pyramid 'full' is the authors' computation of a montage; "
-                "with montage.assembly 'copy_paste' use 'assigned'"
-            )
         targets = set(np.flatnonzero(self.matching.any(0)).tolist())
         whole = {0} if self.layout.assembly == "copy_paste" else {1}  # levels with every image
         if targets - whole:
@@ -110,7 +94,7 @@ class MCL(Common):
     @property
     def counts(self) -> tuple[int, ...]:
         """Canvases per level of one side on one device (montage and mosaic)."""
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -149,12 +133,12 @@ class MCL(Common):
         levels = self.layout.levels
         canvases = jnp.zeros((levels, self.image_size, self.image_size, 3))
         spans = assigned_spans((1,) * levels)
-        encoder = self.encoder.init(encoder_key, canvases, spans, 1, True, True)
+        encoder = self.encoder.init(encoder_key, canvases, spans, sides=1, full=True, train=True)
         embeddings = tuple(
             jnp.zeros((1, 2 * (start < stop), self.architecture.projector_out))
             for start, stop in self.spans
         )
-        predictor = self.predictors.init(predictor_key, embeddings, True)
+        predictor = self.predictors.init(predictor_key, embeddings, train=True)
         collections = {
             name: {"encoder": encoder[name], "predictor": predictor[name]}
             for name in ("params", "batch_stats")
@@ -170,8 +154,8 @@ class MCL(Common):
           batch: {'image': uint8 [b, C, C, 3], 'extent': int32 [b, 2], ...} of this shard.
           shard: int32, see `Objective.inputs`.
         """
-        views = self.augmented(seed, step, batch, shard, self.layout.strides)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        views = self.augmented(seed, step, batch=batch, shard=shard, strides=self.layout.strides)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         sides = [jax.vmap(jax.random.fold_in, (0, None))(keys, side) for side in range(SIDES)]
         if self.layout.assembly == "copy_paste":  # of the whole shard, one group
             plans = [
@@ -181,7 +165,7 @@ class MCL(Common):
             plans = [montage.draw_orders(side, self.group_size, self.counts) for side in sides]
         inputs = self.assemble(views, plans)
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
             inputs = inputs._replace(drop_path_key=key)
         return inputs
 
@@ -224,7 +208,7 @@ class MCL(Common):
         targets, target_stats = self.targets(state, inputs, axis_name)
         predictions, stats = self.predict(params, state, inputs)
         loss, metrics = self.contrast(predictions, targets, self.labels(inputs, axis_name))
-        return loss, Outcome(stats, target_stats, state.memory, metrics)
+        return loss, Outcome(stats, target_stats, memory=state.memory, metrics=metrics)
 
     def predict(self, params: Any, state: TrainState, inputs: Inputs) -> tuple[list[Array], Any]:
         """The online network's normalized u per level [V, m_s, D], and its running statistics."""
@@ -234,16 +218,16 @@ class MCL(Common):
             variables,
             inputs.canvases,
             self.spans,
-            SIDES,
-            self.full,
-            True,
-            inputs.cells,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            cells=inputs.cells,
             mutable=["batch_stats"],
             rngs=rngs,
         )
         variables = {"params": params["predictor"], "batch_stats": state.batch_stats["predictor"]}
         predictions, predictor_stats = self.predictors.apply(
-            variables, embeddings, True, mutable=["batch_stats"]
+            variables, embeddings, train=True, mutable=["batch_stats"]
         )
         stats = {
             "encoder": encoder_stats["batch_stats"],
@@ -266,7 +250,7 @@ class MCL(Common):
             labels,
             matching=self.matching,
             weights=self.loss_settings.level_weights,
-            pair_loss=partial(losses.info_nce, temperature=self.loss_settings.temperature),
+            pair_loss=partial(losses.scaled_info_nce, temperature=self.loss_settings.temperature),
         )
 
     def targets(
@@ -284,7 +268,13 @@ class MCL(Common):
         canvases = canvases.reshape(-1, *inputs.canvases.shape[1:])
         variables = {"params": state.target_params, "batch_stats": state.target_batch_stats}
         embeddings, stats = self.encoder.apply(
-            variables, canvases, spans, SIDES, self.full, True, mutable=["batch_stats"]
+            variables,
+            canvases,
+            spans,
+            sides=SIDES,
+            full=self.full,
+            train=True,
+            mutable=["batch_stats"],
         )
         targets = []
         for v, labels in zip(embeddings[:levels], inputs.labels, strict=False):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.image_encoder import ImageEncoder
 from mcl_jax.models.layers import Context
@@ -36,7 +35,7 @@ class Inputs(NamedTuple):
 
 def draw_order(seed: Array, step: Array, shard: Array, images: int) -> Array:
     """int32 [b]: this shard's permutation of its key batch at this step."""
-    key = key_for(seed, step, shard, Purpose.SHUFFLE)
+    key = key_for(seed, step, key_group=shard, purpose=Purpose.SHUFFLE)
     return jax.random.permutation(key, images).astype(jnp.int32)
 
 
@@ -57,24 +56,14 @@ def encoder_variables(variables: Any, memory: Any) -> Variables:
     return Variables({"encoder": variables["params"]}, {"encoder": stats}, memory)
 
 
-def check_queue(settings: contrast.Settings, images_per_device: int) -> None:
-    """UserError where one device's keys alone overfill the queue; enqueue sees all devices."""
-    if settings.queue_size < images_per_device:
-        raise UserError(
-            f"moco.queue_size {settings.queue_size} is smaller than the {images_per_device} images "
-            f"of one device; it has to hold the keys of a whole batch"
-        )
-
-
 @dataclass(frozen=True)
 class MoCo(Common):
     """The method as pure functions over (params, state, inputs)."""
 
-    settings: contrast.Settings
+    settings: contrast.QueueSettings
 
     def __post_init__(self):
         super().__post_init__()
-        check_queue(self.settings, self.images_per_device)
         self.settings.context(self.images_per_device)  # validates norm_group
 
     @property
@@ -86,7 +75,7 @@ class MoCo(Common):
         """Parameters under 'encoder', and memory {'queue': [K, D], 'pointer': int32}."""
         encoder_key, queue_key = jax.random.split(key)
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
-        variables = self.encoder.init(encoder_key, images, Context((1,), True))
+        variables = self.encoder.init(encoder_key, images, Context((1,), train=True))
         dimensions = self.architecture.projector_out
         memory = {
             "queue": queues.create(queue_key, self.settings.queue_size, dimensions),
@@ -96,8 +85,8 @@ class MoCo(Common):
 
     def inputs(self, seed: Array, step: Array, batch: dict[str, Array], shard: Array) -> Inputs:
         """Query and key view of every image; arguments as in objectives.base."""
-        (views,) = self.augmented(seed, step, batch, shard)
-        return Inputs(views, draw_order(seed, step, shard, views.shape[1]))
+        (views,) = self.augmented(seed, step, batch=batch, shard=shard)
+        return Inputs(views, draw_order(seed, step, shard=shard, images=views.shape[1]))
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
         """Rows of a picture of one device's inputs."""
@@ -109,7 +98,9 @@ class MoCo(Common):
 
     def compare(self, u: Any, keys: Any, queue: Any) -> tuple[Array, dict[str, Array]]:
         """(loss, metrics) of query features against their keys and the queue of earlier steps."""
-        loss, metrics = contrast.info_nce(u, keys, queue, self.settings.temperature)
+        loss, metrics = contrast.info_nce(
+            u, keys, queue=queue, temperature=self.settings.temperature
+        )
         metrics = {f"{name}/level0": value for name, value in metrics.items()}
         return loss, metrics | {"std/level0": u.std(0).mean()}
 
@@ -119,14 +110,18 @@ class MoCo(Common):
         """(unit key features without gradients, the key network's running statistics)."""
         encode = encode_with(self.encoder, state.target_params, state.target_batch_stats)
         batch = self.network_inputs(inputs, KEY)
-        return contrast.encode_keys(encode, batch, inputs.order, self.settings, axis_name)
+        return contrast.encode_keys(
+            encode, batch, order=inputs.order, settings=self.settings, axis_name=axis_name
+        )
 
     def loss(
         self, params: Any, state: TrainState, inputs: Inputs, axis_name: AxisName | None
     ) -> tuple[Array, Outcome]:
         """Loss of this device's queries; their keys join the queue afterwards."""
         keys, target_stats = self.keys(state, inputs, axis_name)
-        return self.against(keys, target_stats, params, state, inputs, axis_name)
+        return self.against(
+            keys, target_stats, params=params, state=state, inputs=inputs, axis_name=axis_name
+        )
 
     def against(
         self,
@@ -140,9 +135,11 @@ class MoCo(Common):
         """`loss` with key features and the key network's new statistics given."""
         encode = encode_with(self.encoder, params["encoder"], state.batch_stats["encoder"])
         batch = self.network_inputs(inputs, QUERY)
-        u, stats = contrast.encode_queries(encode, batch, self.settings, axis_name)
+        u, stats = contrast.encode_queries(
+            encode, batch, settings=self.settings, axis_name=axis_name
+        )
         queue, pointer = state.memory["queue"], state.memory["pointer"]
         loss, metrics = self.compare(u, keys, queue)
-        queue, pointer = queues.enqueue(queue, pointer, keys, axis_name)
+        queue, pointer = queues.enqueue(queue, pointer, keys=keys, axis_name=axis_name)
         memory = {"queue": queue, "pointer": pointer}
-        return loss, Outcome({"encoder": stats}, target_stats, memory, metrics)
+        return loss, Outcome({"encoder": stats}, target_stats, memory=memory, metrics=metrics)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax import losses
-from mcl_jax.errors import UserError
 from mcl_jax.sharding import AxisName
 
 Array = jax.Array
@@ -61,17 +60,9 @@ def enqueue(
     Returns:
       (queues, pointer) after B = b * devices rows. Positions wrap modulo K, so K need not be a
       multiple of B.
-
-    Raises:
-      UserError: if B > K, when keys of one step would overwrite each other.
     """
     rows = jax.tree.map(lambda x: gather(jax.lax.stop_gradient(x), axis_name), keys)
     size, batch = jax.tree.leaves(queues)[0].shape[0], jax.tree.leaves(rows)[0].shape[0]
-    if batch > size:
-        raise UserError(
-            f"moco.queue_size {size} is smaller than the batch of {batch} images whose keys enter "
-            f"it in one step; at least {batch} would do"
-        )
     positions = (pointer + jnp.arange(batch, dtype=jnp.int32)) % size
     queues = jax.tree.map(
         lambda queue, new: queue.at[positions].set(new.astype(queue.dtype), unique_indices=True),

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from mcl_jax import montage
-from mcl_jax.errors import UserError
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.layers import Linear
@@ -26,7 +25,6 @@ from mcl_jax.state import TrainState
 
 Array = jax.Array
 
-POOLINGS = ("montage", "image")
 classifier_init = jax.nn.initializers.normal(0.01)
 
 
@@ -71,18 +69,6 @@ class Supervised(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.settings.pooling not in POOLINGS:
-            raise UserError(
-                f"supervised.pooling {self.settings.pooling!r} is not one of {', '.join(POOLINGS)}"
-            )
-        if self.settings.classes < 2:
-            raise UserError(f"supervised.classes must be at least 2, is {self.settings.classes}")
-        if not 0 <= self.settings.label_smoothing < 1:
-            raise UserError(
-                f"supervised.label_smoothing must be in [0, 1), is {self.settings.label_smoothing}"
-            )
-        if self.layout.assembly == "copy_paste":
-            raise UserError("montage.assembly 'copy_paste' is self-supervised only (paper Table 8)")
         self.spans  # noqa: B018 (validates)
 
     @property
@@ -94,7 +80,7 @@ class Supervised(Common):
         """Canvases per level; whole images are level 0 alone."""
         if not self.multi_level:
             return (self.images_per_device,)
-        return montage.canvas_counts(self.group_size, self.layout, self.groups)
+        return montage.canvas_counts(self.group_size, self.layout, self.key_groups)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -121,13 +107,13 @@ class Supervised(Common):
         canvases = jnp.zeros((self.layout.levels, self.image_size, self.image_size, 3))
         if self.multi_level:
             spans = assigned_spans((1,) * self.layout.levels)
-            arguments = (canvases, spans, 1, True, True)
+            flags = {"sides": 1, "full": True, "train": True}
             features, encoder = self.encoder.init_with_output(
-                encoder_key, *arguments, method="regions"
+                encoder_key, canvases, spans, **flags, method="regions"
             )
         else:
             features, encoder = self.encoder.init_with_output(
-                encoder_key, canvases, True, method="stage5"
+                encoder_key, canvases, train=True, method="stage5"
             )
         width = jax.tree.leaves(features)[0].shape[-1]
         classifier = self.classifier.init(classifier_key, jnp.zeros((1, width)))
@@ -142,15 +128,18 @@ class Supervised(Common):
           batch: also {'label': int32 [b]} in [0, C).
         """
         strides = self.layout.strides if self.multi_level else (1,)
-        views = [view[0] for view in self.augmented(seed, step, batch, shard, strides)]
+        views = [
+            view[0]
+            for view in self.augmented(seed, step, batch=batch, shard=shard, strides=strides)
+        ]
         key = None
         if self.architecture.drop_path > 0:
-            key = key_for(seed, step, shard, Purpose.DROP_PATH)
+            key = key_for(seed, step, key_group=shard, purpose=Purpose.DROP_PATH)
         if not self.multi_level:
             return Inputs(views[0], (batch["label"],), key)
-        keys = self.group_keys(seed, step, shard, Purpose.MONTAGE)
+        keys = self.group_keys(seed, step, shard=shard, purpose=Purpose.MONTAGE)
         orders = montage.draw_orders(keys, self.group_size, self.counts)
-        built = montage.build(views, orders, self.layout, self.numerics.dtype)
+        built = montage.build(views, orders, layout=self.layout, dtype=self.numerics.dtype)
         return Inputs(built.canvases, tuple(batch["label"][o] for o in built.labels), key)
 
     def pictures(self, inputs: Inputs) -> dict[str, Array]:
@@ -168,12 +157,19 @@ class Supervised(Common):
         options = {"mutable": ["batch_stats"], "rngs": rngs}
         if self.multi_level:
             levels, stats = self.encoder.apply(
-                variables, inputs.canvases, self.spans, 1, False, True, method="regions", **options
+                variables,
+                inputs.canvases,
+                self.spans,
+                sides=1,
+                full=False,
+                train=True,
+                method="regions",
+                **options,
             )
             features = [x[0] for x in levels]
         else:
             x, stats = self.encoder.apply(
-                variables, inputs.canvases, True, method="stage5", **options
+                variables, inputs.canvases, train=True, method="stage5", **options
             )
             features = [x]
         total, metrics = jnp.zeros(()), {}
@@ -187,4 +183,4 @@ class Supervised(Common):
             metrics[f"top1/level{s}"] = (logits.argmax(1) == classes).mean()
             total = total + loss
         batch_stats = {"encoder": stats.get("batch_stats", {})}
-        return total, Outcome(batch_stats, {}, state.memory, metrics)
+        return total, Outcome(batch_stats, {}, memory=state.memory, metrics=metrics)

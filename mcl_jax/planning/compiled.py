@@ -19,19 +19,19 @@ class Collective(NamedTuple):
     Attributes:
       kind: one of KINDS.
       bytes: of its result on one device.
-      groups: int [groups, devices in each] numbers in mesh order; None: all devices at once.
+      replica_groups: int [groups, devices in each] numbers in mesh order; None: all devices at once.
     """
 
     kind: str
     bytes: int
-    groups: np.ndarray | None
+    replica_groups: np.ndarray | None
 
     def crosses(self, hosts: Sequence[int]) -> bool:
         """Whether any of its groups has devices of different hosts (given per device)."""
-        if self.groups is None:
+        if self.replica_groups is None:
             return len(set(hosts)) > 1
-        own = np.asarray(hosts)[self.groups]
-        return bool((own != own[:, :1]).any())
+        group_hosts = np.asarray(hosts)[self.replica_groups]
+        return bool((group_hosts != group_hosts[:, :1]).any())
 
 
 def figures(compiled: jax.stages.Compiled, hosts: Sequence[int] | None = None) -> dict[str, Any]:
@@ -48,23 +48,23 @@ def figures(compiled: jax.stages.Compiled, hosts: Sequence[int] | None = None) -
       'collectives_across_hosts' {kind: count}.
     """
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    found = list(collectives(compiled.as_text()))
+    fixed_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    output_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    every = list(collectives(compiled.as_text()))
     sizes: Counter[str] = Counter()
-    for collective in found:
+    for collective in every:
         sizes[collective.kind] += collective.bytes
     result = {
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": held + max(fresh, 0),
-        "collectives": dict(Counter(collective.kind for collective in found)),
+        "peak_bytes": fixed_bytes + max(output_bytes, 0),
+        "collectives": dict(Counter(collective.kind for collective in every)),
         "collective_bytes": dict(sizes),
     }
     if hosts is not None:
-        across = Counter(collective.kind for collective in found if collective.crosses(hosts))
+        across = Counter(collective.kind for collective in every if collective.crosses(hosts))
         result["collectives_across_hosts"] = dict(across)
     return result
 

@@ -19,6 +19,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.planning import compiled, topology
 from mcl_jax.planning.topology import GIB, Chip, Topology
 from mcl_jax.program import Program
+from mcl_jax.settings import teaching
 
 # XLA's lowest compile effort, as options of jax.stages.Lowered.compile. Figures are comparable only
 # at one effort: at the default, the TPU compiler takes 2.6 times as long and counts 1.6 times the
@@ -54,6 +55,10 @@ def make(
 
     Raises:
       UserError: if the batch does not divide or the step does not fit, saying what would.
+
+    Example:
+      >>> plan = make(base.get_config().to_dict(), topology.parse("v5e:16x16"), images=1_281_167)
+      >>> print(describe(plan))
     """
     devices = topology.mesh_devices(where)
     chip, cores = topology.chip_of(where, devices), topology.cores_per_chip(devices)
@@ -61,11 +66,17 @@ def make(
     if numerics["compute_dtype"] == "auto":  # of the chips planned for, not of this machine
         numerics["compute_dtype"] = "float32" if where.platform == "cpu" else "bfloat16"
     config = {**config, "numerics": numerics}
-    run = program.build(config, sharding.mesh_for(config, devices), images)
-    figures = _figures(program.lower_step(run), where, devices, cache, options)
+    mesh = sharding.mesh_for(config, devices)
+    teaching.check_run(config, mesh.size, images)
+    run = program.build(config, mesh, images)
+    figures = _figures(
+        program.lower_step(run), where, devices=devices, cache=cache, options=options
+    )
     if chip is not None and figures["peak_bytes"] * cores > chip.memory:
-        raise UserError(_too_big(run, figures, where, chip, cores))
-    return _sizes(run, figures, where, devices, chip) | _times(run, figures, devices, chip)
+        raise UserError(_too_big(run, figures, where=where, chip=chip, cores=cores))
+    return _sizes(run, figures, where=where, devices=devices, chip=chip) | _times(
+        run, figures, devices=devices, chip=chip
+    )
 
 
 def _figures(
@@ -205,7 +216,7 @@ def _times(
     step = max(compute, memory)
     hosts, batch = topology.hosts(devices), run.config["data"]["batch_size"]
     per_core = loader.pipeline_rate(run.config["data"]["canvas_size"])
-    needed = batch / step / hosts
+    images_per_host = batch / step / hosts
     return {
         "bound_compute_s": compute,
         "bound_memory_s": memory,
@@ -213,9 +224,9 @@ def _times(
         "bound_epochs_per_hour": 3600 / step / run.steps_per_epoch,
         "bound_chip_hours": run.total_steps * step / 3600 * len(devices) / cores,
         "steps": run.total_steps,
-        "host_images_per_s": needed,
+        "host_images_per_s": images_per_host,
         "loader_images_per_s_per_core": per_core,
-        "loader_cores_needed": needed / per_core,
+        "loader_cores_needed": images_per_host / per_core,
         "host_cores": chip.host_cores or None,
     }
 
@@ -224,8 +235,8 @@ def describe(plan: Mapping[str, Any]) -> str:
     """The plan as a table for people."""
 
     def kinds(values: Mapping[str, float], unit: str = "") -> str:
-        shown = (f"{kind} {_short(v)}{unit}" for kind, v in sorted(values.items()))
-        return ", ".join(shown) or "none"
+        cells = (f"{kind} {_short(v)}{unit}" for kind, v in sorted(values.items()))
+        return ", ".join(cells) or "none"
 
     gib = {"argument_bytes": "arguments", "temporary_bytes": "temporaries", "peak_bytes": "peak"}
     lines = [

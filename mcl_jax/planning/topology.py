@@ -84,14 +84,16 @@ def parse(name: str, slices: int = 1) -> Topology:
             raise UserError(f"topology {name!r} is not a number of devices; {hint}")
         if slices > 1:
             raise UserError(f"topology {name!r} has no slices; they are for TPU pods")
-        return Topology(name, family, "", (int(shape),) if shape else (), 1)
+        return Topology(name, family, version="", shape=(int(shape),) if shape else (), slices=1)
     if family not in TPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
         raise UserError(f"topology {name!r} is unknown; {hint}")
-    return Topology(name, "tpu", family, tuple(map(int, shape.split("x"))), slices)
+    return Topology(
+        name, "tpu", version=family, shape=tuple(map(int, shape.split("x"))), slices=slices
+    )
 
 
 def prepare_process(topology: Topology) -> None:
-    """Environment that must stand before JAX starts its backends."""
+    """Environment variables that must be set before JAX starts its backends."""
     if topology.platform == "gpu":
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -111,10 +113,10 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
             devices = jax.devices(topology.platform)
         except RuntimeError as error:
             raise UserError(f"topology {topology.name!r}: {error}") from error
-        wanted = topology.shape[0] if topology.shape else len(devices)
-        if wanted > len(devices):
+        count = topology.shape[0] if topology.shape else len(devices)
+        if count > len(devices):
             raise UserError(f"topology {topology.name!r}: JAX started with {len(devices)} devices")
-        return devices[:wanted]
+        return devices[:count]
     try:
         import libtpu  # noqa: F401
     except ImportError as error:

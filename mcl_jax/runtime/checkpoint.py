@@ -96,16 +96,25 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(
+        self,
+        abstract: TrainState,
+        explain: Callable[[dict[str, Any]], str] = lambda meta: "",
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest intact checkpoint in the shapes and shardings of `abstract`; None: there is none.
 
         Damaged ones that are newer are moved to WORKDIR/damaged_checkpoints, with a warning.
+
+        Args:
+          abstract: what the state is to look like.
+          explain: called with the checkpoint's meta before its arrays are looked at; says which keys
+            would be the reason if they do not fit, '' for none.
 
         Raises:
           UserError: if it was written by another architecture, or there are only damaged ones.
         """
         step = self._agreed_step()
-        return None if step is None else self._restore(step, abstract)
+        return None if step is None else self._restore(step, abstract, explain)
 
     def _agreed_step(self) -> int | None:
         """Process 0 looks, for listings of a shared folder may differ between hosts for a while."""
@@ -158,12 +167,15 @@ class Checkpointer:
             file=sys.stderr,
         )
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _restore(
+        self, step: int, abstract: TrainState, explain: Callable[[dict[str, Any]], str]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        reason = explain(_read_meta(self._folder / str(step)))
         # before orbax does, which reports every array that does not fit in a page of its own
         if difference := integrity.difference(_saved_shapes(self._folder / str(step)), abstract):
             raise UserError(
-                f"the checkpoint of step {step} does not fit this config ({difference}); "
-                "use its own config or a new --workdir"
+                f"the checkpoint of step {step} does not fit this config: "
+                f"{reason + '; ' if reason else ''}{difference}. Use its own values or a new --workdir"
             )
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
         arguments = ocp.args.Composite(
@@ -318,11 +330,15 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
         state = reader.restore(folder / str(step) / "state", args=arguments)
-        meta = json.loads(storage.read(folder / str(step) / "meta" / "metadata"))
+        meta = _read_meta(folder / str(step))
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason}") from error
-    return state, _modern(meta)
+    return state, meta
+
+
+def _read_meta(folder: Place) -> dict[str, Any]:
+    return _modern(json.loads(storage.read(folder / "meta" / "metadata")))
 
 
 def _modern(meta: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mcl_jax import program
 from mcl_jax.errors import UserError
+from mcl_jax.settings import door
 
 # Keys that no number depends on, and keys that are younger than finished rows, with the value at
 # which a run is what it was before there was such a key.
@@ -55,6 +56,10 @@ def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
       UserError: for a name that the study lacks.
     """
     names = list(config.study.rows)
+    for name in names:  # all of them before the first hours of work
+        if name not in config.study.differs:
+            raise UserError(f"row {name!r} of study.rows has no entry in study.differs")
+        config_of_run(config, name, seed=0)
     for name in rows:
         if name not in names:
             raise UserError(f"row {name!r} is not in the study: {', '.join(names)}")
@@ -70,19 +75,13 @@ def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
     own = config.copy_and_resolve_references().unlock()
     differs = own.study.differs[row]
     del own.study
-    _check_keys(differs, own, row)
-    own.update(differs)
-    own.seed = seed
+    try:
+        own.update(differs)
+        own.seed = seed
+        door.check(own)
+    except (TypeError, UserError) as error:  # ml_collections does not cast every type
+        raise UserError(f"study.differs.{row}: {error}") from error
     return program.plain_config(own)
-
-
-def _check_keys(differs: ConfigDict, config: ConfigDict, path: str) -> None:
-    """A misspelt key in a row would silently change nothing."""
-    for name, value in differs.items():
-        if name not in config:
-            raise UserError(f"study.differs.{path}.{name} is no key of the configuration")
-        if isinstance(value, ConfigDict):
-            _check_keys(value, config[name], f"{path}.{name}")
 
 
 def fingerprint(plain: Mapping[str, Any]) -> str:

@@ -24,11 +24,11 @@ from mcl_jax.evaluate.detection.training import Conduct
 from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.pyramid import COARSEST
-from mcl_jax.objectives.build import settings
 from mcl_jax.report import metrics
 from mcl_jax.runtime import lease, provenance, storage
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 from mcl_jax.study import rows
 
@@ -161,7 +161,7 @@ def _probe(
     data: Data = load(plain)
     return probe.probe(
         plain,
-        settings(Architecture, plain["model"]),
+        fill(Architecture, plain["model"]),
         run.objective.encoder.numerics,
         variables,
         mode=mode,

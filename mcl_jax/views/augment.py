@@ -18,19 +18,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mcl_jax.errors import UserError
 from mcl_jax.views import color, resample
 
 # What the keys of a view are for: the number is folded into the view's own key.
-Purpose = enum.IntEnum(
-    "Purpose", "CROP FLIP JITTERS JITTER GRAYSCALES BLURS BLUR_SIGMA SOLARIZES", start=0
+Draw = enum.IntEnum(
+    "Draw", "CROP FLIP JITTERS JITTER GRAYSCALES BLURS BLUR_SIGMA SOLARIZES", start=0
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AugmentSettings:
     """The augmentation's numbers (design §3 "Views"); probabilities in [0, 1].
 
     Attributes:
@@ -47,9 +45,6 @@ class Settings:
       solarize_prob: of solarizing, one per side.
       solarize_threshold: values at or above it are inverted; on the [0, 1] scale.
       mean, std: per RGB channel, on the [0, 1] scale.
-
-    Raises:
-      UserError: a value outside its range.
     """
 
     area: tuple[float, float]
@@ -68,34 +63,6 @@ class Settings:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    @classmethod
-    def from_config(cls, config):
-        """Reads the fields by name from a mapping such as `config.augment`; lists become tuples."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if missing := [name for name in names if name not in config]:
-            raise UserError(f"the augment settings lack {', '.join(missing)}")
-        values = [config[name] for name in names]
-        return cls(*(tuple(value) if isinstance(value, list) else value for value in values))
-
-    def __post_init__(self):
-        def require(name, condition, rule):
-            if not condition:
-                raise UserError(f"augment.{name} is {getattr(self, name)}: must be {rule}")
-
-        for name in ("flip_prob", "jitter_prob", "grayscale_prob", "blur_prob", "solarize_prob"):
-            require(name, np.all(np.abs(np.array(getattr(self, name)) - 0.5) <= 0.5), "in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            require(name, getattr(self, name) >= 0, "at least 0")
-        require("hue", 0 <= self.hue <= 0.5, "in [0, 0.5] turns")
-        require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            require(name, 0 < low <= high, "0 < low <= high")
-        sides = len(self.blur_prob)
-        require("solarize_prob", len(self.solarize_prob) == sides, f"{sides} long, as blur_prob")
-        require("mean", len(self.mean) == 3, "three numbers")
-        require("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers")
-
 
 def views(key, canvas, extent, settings, *, image_size, strides):
     """Draws and makes all views of a batch: one per side, level and image, each independent.
@@ -104,7 +71,7 @@ def views(key, canvas, extent, settings, *, image_size, strides):
       key: a PRNG key for this step and device.
       canvas: uint8 [b, C, C, 3].
       extent: int32 [b, 2].
-      settings: `Settings`; its number of sides is V.
+      settings: `AugmentSettings`; its number of sides is V.
       image_size: H, side of the views in px.
       strides: of every level: of the rows and columns of its views, each stride-th is kept. What is
         behind the last operation that reads neighbors is computed for these alone.
@@ -112,11 +79,18 @@ def views(key, canvas, extent, settings, *, image_size, strides):
     Returns:
       Per level s float32 [V, b, H / stride, H / stride, 3]; entry [v, i] is what `view` makes of
       image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
+
+    Example:
+      >>> settings = fill(AugmentSettings, config.augment)
+      >>> key = jax.random.key(0)
+      >>> (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
     """
 
     def begin(canvas, extent, image, side, level):
-        own_keys = view_keys(key, image, side, level)
-        return own_keys, colored(own_keys, canvas, extent, settings, image_size=image_size)
+        own_keys = view_keys(key, image, side=side, level=level)
+        return own_keys, colored(
+            own_keys, canvas, extent=extent, settings=settings, image_size=image_size
+        )
 
     def every(function, axes):
         """`function`, over images outermost, then sides, then what `axes` says."""
@@ -128,13 +102,13 @@ def views(key, canvas, extent, settings, *, image_size, strides):
     sides, levels = jnp.arange(len(settings.blur_prob)), jnp.arange(len(strides))
     keys, planes = of_images(canvas, extent, jnp.arange(len(canvas)), sides, levels)
 
-    made = []
+    levels_of_views = []
     for level, stride in enumerate(strides):
         end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
         of_level = every(end, ((0, 0, None), (0, 0, 0)))
-        own = {purpose: per_level[:, :, level] for purpose, per_level in keys.items()}
-        made.append(of_level(own, planes[:, :, level], sides).swapaxes(0, 1))
-    return tuple(made)
+        level_keys = {draw: per_level[:, :, level] for draw, per_level in keys.items()}
+        levels_of_views.append(of_level(level_keys, planes[:, :, level], sides).swapaxes(0, 1))
+    return tuple(levels_of_views)
 
 
 def view_key(key, image, side, level):
@@ -143,9 +117,9 @@ def view_key(key, image, side, level):
 
 
 def view_keys(key, image, side, level):
-    """The keys of one view by `Purpose`."""
-    own_key = view_key(key, image, side, level)
-    return {purpose: jax.random.fold_in(own_key, purpose) for purpose in Purpose}
+    """The keys of one view by `Draw`."""
+    base = view_key(key, image, side=side, level=level)
+    return {draw: jax.random.fold_in(base, draw) for draw in Draw}
 
 
 def view(key, canvas, extent, settings, *, side, image_size, stride=1):
@@ -155,7 +129,7 @@ def view(key, canvas, extent, settings, *, side, image_size, stride=1):
       key: the view's own PRNG key, see `view_key`.
       canvas: uint8 [C, C, 3].
       extent: int32 [2], (height, width) in px.
-      settings: `Settings`.
+      settings: `AugmentSettings`.
       side: 0 (q) or 1 (k); may be traced. It picks the probabilities of blur and solarize.
       image_size: H in px.
       stride: see `views`.
@@ -163,33 +137,33 @@ def view(key, canvas, extent, settings, *, side, image_size, stride=1):
     Returns:
       float32 [H / stride, H / stride, 3], normalized RGB.
     """
-    keys = {purpose: jax.random.fold_in(key, purpose) for purpose in Purpose}
-    planes = colored(keys, canvas, extent, settings, image_size=image_size)
+    keys = {draw: jax.random.fold_in(key, draw) for draw in Draw}
+    planes = colored(keys, canvas, extent=extent, settings=settings, image_size=image_size)
     return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
 
 
 def colored(keys, canvas, extent, settings, *, image_size):
     """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
-    box = draw_box(keys[Purpose.CROP], extent, area=settings.area, aspect=settings.aspect)
-    flip = _happens(keys[Purpose.FLIP], settings.flip_prob)
+    box = draw_box(keys[Draw.CROP], extent, area=settings.area, aspect=settings.aspect)
+    flip = _happens(keys[Draw.FLIP], settings.flip_prob)
     planes = resample.crop(canvas, box, flip, image_size=image_size)
 
     widths = (settings.brightness, settings.contrast, settings.saturation)
-    amounts, order = color.draw_jitter(keys[Purpose.JITTER], widths, settings.hue)
+    amounts, order = color.draw_jitter(keys[Draw.JITTER], widths, settings.hue)
     jittered = color.jitter(planes, amounts, order)
-    planes = jnp.where(_happens(keys[Purpose.JITTERS], settings.jitter_prob), jittered, planes)
+    planes = jnp.where(_happens(keys[Draw.JITTERS], settings.jitter_prob), jittered, planes)
 
-    gray = _happens(keys[Purpose.GRAYSCALES], settings.grayscale_prob)
+    gray = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
     return jnp.where(gray, color.grayscale(planes), planes)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):
     """The second half of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
-    sigma = draw_sigma(keys[Purpose.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
-    blurs = _happens(keys[Purpose.BLURS], jnp.array(settings.blur_prob)[side])
+    sigma = draw_sigma(keys[Draw.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
+    blurs = _happens(keys[Draw.BLURS], jnp.array(settings.blur_prob)[side])
     planes = jnp.where(blurs, resample.blur(planes, sigma, stride), planes[::stride, :, ::stride])
 
-    solarizes = _happens(keys[Purpose.SOLARIZES], jnp.array(settings.solarize_prob)[side])
+    solarizes = _happens(keys[Draw.SOLARIZES], jnp.array(settings.solarize_prob)[side])
     planes = jnp.where(solarizes, color.solarize(planes, settings.solarize_threshold), planes)
 
     return color.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)

@@ -3,8 +3,8 @@
 Shapes:
   planes  float32 [H, 3, W]  rows, (red, green, blue), columns; values in [0, 1]
 
-All of it is elementwise but for one mean, so it fuses, and nothing branches on data: under `vmap` a
-`lax.switch` would compute every branch anyway.
+All operations but one mean are elementwise, so XLA fuses them. Nothing branches on data: under
+`vmap` a `lax.switch` would compute every branch anyway.
 """
 
 import enum
@@ -46,9 +46,9 @@ def draw_jitter(key, widths, hue):
 def jitter(planes, amounts, order):
     """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
 
-    Two formulations, equal to rounding: `jitter_in_two_passes` reads memory least; XLA's CPU
-    emitter, though, evaluates a shared value anew for each of its uses, exponentially often over
-    such a chain unless LLVM's optimizer undoes it, so CPUs go slot by slot.
+    There are two formulations, equal up to rounding. `jitter_in_two_passes` reads memory least. XLA's
+    CPU compiler, however, computes a shared value again for each use, exponentially often over such
+    a chain. So CPUs take `jitter_slot_by_slot`.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].
@@ -74,8 +74,8 @@ def jitter_slot_by_slot(planes, amounts, order):
     """`jitter`, one operation after the other.
 
     Three of the operations are one formula: a blend with black, with the mean gray or with the
-    pixel's own gray. Hue is the dear one, so it is computed once, with slots for the blends that may
-    precede it and for those that may follow; a blend on the wrong side gets factor 1, the identity.
+    pixel's own gray. The shift of hue costs most, so it stands in the program once. Slots before it
+    and behind it hold the blends; a slot that is not used gets factor 1, which changes nothing.
     """
     factors, hue_slot = _slots(amounts, order)
 
@@ -88,7 +88,9 @@ def jitter_slot_by_slot(planes, amounts, order):
 
     for slot in (0, 1, 2):
         planes = blend_slot(planes, slot, slot < hue_slot)
-    turned = _shift_hue(planes[:, 0], planes[:, 1], planes[:, 2], amounts[Op.HUE])
+    turned = _shift_hue(
+        red=planes[:, 0], green=planes[:, 1], blue=planes[:, 2], turns=amounts[Op.HUE]
+    )
     planes = jnp.stack(turned, axis=1)
     for slot in (1, 2, 3):
         planes = blend_slot(planes, slot, slot > hue_slot)
@@ -103,9 +105,9 @@ def jitter_in_two_passes(planes, amounts, order):
     """
     channels = tuple(planes[:, channel] for channel in range(3))
     contrast_slot = jnp.argmax(order == Op.CONTRAST)
-    before = _first_slots(channels, amounts, order, contrast_slot, mean=0.0)
+    before = _first_slots(channels, amounts, order=order, count=contrast_slot, mean=0.0)
     mean = jnp.mean(_luma(*before))
-    return jnp.stack(_first_slots(channels, amounts, order, len(Op), mean), axis=1)
+    return jnp.stack(_first_slots(channels, amounts, order=order, count=len(Op), mean=mean), axis=1)
 
 
 def _first_slots(channels, amounts, order, count, mean):

@@ -1,7 +1,7 @@
 """Copy-Paste assembly (paper Table 8): every canvas is a view with one shrunk view pasted in.
 
 Shapes: views of level s [b, H, W, C], or of their rows and columns each stride-th; canvas i is
-view i of level 0; the canvases are split in S - 1 groups of g_s, and those of group s carry one
+view i of level 0; the canvases are split in S - 1 parts of g_s, and those of part s carry one
 view of level s, shrunk by r = 2^s, in one cell of their r x r grid.
 
 Ghiasi et al., 2021, paste segmented objects. Without labels there are no masks, so a whole
@@ -33,15 +33,15 @@ def spans(images: int, layout: Layout) -> tuple[Span, ...]:
     """Canvases per level: all of them for level 0, one group for each other level.
 
     Raises:
-      UserError: with fewer than two levels, or fewer images than groups.
+      UserError: with fewer than two levels, or fewer images than parts.
     """
-    groups = layout.levels - 1
-    if groups < 1 or images < max(2, groups):
+    parts = layout.levels - 1
+    if parts < 1 or images < max(2, parts):
         raise UserError(
             f"montage.assembly 'copy_paste' needs at least 2 levels and as many images per device "
             f"as levels, got {layout.levels} levels and {images} images"
         )
-    ends = [images * s // groups for s in range(groups + 1)]
+    ends = [images * s // parts for s in range(parts + 1)]
     return ((0, images), *zip(ends[:-1], ends[1:], strict=True))
 
 
@@ -60,14 +60,14 @@ def build(views: Sequence[Array], pastes: Pastes, layout: Layout, dtype: jnp.dty
     """One side's canvases [b, H, W, C]; level 0's label i is canvas i. See `montage.build`."""
     images, height, width = views[0].shape[:3]
     canvases = []
-    groups = spans(images, layout)[1:]
-    for s, (start, stop) in enumerate(groups, start=1):
+    parts = spans(images, layout)[1:]
+    for s, (start, stop) in enumerate(parts, start=1):
         small = sub_images(views, s, layout.shrink)[pastes.images[s - 1]]
         everywhere = jnp.tile(small, (1, 2**s, 2**s, 1))
         rows = jnp.arange(height) // (height >> s)
         columns = jnp.arange(width) // (width >> s)
         cell = rows[:, None] * 2**s + columns[None, :]
-        here = cell == pastes.cells[s - 1][:, None, None]
-        canvases.append(jnp.where(here[..., None], everywhere, views[0][start:stop]))
+        in_cell = cell == pastes.cells[s - 1][:, None, None]
+        canvases.append(jnp.where(in_cell[..., None], everywhere, views[0][start:stop]))
     labels = (jnp.arange(images, dtype=jnp.int32), *pastes.images)
     return Montage(jnp.concatenate(canvases).astype(dtype), labels, (None, *pastes.cells))

@@ -7,26 +7,10 @@ Shapes: b crops [b, S, S, 3] of S px, cells of S / 3 px in row-major order, posi
 import jax
 import jax.numpy as jnp
 
-from mcl_jax.errors import UserError
-
 Array = jax.Array
 
 GRID = 3  # cells per side: the jigsaw of Noroozi & Favaro, 2016
 PATCHES = GRID * GRID
-
-
-def check_sizes(crop_size: int, patch_size: int) -> None:
-    """UserError unless the crop is cut evenly and a patch fits its cell."""
-    if crop_size <= 0 or crop_size % GRID:
-        nearest = max(1, round(crop_size / GRID)) * GRID
-        raise UserError(
-            f"detco.crop_size {crop_size} is not a positive multiple of {GRID}; {nearest} would do"
-        )
-    if not 0 < patch_size <= crop_size // GRID:
-        raise UserError(
-            f"detco.patch_size {patch_size} does not fit a cell of {crop_size // GRID} px "
-            f"(detco.crop_size {crop_size} / {GRID}); 1 to {crop_size // GRID} would"
-        )
 
 
 def draw_positions(key: Array, images: int, crop_size: int, patch_size: int) -> Array:

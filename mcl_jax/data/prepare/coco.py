@@ -91,8 +91,8 @@ def prepare_coco(
         SplitJob(
             split,
             functools.partial(_examples, path, annotations_zip, split),
-            os.path.getsize(path),
-            EXPECTED[split],
+            input_bytes=os.path.getsize(path),
+            expected=EXPECTED[split],
         )
         for split, path in zips.items()
     ]

@@ -61,7 +61,9 @@ def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: in
         slices = {"train": f"train[:{border}%]", "validation": f"train[{border}%:]"}
     sources = {split: open_folder(folder, part) for split, part in slices.items()}
     jobs = [
-        SplitJob(split, functools.partial(_examples, source), _size(source), None)
+        SplitJob(
+            split, functools.partial(_examples, source), input_bytes=_size(source), expected=None
+        )
         for split, source in sources.items()
     ]
     class_names = sources["train"].class_names

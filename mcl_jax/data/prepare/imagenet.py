@@ -75,7 +75,7 @@ def prepare_imagenet(
     if train_tar is None and val_tar is None:
         raise UserError("give --train_tar, --val_tar or both")
     try:
-        synsets, jobs = _plan(train_tar, val_tar, val_labels, meta)
+        synsets, jobs = _plan(train_tar, val_tar, val_labels=val_labels, meta=meta)
         builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
         counts = write_splits(builder, partial=partial)
     except tarfile.TarError as error:
@@ -92,7 +92,7 @@ def _plan(
         synsets = _train_synsets(existing_file(train_tar, "--train_tar"))
         examples = functools.partial(_train_examples, train_tar)
         size = os.path.getsize(train_tar)
-        jobs.append(SplitJob("train", examples, size, EXPECTED["train"]))
+        jobs.append(SplitJob("train", examples, input_bytes=size, expected=EXPECTED["train"]))
     if val_tar is not None:
         labels = _labels_by_name(existing_file(val_tar, "--val_tar"), val_labels, meta)
         synsets = synsets or sorted(set(labels.values()))
@@ -103,7 +103,9 @@ def _plan(
             )
         examples = functools.partial(_val_examples, val_tar, labels)
         size = os.path.getsize(val_tar)
-        jobs.append(SplitJob("validation", examples, size, EXPECTED["validation"]))
+        jobs.append(
+            SplitJob("validation", examples, input_bytes=size, expected=EXPECTED["validation"])
+        )
     return synsets, jobs
 
 
@@ -230,12 +232,12 @@ def read_meta(path: str) -> dict[int, str]:
             return _parse_meta(file.read())
     with open(path, encoding="utf-8") as file:
         rows = [row for line in csv.reader(file) if (row := " ".join(line).split())]
-    found = {
+    synsets = {
         int(r[0]): r[1] for r in rows if len(r) >= 2 and r[0].isdigit() and _WNID.fullmatch(r[1])
     }
-    if not found:
+    if not synsets:
         raise UserError(f"--meta {path!r} has no line 'id synset'")
-    return found
+    return synsets
 
 
 def _parse_meta(data: bytes) -> dict[int, str]:

@@ -80,12 +80,12 @@ def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
     os.makedirs(final, exist_ok=True)
     _save_features(builder, final)
     for job in builder.jobs:
-        there = split_counts(final)
-        if job.name in there:
-            _check_count(job, there[job.name], partial)
-            print(f"{job.name}: {there[job.name]} images, already prepared: skipped")
+        counts = split_counts(final)
+        if job.name in counts:
+            _check_count(job, counts[job.name], partial)
+            print(f"{job.name}: {counts[job.name]} images, already prepared: skipped")
             continue
-        count = _write_split(builder, job, final, partial)
+        count = _write_split(builder, job, final=final, partial=partial)
         print(f"{job.name}: {count} images written to {final}")
     return split_counts(final)
 
@@ -125,13 +125,13 @@ def _save_features(builder: JobBuilder, final: str) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     os.makedirs(staging)
     builder.info.features.save_config(staging)
-    finished = split_counts(final)
+    counts = split_counts(final)
     for name in sorted(os.listdir(staging)):
         new, old = os.path.join(staging, name), os.path.join(final, name)
-        if finished and not _same_text(new, old):
+        if counts and not _same_text(new, old):
             shutil.rmtree(staging)
             raise UserError(
-                f"{final} holds {', '.join(finished)} with other features or classes ({name}); "
+                f"{final} holds {', '.join(counts)} with other features or classes ({name}); "
                 "use another data_dir, or delete the directory to prepare all splits anew"
             )
         os.replace(new, old)
@@ -155,7 +155,7 @@ def _write_split(builder: JobBuilder, job: SplitJob, final: str, partial: bool) 
         shards = max(1, round(job.input_bytes / _SHARD_BYTES))
         names = shard_names(builder.name, job.name, shards)
         paths = [os.path.join(staging, name) for name in names]
-        lengths, size = _write_records(builder.info.features, job, paths, partial)
+        lengths, size = _write_records(builder.info.features, job, paths=paths, partial=partial)
         _check_count(job, sum(lengths), partial)
         for name in names:
             os.replace(os.path.join(staging, name), os.path.join(final, name))

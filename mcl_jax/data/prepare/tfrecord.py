@@ -42,7 +42,7 @@ def prepare_tfrecord(*, input_dir: str, data_dir: str) -> str:
         raise UserError(f"--data_dir {data_dir!r} holds the input itself; give another directory")
     os.makedirs(final, exist_ok=True)
     for split in info["splits"]:
-        _rewrite_split(input_dir, final, info["name"], split)
+        _rewrite_split(input_dir, final, dataset=info["name"], split=split)
     for name in os.listdir(input_dir):
         if name == "features.json" or name.endswith(".labels.txt"):
             shutil.copy(os.path.join(input_dir, name), final)

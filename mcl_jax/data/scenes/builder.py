@@ -67,17 +67,17 @@ def scene(split: str, index: int) -> Scene:
 def scene_example(split: str, index: int) -> dict:
     """The TFDS example of a scene: JPEG bytes, dominant label, relative boxes (ymin, xmin, ymax,
     xmax)."""
-    drawn = scene(split, index)
-    height, width = drawn.image.shape[:2]
+    picture = scene(split, index)
+    height, width = picture.image.shape[:2]
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR), quality)
-    boxes = drawn.boxes / np.array([height, width, height, width], np.float64)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture.image, cv2.COLOR_RGB2BGR), quality)
+    boxes = picture.boxes / np.array([height, width, height, width], np.float64)
     return {
         "image": encoded.tobytes(),
-        "label": int(drawn.labels[drawn.dominant]),
+        "label": int(picture.labels[picture.dominant]),
         "objects": [
             {"bbox": tfds.features.BBox(*map(float, box)), "label": int(label)}
-            for box, label in zip(boxes, drawn.labels, strict=True)
+            for box, label in zip(boxes, picture.labels, strict=True)
         ],
     }
 

@@ -17,10 +17,10 @@ SHAPES = ("disc", "square", "triangle", "star")
 TEXTURES = ("striped", "dotted")
 CLASS_NAMES = tuple(f"{texture}_{shape}" for shape, texture in itertools.product(SHAPES, TEXTURES))
 
-# (pattern, coarse?) of the ground that a class likes, in the order of CLASS_NAMES.
+# (pattern, coarse?) of the ground that is typical of a class, in the order of CLASS_NAMES.
 GROUNDS = tuple(itertools.product(("waves", "weave", "rings", "speckle"), (True, False)))
-# How often a scene shows the dominant class's own ground, and a smaller object its kind; otherwise
-# any of the eight.
+# Share of scenes whose ground is the typical one of the dominant class, and of smaller objects that
+# are of the class typical beside it. The others are any of the eight.
 TYPICAL_SHARE = 0.9
 
 # The dominant object covers at least this share of all visible object pixels.
@@ -69,7 +69,7 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     main = int(rng.integers(len(CLASS_NAMES)))
     canvas = _background(rng, height, width)
     canvas += _ground(rng, height, width, *GROUNDS[_typical(rng, main)])[..., None]
-    objects = _draw_objects(rng, height, width, main)
+    objects = _draw_objects(rng, height, width=width, main=main)
     objects, owner = _keep_visible(objects, height, width)
     for item in objects:
         _shadow(canvas, item)
@@ -80,7 +80,7 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     areas = np.array([int((owner == i).sum()) for i in range(len(objects))], np.int64)
     labels = np.array([item.label for item in objects], np.int64)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return Scene(image, boxes, labels, areas, int(areas.argmax()))
+    return Scene(image, boxes, labels=labels, areas=areas, dominant=int(areas.argmax()))
 
 
 def _typical(rng: np.random.Generator, main: int) -> int:
@@ -93,7 +93,7 @@ def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) 
     side = min(height, width)
     main_size = side * rng.uniform(0.4, 0.85)
     count = int(rng.integers(1, 7))
-    # Log-uniform sizes: as many small objects as there are scales to see them at.
+    # Sizes are log-uniform: every octave of sizes has the same number of objects.
     sizes = np.exp(rng.uniform(np.log(_SMALLEST_PX), np.log(0.7 * main_size), count))
     order = [(float(size), _typical(rng, main)) for size in sizes]
     order.insert(int(rng.integers(0, count + 1)), (main_size, main))
@@ -105,7 +105,7 @@ def _draw_objects(rng: np.random.Generator, height: int, width: int, main: int) 
         center_y = rng.uniform(size / 2 - slack, height - size / 2 + slack)
         center_x = rng.uniform(size / 2 - slack, width - size / 2 + slack)
         top, left = round(center_y - alpha.shape[0] / 2), round(center_x - alpha.shape[1] / 2)
-        objects.append(_Object(label, alpha, color, top, left))
+        objects.append(_Object(label, alpha, color=color, top=top, left=left))
     return objects
 
 
@@ -122,14 +122,14 @@ def _object_patch(
     mask = np.zeros((patch, patch), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     rim = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=max(1, round(radius * 0.05)))
-    pattern = _texture(rng, TEXTURES[texture], patch, radius)
+    pattern = _texture(rng, TEXTURES[texture], patch=patch, radius=radius)
     # Only the three one-channel maps are drawn finely; color is mixed at the final size.
     alpha, rim, pattern = (
         cv2.resize(layer, (out, out), interpolation=cv2.INTER_AREA).astype(np.float32)
         for layer in (mask, rim, pattern)
     )
     dark, light = _color_pair(rng)
-    # A light from a random side makes the object read as a body; the rim sets it off the ground.
+    # A light from a random side gives the object depth; the rim separates it from the ground.
     ramp = np.linspace(-1, 1, out, dtype=np.float32)
     towards = rng.uniform(0, 2 * np.pi)
     light_x, light_y = np.float32(0.18 * np.cos(towards)), np.float32(0.18 * np.sin(towards))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet
 from mcl_jax.evaluate.detection.boxed_sources import BoxedSource, CocoSource, open_boxes
+from mcl_jax.settings import combinations, door
 
 COCO_JSON = "coco_json"
 _SIDES = ("train", "test")
@@ -86,7 +87,7 @@ def choose(probe: dict[str, Any], assignments: Sequence[str]) -> None:
       assignments: 'KEY=VALUE', values as Python writes them.
 
     Raises:
-      UserError: an unknown key, or a value of another type than the section's.
+      UserError: an unknown key, a value that its key does not allow, or keys that do not go together.
     """
     if any(probe[f"{side}_json"] for side in _SIDES):
         probe["dataset"] = COCO_JSON
@@ -96,7 +97,11 @@ def choose(probe: dict[str, Any], assignments: Sequence[str]) -> None:
         key, equals, text = assignment.partition("=")
         if not equals or key not in probe:
             raise UserError(f"--set {assignment}: not KEY=VALUE with a key of {', '.join(probe)}")
-        probe[key] = _value(text, probe[key], assignment)
+        value = _value(text, probe[key], assignment)
+        door.check_value(f"probe.{key}", value)
+        probe[key] = value
+    if problem := combinations.of_probe(probe):
+        raise UserError(problem)
 
 
 def _value(text: str, before: Any, assignment: str) -> Any:

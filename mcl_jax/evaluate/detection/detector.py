@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import augmentation, fcos
 from mcl_jax.evaluate.detection.augmentation import Placement
 from mcl_jax.evaluate.detection.nms import Detections
@@ -25,7 +24,6 @@ from mcl_jax.models.pyramid import COARSEST, FPN, full_spans
 
 Array = jax.Array
 PARTS = ("backbone", "fpn", "head")
-_LEVELS = ("P2", "P3", "P4", "P5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +49,6 @@ class ProbeSettings:
       focal_alpha, focal_gamma: of the focal loss.
       score_threshold, candidates, nms_iou, max_detections: see `fcos.detect`.
       area_bounds: sides of the squares between small, medium and large boxes.
-
-    Raises:
-      UserError: levels, bounds or sizes that do not fit together.
     """
 
     image_size: int
@@ -83,35 +78,6 @@ class ProbeSettings:
     nms_iou: float
     max_detections: int
     area_bounds: tuple[float, float]
-
-    def __post_init__(self):
-        if self.image_size <= 0 or self.image_size % 32:
-            raise UserError(f"probe.image_size must be a multiple of 32, got {self.image_size}")
-        if not self.levels or self.levels != _LEVELS[-len(self.levels) :]:
-            raise UserError(f"probe.levels must be the end of {_LEVELS}, got {self.levels}")
-        if len(self.level_bounds) != len(self.levels) - 1:
-            raise UserError(
-                f"probe.level_bounds must be {len(self.levels) - 1} numbers, one between each two "
-                f"of {self.levels}, got {self.level_bounds}"
-            )
-        if self.head_channels % self.head_groups:
-            raise UserError(
-                f"probe.head_channels {self.head_channels} is not a multiple of head_groups "
-                f"{self.head_groups}"
-            )
-        for name in ("steps", "batch_size", "eval_batch_size", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"probe.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("train_images", "eval_images", "cache_gb"):
-            if getattr(self, name) < 0:
-                raise UserError(f"probe.{name} must be at least 0, got {getattr(self, name)}")
-        low, high = self.scale_jitter
-        if not 0 < low <= high:
-            raise UserError(
-                f"probe.scale_jitter must be 0 < low <= high, got {tuple(self.scale_jitter)}"
-            )
-        if not 0 <= self.min_visible <= 1:
-            raise UserError(f"probe.min_visible must be in 0..1, got {self.min_visible}")
 
     @property
     def jitters(self) -> bool:
@@ -166,7 +132,7 @@ class Detector:
         """What a part is called with after its input `x`."""
         rows = jax.tree.leaves(x)[0].shape[0]
         if part == "backbone":
-            return x, Context((rows,), train)
+            return x, Context((rows,), train=train)
         if part == "fpn":
             spans = full_spans(rows)[: COARSEST + 1 - int(self.settings.levels[0][1:])]
             return x, spans, 1, train

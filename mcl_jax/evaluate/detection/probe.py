@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate.detection.average_precision import average_precision, check_installed
+from mcl_jax.evaluate.detection.average_precision import average_precision
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
 from mcl_jax.evaluate.detection.data import Data
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
@@ -23,7 +23,8 @@ from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.evaluate.detection.training import Conduct, detect, fit, one_device
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
-from mcl_jax.objectives.build import settings as settings_from
+from mcl_jax.report import coco_scores
+from mcl_jax.settings.records import fill
 
 # Mode -> what of the pre-trained parts stays as it is; the others are trained. 'backbone' trains a
 # new FPN: the same for every method, whether it pre-trains one or not.
@@ -130,11 +131,11 @@ def prepare(
     labels: int | None = None,
 ) -> Prepared:
     """Checks everything that `probe` is given, before anything is computed."""
-    check_installed()
+    coco_scores.pycocotools()  # missing: said before any training
     by_part = _parts(variables, mode)
     train = data.train.first(labels, seed)
     detector = Detector(
-        settings=settings_from(ProbeSettings, config["probe"]),
+        settings=fill(ProbeSettings, config["probe"]),
         # What is regularized in pre-training by leaving branches out is plainly computed here.
         architecture=dataclasses.replace(architecture, drop_path=0.0),
         numerics=dataclasses.replace(numerics, axis_name=None),

@@ -24,10 +24,11 @@ from mcl_jax.evaluate.detection.training import STATE_FILE, Conduct, check_ident
 from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
-from mcl_jax.objectives.build import make_objective, settings
+from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
 from mcl_jax.runtime import lease, optional, provenance, storage
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.records import fill
 
 RESULT_FILE, PICTURE_FILE = "result.json", "boxes.png"
 _PICTURED = 12  # test images on the picture, with the best detections of each
@@ -74,7 +75,7 @@ def untrained(config: Mapping[str, Any]) -> Subject:
 
 def applicable(subject: Subject) -> tuple[str, ...]:
     """The modes that a network can have: its own FPN is frozen only where all of it is trained."""
-    wanted = settings(ProbeSettings, subject.config["probe"]).levels
+    wanted = fill(ProbeSettings, subject.config["probe"]).levels
     whole = "fpn" in subject.variables["params"] and subject.levels.issuperset(wanted)
     return tuple(mode for mode, frozen in probe.MODES.items() if whole or "fpn" not in frozen)
 
@@ -233,7 +234,7 @@ def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
     sheets.boxes(path, images, truth, found, title)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for reading, in percent."""
     columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     heads = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth, joined, read_ahead
+from mcl_jax.evaluate.detection.boxed_images import BoxedImages, BoxedSet, Truth, joined, read_ahead
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.functions import Functions, Inputs, compiled
 from mcl_jax.evaluate.detection.nms import Detections
@@ -98,7 +98,7 @@ def fit(
     memory = functions.replicate(memory)
     state = _State(conduct.folder, identity or {})
     start, (trained, memory) = state.load((trained, memory), functions)
-    feed = _Feed(detector, functions, frozen, data, seed, conduct)
+    feed = Feed(detector, functions, frozen, data, seed, conduct)
     bar = tqdm(total=s.steps, initial=start, unit="step", disable=not conduct.progress)
     loss, since = np.float32(0), time.monotonic()
     with bar:
@@ -119,7 +119,7 @@ def fit(
     return frozen | trained, s.steps - start
 
 
-class _Feed:
+class Feed:
     """A training's batches on the devices."""
 
     def __init__(
@@ -140,14 +140,16 @@ class _Feed:
         s = self._settings
         rng = np.random.default_rng((self._seed, Purpose.PROBE))
         order = _batches(rng, len(self._data), s.batch_size, s.steps)[start:]
-        read = read_ahead(self._read, order, self._conduct.threads)
+        read = read_ahead(self.read, order, self._conduct.threads)
         for step, (rows, batch) in enumerate(read, start):
-            yield step, self._placed(step, rows, batch)
+            yield step, self.placed(step, rows, batch)
 
-    def _read(self, rows: np.ndarray):
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, BoxedImages]:
+        """Rows, i + n for the mirror image of i, with the images (not mirrored)."""
         return rows, self._data.read(rows % len(self._data))
 
-    def _placed(self, step: int, rows: np.ndarray, batch) -> tuple[Inputs, Any]:
+    def placed(self, step: int, rows: np.ndarray, batch: BoxedImages) -> tuple[Inputs, Any]:
+        """(inputs, targets) of a step on the devices."""
         split, functions = self._functions.split, self._functions
         mirrored, extents, truth = split((rows >= len(self._data), batch.extents, batch.truth))
         placement = None
@@ -178,7 +180,7 @@ class _Feed:
         kept = None
         bar = tqdm(total=2 * n, unit="image", desc="frozen", disable=not self._conduct.progress)
         with bar:
-            for chunk, batch in read_ahead(self._read, rows, self._conduct.threads):
+            for chunk, batch in read_ahead(self.read, rows, self._conduct.threads):
                 inputs = _plain_inputs(batch.images, batch.extents, chunk >= n)
                 outputs = functions.embed(self._frozen, functions.split(inputs))
                 outputs = jax.device_get(outputs)

@@ -22,28 +22,25 @@ from mcl_jax import sharding
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
-from mcl_jax.evaluate import knn
+from mcl_jax.evaluate import embedding
 from mcl_jax.evaluate.linear import classifier
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.build import compute_dtype
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.build import numerics_of
+from mcl_jax.settings.records import fill
 from mcl_jax.views import augment, color, resample
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Settings:
+class LinearSettings:
     """The keys of `config.linear`; units and sources stand in configs/base.py.
 
     The paper gives only the learning rate's start (10, for batches of 256) and no schedule; 'cosine'
     to 0 is this project's default. Nothing rescales `lrs` for other batch sizes.
-
-    Raises:
-      UserError: a value outside its range.
     """
 
     train_split: str
@@ -59,19 +56,6 @@ class Settings:
     flip_prob: float
     checkpoint_epochs: float
 
-    def __post_init__(self):
-        def require(name: str, condition: bool, rule: str) -> None:
-            if not condition:
-                raise UserError(f"linear.{name} is {getattr(self, name)}: must be {rule}")
-
-        distinct = len(set(self.lrs)) == len(self.lrs)
-        require("lrs", self.lrs and min(self.lrs) > 0 and distinct, "distinct positive numbers")
-        require("epochs", self.epochs > 0, "above 0")
-        require("checkpoint_epochs", self.checkpoint_epochs > 0, "above 0")
-        require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < low <= high <= 1")
-        require("aspect", 0 < self.aspect[0] <= self.aspect[1], "0 < low <= high")
-        require("flip_prob", 0 <= self.flip_prob <= 1, "in [0, 1]")
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -83,7 +67,7 @@ class Evaluation:
     """
 
     config: Mapping[str, Any]
-    settings: Settings
+    settings: LinearSettings
     mesh: Mesh
     train: Source
     test: Source
@@ -112,9 +96,9 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
     Raises:
       UserError: for a wrong value, data set or split, and for data without labels.
     """
-    settings = fill(Settings, config["linear"])
+    settings = fill(LinearSettings, config["linear"])
     sharding.images_per_device(settings.batch_size, mesh, "linear.batch_size")
-    data, numerics = config["data"], config["numerics"]
+    data = config["data"]
     train, test = (
         open_source(data["dataset"], split, data["data_dir"] or None)
         for split in (settings.train_split, settings.test_split)
@@ -122,24 +106,22 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
     classes = _classes(data["dataset"], train, test)
     total_steps = max(1, round(settings.epochs * len(train) / settings.batch_size))
     lr = classifier.learning_rates(settings.lrs, settings.schedule, total_steps)
-    dtype = compute_dtype(numerics["compute_dtype"])
-    network = make_backbone(
-        fill(Architecture, config["model"]),
-        Numerics(dtype, numerics["bn_momentum"], numerics["bn_epsilon"], axis_name=None),
-    )
+    network = make_backbone(fill(Architecture, config["model"]), numerics_of(config))
     features = partial(pooled_res5, network)
-    shown = dict(
+    image_settings = dict(
         image_size=data["image_size"], mean=config["augment"]["mean"], std=config["augment"]["std"]
     )
     images = jax.ShapeDtypeStruct((1, data["image_size"], data["image_size"], 3), jnp.float32)
     train_body = partial(
         _train_body,
         features=features,
-        view=partial(training_view, settings=settings, **shown),
+        view=partial(training_view, settings=settings, **image_settings),
         lr=lr,
         settings=settings,
     )
-    test_body = partial(_test_body, features=features, view=partial(knn.center_view, **shown))
+    test_body = partial(
+        _test_body, features=features, view=partial(embedding.center_view, **image_settings)
+    )
     return Evaluation(
         config=config,
         settings=settings,
@@ -157,7 +139,7 @@ def build(config: Mapping[str, Any], backbone: Mapping[str, Any], mesh: Mesh) ->
 
 def pooled_res5(network: Any, backbone: Mapping[str, Any], images: Array) -> Array:
     """[b, H, W, 3] -> average-pooled res5 float32 [b, F], with running statistics."""
-    return pool(network.apply(backbone, images, Context((images.shape[0],), False))["res5"])
+    return pool(network.apply(backbone, images, Context((images.shape[0],), train=False))["res5"])
 
 
 def _mapped(body: Callable, mesh: Mesh) -> Callable:
@@ -182,7 +164,7 @@ def _classes(dataset: str, train: Source, test: Source) -> int:
 
 
 def training_view(
-    key: Array, canvas: Array, extent: Array, settings: Settings, image_size: int, mean, std
+    key: Array, canvas: Array, extent: Array, settings: LinearSettings, image_size: int, mean, std
 ) -> Array:
     """Random resized crop and flip of one uint8 [C, C, 3] canvas: float32 [H, H, 3] normalized."""
     box_key, flip_key = jax.random.split(key)
@@ -197,14 +179,14 @@ def _train_body(state, batch, *, features, view, lr, settings):
     backbone, classifiers, seed = state
     b = batch["label"].shape[0]
     positions = jax.lax.axis_index(sharding.DATA_AXIS) * b + jnp.arange(b)
-    key = key_for(seed, classifiers.step, 0, Purpose.PROBE)
+    key = key_for(seed, classifiers.step, key_group=0, purpose=Purpose.PROBE)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
     views = jax.vmap(view)(keys, batch["image"], batch["extent"])
     return classifier.update(
         classifiers,
         features(backbone, views),
-        batch["label"],
-        lr(classifiers.step),
+        labels=batch["label"],
+        lr=lr(classifiers.step),
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         axis_name=sharding.DATA_AXIS,
@@ -219,5 +201,5 @@ def _test_body(state, batch, *, features, view):
     counts = {"seen": (batch["label"] >= 0).sum()}
     for k in (1, 5):
         if k == 1 or classes > k:
-            counts[f"top{k}"] = classifier.hits(params, embedded, batch["label"], k)
+            counts[f"top{k}"] = classifier.hits(params, embedded, labels=batch["label"], k=k)
     return jax.lax.psum(counts, sharding.DATA_AXIS)

@@ -9,37 +9,21 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mcl_jax import losses, sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source
+from mcl_jax.evaluate.embedding import whole_view
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
-from mcl_jax.models.layers import Context, Numerics
-from mcl_jax.objectives.build import compute_dtype, settings
-from mcl_jax.views import color, resample
+from mcl_jax.models.layers import Context
+from mcl_jax.objectives.build import numerics_of
+from mcl_jax.settings.records import fill
 
 Array = jax.Array
-
-
-def whole_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: Any) -> Array:
-    """The whole image, resized to a square: nothing that a label names is cut off (VISSL, VOC07).
-
-    Args:
-      canvas: uint8 [C, C, 3].
-      extent: int32 [2] valid (height, width) in px.
-      image_size: H.
-
-    Returns:
-      float32 [H, H, 3], normalized.
-    """
-    box = jnp.concatenate([jnp.zeros(2, extent.dtype), extent])
-    planes = resample.crop(canvas, box, False, image_size=image_size)
-    return color.normalize(planes, mean, std).transpose(0, 2, 1)
 
 
 def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mesh) -> Callable:
@@ -52,11 +36,9 @@ def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mes
       stages: of the backbone, running statistics.
       mesh: each device reads its own images.
     """
-    numerics = config["numerics"]
-    dtype = compute_dtype(numerics["compute_dtype"])
     network = make_backbone(
-        settings(Architecture, config["model"]),
-        Numerics(dtype, numerics["bn_momentum"], numerics["bn_epsilon"], axis_name=None),
+        fill(Architecture, config["model"]),
+        numerics_of(config),
     )
     view = partial(
         whole_view,
@@ -67,7 +49,7 @@ def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mes
 
     def body(backbone: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         views = jax.vmap(view)(batch["image"], batch["extent"])
-        maps = network.apply(backbone, views, Context((len(views),), False))
+        maps = network.apply(backbone, views, Context((len(views),), train=False))
         return {stage: losses.normalize(pool(maps[stage])) for stage in stages}
 
     specs = (sharding.STATE_SPEC, sharding.BATCH_SPEC)
@@ -103,17 +85,18 @@ def collect(
       UserError: too many images cannot be read.
     """
     total = -(-len(source) // batch_size)
-    found, rows = [], []
-    batches = pipeline.evaluation_batches(source, **reading.arguments(config["data"], batch_size))
+    numbers, rows = [], []
+    loader = loader_settings.of_this_process(config["data"], batch_size)
+    batches = pipeline.evaluation_batches(source, loader)
     bar = tqdm(batches, name, total, unit="batch", disable=jax.process_index() != 0)
     with batches:
         for batch in bar:
             inputs = {key: batch[key] for key in ("image", "extent")}
             inputs["index"] = np.where(batch["valid"], batch["index"], -1).astype(np.int32)
             index, features = jax.device_get(compute(backbone, sharding.put_batch(inputs, mesh)))
-            found.append(index[index >= 0])
+            numbers.append(index[index >= 0])
             rows.append({stage: values[index >= 0] for stage, values in features.items()})
-    index = np.concatenate(found)
+    index = np.concatenate(numbers)
     order = np.argsort(index)
     stages = rows[0]
     return index[order], {s: np.concatenate([row[s] for row in rows])[order] for s in stages}

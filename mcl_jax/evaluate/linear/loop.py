@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mcl_jax import program, sharding
-from mcl_jax.data import pipeline, reading
+from mcl_jax.data import loader_settings, pipeline
+from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import classifier
 from mcl_jax.evaluate.linear.classifier import Classifiers
@@ -57,6 +58,11 @@ def run(
 
     Raises:
       UserError: if the folder holds another evaluation, or too many images cannot be read.
+
+    Example:
+      >>> state, meta = checkpoint.read("runs/mcl")
+      >>> backbone = evaluation.frozen_backbone(state)
+      >>> run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
     """
     output = storage.absolute(output)
     storage.reachable(output)
@@ -67,8 +73,8 @@ def run(
 
 def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] | None:
     storage.make_folder(output)
-    told = identity(evaluation)
-    saved = _load(output / STATE_FILE, told)
+    conditions = identity(evaluation)
+    saved = _load(output / STATE_FILE, conditions)
     settings = evaluation.settings
     state = saved or classifier.new(len(settings.lrs), evaluation.channels, evaluation.classes)
     start, result_path = int(state.step), output / RESULT_FILE
@@ -78,7 +84,14 @@ def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] |
     writer = MetricWriter(output, start, enabled=first_process)
     try:
         with Preemption(owner) as preemption:
-            state = _train(evaluation, state, output, told, writer, preemption)
+            state = _train(
+                evaluation,
+                state,
+                output=output,
+                conditions=conditions,
+                writer=writer,
+                preemption=preemption,
+            )
         if int(state.step) < evaluation.total_steps:
             return None
         result = _result(evaluation, _test(evaluation, state))
@@ -96,7 +109,7 @@ def _train(
     evaluation: Evaluation,
     state: Classifiers,
     output: Place,
-    told: Mapping[str, Any],
+    conditions: Mapping[str, Any],
     writer: MetricWriter,
     preemption: Preemption,
 ) -> Classifiers:
@@ -120,7 +133,7 @@ def _train(
     with (
         pipeline.batches(
             evaluation.train,
-            **_reading(evaluation),
+            _loader(evaluation),
             seed=config["seed"],
             start_step=start,
             shuffle=True,
@@ -128,18 +141,18 @@ def _train(
         bar,
     ):
         values: dict[str, jax.Array] = {}
-        for done in range(start + 1, total + 1):
+        for step in range(start + 1, total + 1):
             batch = _placed(evaluation, next(batches))
             jax.block_until_ready(values)  # one step in flight: no queue of batches on the device
             state, values = evaluation.train_step(evaluation.backbone, state, seed, batch)
             preemption.guard_work()
-            asked = preemption.requested_after(done)
-            if done % log_every == 0 or done == total or asked:
-                _record(done, jax.device_get(values), settings.lrs, writer, bar)
-            if (done % save_every == 0 or done == total or asked) and first_process:
-                _save(output / STATE_FILE, jax.device_get(state), told)
+            stop = preemption.requested_after(step)
+            if step % log_every == 0 or step == total or stop:
+                _record(step, jax.device_get(values), lrs=settings.lrs, writer=writer, bar=bar)
+            if (step % save_every == 0 or step == total or stop) and first_process:
+                _save(output / STATE_FILE, jax.device_get(state), conditions)
             bar.update()
-            if asked:
+            if stop:
                 break
     return state
 
@@ -158,14 +171,14 @@ def _record(
     }
     writer.write(step, {name: value for name, value in named.items() if math.isfinite(value)})
     best = int(values["train_top1"].argmax())
-    shown = f"lr {lrs[best]:g}: train top-1 {values['train_top1'][best]:.1%}"
-    bar.set_postfix_str(shown, refresh=False)
+    summary = f"lr {lrs[best]:g}: train top-1 {values['train_top1'][best]:.1%}"
+    bar.set_postfix_str(summary, refresh=False)
 
 
 def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
     """Counts over the test split: 'seen' [], 'top1' and 'top5' [L]."""
     counts: dict[str, np.ndarray] = {}
-    with pipeline.evaluation_batches(evaluation.test, **_reading(evaluation)) as batches:
+    with pipeline.evaluation_batches(evaluation.test, _loader(evaluation)) as batches:
         for batch in batches:
             placed = _placed(evaluation, batch)
             new = evaluation.test_step(evaluation.backbone, state.params, placed)
@@ -173,9 +186,10 @@ def _test(evaluation: Evaluation, state: Classifiers) -> dict[str, np.ndarray]:
     return counts
 
 
-def _reading(evaluation: Evaluation) -> dict[str, Any]:
+def _loader(evaluation: Evaluation) -> LoaderSettings:
     """What both passes over images share."""
-    return reading.arguments(evaluation.config["data"], evaluation.settings.batch_size)
+    batch_size = evaluation.settings.batch_size
+    return loader_settings.of_this_process(evaluation.config["data"], batch_size)
 
 
 def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -206,7 +220,7 @@ def _result(evaluation: Evaluation, counts: Mapping[str, np.ndarray]) -> dict[st
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def as_text(result: Mapping[str, Any]) -> str:
     """The rows of a result for reading, in percent; the best is marked."""
     names = [name for name in ("top1", "top5") if name in result["best"]]
     lines = ["lr".rjust(10) + "".join(f"{name[:3]}-{name[3:]}".rjust(10) for name in names)]
@@ -223,36 +237,40 @@ def identity(evaluation: Evaluation) -> dict[str, Any]:
     weights = 0
     for leaf in jax.tree.leaves(jax.device_get(evaluation.backbone)):
         weights = zlib.crc32(np.ascontiguousarray(leaf), weights)
-    told = {f"linear.{name}": value for name, value in asdict(evaluation.settings).items()}
-    del told["linear.checkpoint_epochs"]
+    conditions = {f"linear.{name}": value for name, value in asdict(evaluation.settings).items()}
+    del conditions["linear.checkpoint_epochs"]
     for section, keys in (
         ("data", ("dataset", "image_size", "canvas_size")),
         ("augment", ("mean", "std")),
         ("numerics", ("compute_dtype", "bn_epsilon")),
     ):
-        told |= {f"{section}.{key}": config[section][key] for key in keys}
-    told |= {"seed": config["seed"], "train_images": len(evaluation.train), "backbone": weights}
-    return json.loads(json.dumps(told))
+        conditions |= {f"{section}.{key}": config[section][key] for key in keys}
+    conditions |= {
+        "seed": config["seed"],
+        "train_images": len(evaluation.train),
+        "backbone": weights,
+    }
+    return json.loads(json.dumps(conditions))
 
 
-def _save(path: Place, state: Classifiers, told: Mapping[str, Any]) -> None:
-    arrays = {"step": state.step, "identity": np.asarray(json.dumps(told))}
+def _save(path: Place, state: Classifiers, conditions: Mapping[str, Any]) -> None:
+    arrays = {"step": state.step, "identity": np.asarray(json.dumps(conditions))}
     for name in state.params:
         arrays |= {name: state.params[name], f"velocity_{name}": state.velocity[name]}
     storage.write_result(path, lambda file: np.savez(file, **arrays))
 
 
-def _load(path: Place, told: Mapping[str, Any]) -> Classifiers | None:
+def _load(path: Place, conditions: Mapping[str, Any]) -> Classifiers | None:
     """The saved state as numpy; None if there is none."""
     if not storage.exists(path):
         return None
     with np.load(io.BytesIO(storage.read(path))) as arrays:
         before = json.loads(str(arrays["identity"]))
-        for name in sorted({*before, *told}):
-            if before.get(name) != told.get(name):
+        for name in sorted({*before, *conditions}):
+            if before.get(name) != conditions.get(name):
                 raise UserError(
                     f"{path.parent} holds an evaluation with {name} {before.get(name)}, not "
-                    f"{told.get(name)}; give a new --output"
+                    f"{conditions.get(name)}; give a new --output"
                 )
         names = ("kernel", "bias")
         params = {name: arrays[name] for name in names}

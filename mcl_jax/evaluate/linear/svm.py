@@ -19,8 +19,8 @@ from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import frozen_features, svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Split
-from mcl_jax.evaluate.linear.svm_measure import Settings, measure
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.evaluate.linear.svm_measure import SVMSettings, measure
+from mcl_jax.settings.records import fill
 
 
 def open_splits(
@@ -36,13 +36,13 @@ def open_splits(
       UserError: for a wrong value, what cannot be opened, and data without labels; scikit-learn is
         missing.
     """
-    own = fill(Settings, config["svm"])
+    settings = fill(SVMSettings, config["svm"])
     svm_fit.check_installed()
     if files is not None:
         pairs = ((files[f"{name}_json"], files[f"{name}_images"]) for name in ("train", "test"))
         return tuple(open_coco(*pair) for pair in pairs)
     data, first = config["data"], jax.process_index() == 0
-    splits, data_dir = (own.train_split, own.test_split), data["data_dir"] or None
+    splits, data_dir = (settings.train_split, settings.test_split), data["data_dir"] or None
     for split in splits:
         open_source(data["dataset"], split, data_dir)  # a wrong name is said before labels are read
     return tuple(open_labeled(data["dataset"], split, data_dir, progress=first) for split in splits)
@@ -68,14 +68,20 @@ def run(
 
     Raises:
       UserError: as `measure`; the splits have other classes, or too many images cannot be read.
+
+    Example:
+      >>> state, meta = checkpoint.read("runs/mcl")
+      >>> train, test = open_splits(meta["config"], None)
+      >>> backbone = evaluation.frozen_backbone(state)
+      >>> run(meta["config"], backbone, train=train, test=test, mesh=sharding.make_mesh())["stages"]
     """
-    settings = fill(Settings, config["svm"])
+    settings = fill(SVMSettings, config["svm"])
     if train.class_names != test.class_names:
         raise UserError(
             f"the splits have other classes: {train.name} has {len(train.class_names)}, "
             f"{test.name} has {len(test.class_names)}, or other names"
         )
-    splits = _splits(config, settings, backbone, (train, test), mesh)
+    splits = _splits(config, settings, backbone=backbone, images=(train, test), mesh=mesh)
     if jax.process_index() != 0:
         return {}
     return measure(settings, config["seed"], train.class_names, *splits)
@@ -83,7 +89,7 @@ def run(
 
 def _splits(
     config: Mapping[str, Any],
-    settings: Settings,
+    settings: SVMSettings,
     backbone: Mapping[str, Any],
     images: tuple[LabeledImages, LabeledImages],
     mesh: Mesh,
@@ -95,7 +101,13 @@ def _splits(
     splits = []
     for each, name in zip(images, ("train", "test"), strict=True):
         index, features = frozen_features.collect(
-            compute, backbone, each.source, config, batch_size, mesh, f"features, {name}"
+            compute,
+            backbone,
+            source=each.source,
+            config=config,
+            batch_size=batch_size,
+            mesh=mesh,
+            name=f"features, {name}",
         )
         labels = each.labels[index]
         splits.append({s: Split(x.astype(np.float64), labels) for s, x in features.items()})
@@ -106,8 +118,8 @@ def described(config: Mapping[str, Any], files: Mapping[str, str | None]) -> dic
     """What decides a result, for its JSON file; see `open_splits` for the files."""
     plain = program.plain_config(config)
     data = {key: plain["data"][key] for key in ("dataset", "image_size", "canvas_size")}
-    own = dict(plain["svm"])
+    settings = dict(plain["svm"])
     if any(files.values()):
         data |= {"dataset": dict(files)}
-        del own["train_split"], own["test_split"]
-    return {"seed": plain["seed"], "data": data, "svm": own}
+        del settings["train_split"], settings["test_split"]
+    return {"seed": plain["seed"], "data": data, "svm": settings}

@@ -97,20 +97,20 @@ def cross_validated(machines: Machines, split: Split, label: int, cost: float, s
     folds = min(machines.folds, positive.sum(), (~positive).sum())
     drawn = _generator(seed, label).integers(2**31)
     cut = StratifiedKFold(folds, shuffle=True, random_state=int(drawn))
-    found = []
+    areas = []
     for train, test in cut.split(split.features, positive):
         machine = machines.fit(split.features[train], positive[train], cost)
         scores = machine.decision_function(split.features[test])
-        found.append(average_precision_score(positive[test], scores))
-    return float(np.mean(found))
+        areas.append(average_precision_score(positive[test], scores))
+    return float(np.mean(areas))
 
 
 def tested(machine: Any, test: Split, label: int) -> tuple[float, float]:
     """`average_precision` of a machine on a split, without the images that are difficult."""
     truth = test.labels[:, label]
-    kept = truth != DIFFICULT
+    countable = truth != DIFFICULT
     scores = machine.decision_function(test.features)
-    return average_precision(truth[kept] == PRESENT, scores[kept])
+    return average_precision(truth[countable] == PRESENT, scores[countable])
 
 
 def at_cost(machines: Machines, train: Split, test: Split, label: int, cost: float):
@@ -146,7 +146,7 @@ def low_shot(
     machines: Machines, train: Split, test: Split, label: int, shots: int, sample: int, seed: int
 ) -> np.ndarray:
     """Area [costs] of one class on `test`, trained on one `subset` of `train`."""
-    rows = subset(train.labels, label, shots, sample, seed)
+    rows = subset(train.labels, label, shots=shots, sample=sample, seed=seed)
     features, positive = train.features[rows], train.labels[rows, label] == PRESENT
     fitted = (machines.fit(features, positive, cost) for cost in machines.costs)
     return np.array([tested(machine, test, label)[0] for machine in fitted])

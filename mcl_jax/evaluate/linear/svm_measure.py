@@ -16,17 +16,12 @@ from mcl_jax.data.image_labels import DIFFICULT, PRESENT
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Machines, Split
-from mcl_jax.models.resnet import STAGES
-from mcl_jax.objectives.build import settings as fill
+from mcl_jax.settings.records import fill
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The keys of `config.svm`; units and sources stand in configs/base.py.
-
-    Raises:
-      UserError: a value outside its range.
-    """
+class SVMSettings:
+    """The keys of `config.svm`; units and sources stand in configs/base.py."""
 
     train_split: str
     test_split: str
@@ -41,26 +36,9 @@ class Settings:
     samples: int
     threads: int
 
-    def __post_init__(self):
-        def require(name: str, condition: bool, rule: str) -> None:
-            if not condition:
-                raise UserError(f"svm.{name} is {getattr(self, name)}: must be {rule}")
-
-        def rising(values: tuple) -> bool:
-            return all(low < high for low, high in zip((0, *values), values, strict=False))
-
-        require("costs", bool(self.costs) and rising(self.costs), "rising numbers above 0")
-        require("shots", rising(self.shots), "rising whole numbers from 1 on, or none")
-        known = set(self.stages) <= set(STAGES) and len(set(self.stages)) == len(self.stages)
-        require("stages", bool(self.stages) and known, f"some of {', '.join(STAGES)}, each once")
-        for name, least in (("folds", 2), ("samples", 1), ("max_iterations", 1), ("threads", 0)):
-            require(name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("positive_weight", "tolerance"):
-            require(name, getattr(self, name) > 0, "above 0")
-
 
 def measure(
-    settings: Settings,
+    settings: SVMSettings,
     seed: int,
     class_names: tuple[str, ...],
     train: Mapping[str, Split],
@@ -94,13 +72,15 @@ def measure(
         )
     fewest = min((labels[0][:, c] == PRESENT).sum() for c in measured)
     shots = [k for k in settings.shots if k <= fewest]
-    job = _Job(seed, settings, measured, shots, class_names)
+    job = _Job(seed, settings, measured=measured, shots=shots, class_names=class_names)
     return {
         "train_images": len(labels[0]),
         "test_images": len(labels[1]),
         "left_out": [name for c, name in enumerate(class_names) if c not in measured],
         "shots_left_out": [k for k in settings.shots if k > fewest],
-        "stages": {stage: _stage(job, stage, train[stage], test[stage]) for stage in train},
+        "stages": {
+            stage: _stage(job, stage, train=train[stage], test=test[stage]) for stage in train
+        },
     }
 
 
@@ -109,7 +89,7 @@ class _Job:
     """What all stages share; `measured` are numbers of classes."""
 
     seed: int
-    settings: Settings
+    settings: SVMSettings
     measured: list[int]
     shots: list[int]
     class_names: tuple[str, ...]
@@ -122,13 +102,17 @@ class _Job:
         """work(*arguments[i]) for every i, in threads and with a bar."""
         threads = self.settings.threads or len(os.sched_getaffinity(0))
         bar = partial(tqdm, desc=title, total=len(arguments), unit="SVM")
-        return svm_fit.in_threads(work, arguments, threads, bar)
+        return svm_fit.in_threads(work, arguments, threads=threads, progress=bar)
 
 
 def _is_measured(label: int, train: np.ndarray, test: np.ndarray) -> bool:
-    shown, there = train[:, label] == PRESENT, test[:, label] == PRESENT
-    absent = (~there & (test[:, label] != DIFFICULT)).sum()
-    return min(shown.sum(), (~shown).sum()) >= 2 and there.any() and absent > 0
+    train_positives, test_positives = train[:, label] == PRESENT, test[:, label] == PRESENT
+    absent = (~test_positives & (test[:, label] != DIFFICULT)).sum()
+    return (
+        min(train_positives.sum(), (~train_positives).sum()) >= 2
+        and test_positives.any()
+        and absent > 0
+    )
 
 
 def _stage(job: _Job, stage: str, train: Split, test: Split) -> dict[str, Any]:
@@ -138,8 +122,8 @@ def _stage(job: _Job, stage: str, train: Split, test: Split) -> dict[str, Any]:
     values = job.each(f"{stage}, cost", svm_fit.cross_validated, grid)
     table = np.reshape(values, (-1, len(costs)))
     best = [costs[i] for i in table.argmax(1)]  # of equal ones the lowest cost
-    chosen = [(machines, train, test, c, x) for c, x in zip(job.measured, best, strict=True)]
-    tested = job.each(f"{stage}, all images", svm_fit.at_cost, chosen)
+    arguments = [(machines, train, test, c, x) for c, x in zip(job.measured, best, strict=True)]
+    tested = job.each(f"{stage}, all images", svm_fit.at_cost, arguments)
     rows = [
         {
             "name": job.class_names[c],
@@ -155,7 +139,7 @@ def _stage(job: _Job, stage: str, train: Split, test: Split) -> dict[str, Any]:
         "map": float(np.mean([row["ap"] for row in rows])),
         "map_11point": float(np.mean([row["ap_11point"] for row in rows])),
         "classes": rows,
-        "low_shot": _low_shot(job, stage, train, test),
+        "low_shot": _low_shot(job, stage, train=train, test=test),
     }
 
 
@@ -180,13 +164,13 @@ def _low_shot(job: _Job, stage: str, train: Split, test: Split) -> list[dict[str
     rows = []
     for k, values in zip(job.shots, per_sample, strict=True):
         best = int(values.mean(0).argmax())
-        kept = values[:, best]
-        row = {"shots": k, "cost": job.settings.costs[best], "map": float(kept.mean())}
-        rows.append(row | {"std": float(kept.std()), "samples": kept.tolist()})
+        maps = values[:, best]
+        row = {"shots": k, "cost": job.settings.costs[best], "map": float(maps.mean())}
+        rows.append(row | {"std": float(maps.std()), "samples": maps.tolist()})
     return rows
 
 
-def table(result: Mapping[str, Any], costs: tuple[float, ...]) -> str:
+def as_text(result: Mapping[str, Any], costs: tuple[float, ...]) -> str:
     """A result for reading, in percent: mAP per stage, AP per class, low-shot rows, and notes."""
     stages = result["stages"]
     head = "".join(stage.rjust(10) for stage in stages)

@@ -1,0 +1,41 @@
+"""From a section of the configuration to the record (dataclass) that a part of the program takes."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from mcl_jax.errors import UserError
+
+
+def fill(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
+    """An instance of a dataclass, its fields taken by name from a section.
+
+    Lists become tuples, so that the record can be hashed. A field whose type is a dataclass is
+    filled from the mapping under its name. Keys without a field are left alone.
+
+    Args:
+      cls: the dataclass.
+      section: a mapping with the fields' names.
+      given: fields that do not come from the section.
+
+    Raises:
+      UserError: for a field that is in neither.
+
+    Example:
+      >>> fill(montage.Layout, config.montage)
+    """
+    own = {field.name: field for field in fields(cls) if field.name not in given}
+    missing = [name for name in own if name not in section]
+    if missing:
+        raise UserError(
+            f"the settings of {cls.__module__}.{cls.__name__} lack {', '.join(missing)}"
+        )
+    types = get_type_hints(cls) if any(isinstance(section[n], Mapping) for n in own) else {}
+    values = {name: _value(section[name], types.get(name)) for name in own}
+    return cls(**values, **given)
+
+
+def _value(value: Any, wanted: Any) -> Any:
+    if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, Mapping):
+        return fill(wanted, value)
+    return tuple(_value(x, None) for x in value) if isinstance(value, (list, tuple)) else value
