@@ -47,6 +47,7 @@ def main(_: Sequence[str]) -> int:
             _say("second owner", [*folders.second_owner(job)])
             _say("disk full for everything", [*folders.disk_full(job)])
             _say("data folder gone", [*folders.data_gone(job)])
+            _say("data changed", [*folders.data_changed(job)])
             _say("images", data.images(scratch / "images", IMAGES.value, SEED.value))
             _say("decoding worker killed", data.worker_killed(SEED.value))
             _say("mistakes", data.mistakes(job))

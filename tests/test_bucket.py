@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_config
 from flax import struct
 
-from mcl_jax import train
+from mcl_jax import sharding, train
 from mcl_jax.convert import __main__ as convert
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
@@ -198,22 +198,34 @@ def small():
     config.data.split, config.data.batch_size = "train[:32]", 16
     config.data.image_size = config.data.canvas_size = 32
     config.model.head_convs, config.montage.levels = 1, 1
-    config.optimizer.epochs, config.optimizer.warmup_epochs = 3.0, 0.0
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 30.0, 0.0
     config.log.every_steps, config.log.checkpoint_steps, config.log.montages = 1, 2, 0
-    return config
+    with pytest.MonkeyPatch.context() as patched:
+        one = sharding.make_mesh(jax.devices()[:1])
+        patched.setattr(sharding, "mesh_for", lambda _: one)
+        yield config
+
+
+@pytest.fixture
+def cache(tmp_path_factory):
+    """Compiled programs outside the bucket, shared by tests."""
+    folder = tmp_path_factory.getbasetemp() / "bucket-cache"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
 def run(gcs, small):
     """A run in the bucket, in two parts."""
     workdir = storage.locate("gs://mcl/trained")
-    train.pretrain(small, workdir, stop_after=3)
-    train.pretrain(small, workdir)
+    for _ in range(2):
+        train.pretrain(small, workdir, stop_after=3)
     return workdir
 
 
-def test_a_run_in_a_bucket_repeats_the_one_on_disk(run, small, tmp_path):
-    train.pretrain(small, tmp_path / "whole")
+def test_a_run_in_a_bucket_repeats_the_one_on_disk(run, small, cache, tmp_path):
+    train.pretrain(small, tmp_path / "whole", stop_after=6)
     lines = [metrics.read(place) for place in (tmp_path / "whole", run)]
     losses = [[(line["step"], line["loss"]) for line in each] for each in lines]
     assert losses[0] == losses[1] and [step for step, _ in losses[1]] == list(range(1, 7))
@@ -229,11 +241,11 @@ def test_a_run_in_a_bucket_repeats_the_one_on_disk(run, small, tmp_path):
     assert b"data:image/png" in storage.read(run / "card.html")
 
 
-def test_steps_cost_no_request(gcs, small, monkeypatch):
+def test_steps_cost_no_request(gcs, small, cache, monkeypatch):
     monkeypatch.setattr(log, "UPLOAD_S", 1e3)  # and heartbeats every 10 s: by time, not by step
     monkeypatch.setattr(lease, "HEARTBEAT_S", 1e3)
     config = small.copy_and_resolve_references()
-    config.log.checkpoint_steps, config.optimizer.epochs = 1000, 500.0
+    config.log.checkpoint_steps = 1000
     counts = {}
     for count in (5, 45):
         gcs.requests.clear()

@@ -94,3 +94,23 @@ def data_gone(job: Job) -> Iterator[str]:
     code, text = job.run(workdir, *flags)
     require(code == 0 and checkpoints(workdir)[-1] == STEPS, text)
     yield "put back: goes on to the end"
+
+
+def data_changed(job: Job) -> Iterator[str]:
+    """Half of the images are deleted between two starts: both counts are told, training goes on."""
+    folder = job.scratch / "photos-changed"
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    for i in range(64):
+        cv2.imwrite(str(folder / f"{i:02}.png"), rng.integers(0, 255, (48, 48, 3), np.uint8))
+    flags = (f"--config.data.dataset=folder:{folder}", "--config.data.split=train")
+    flags += ("--config.knn.every_epochs=0.0", "--config.optimizer.epochs=6.0")
+    workdir = job.scratch / "data-changed"
+    code, text = job.run(workdir, *flags, "--stop_after=6")
+    require(code == 0, text)
+    for path in sorted(folder.iterdir())[::2]:
+        path.unlink()
+    code, text = job.run(workdir, *flags)
+    told = [line for line in text.splitlines() if "images 64 -> 32" in line]
+    require(code == 0 and len(told) == 1, f"exit {code}\n{text}")
+    yield told[0]

@@ -29,6 +29,10 @@ Content = bytes | str | Callable[[IO[bytes]], Any]
 _EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
 
 
+class BucketError(OSError, UserError):
+    """A bucket that does not answer, or refuses; scripts tell it in one line."""
+
+
 def locate(path: str | os.PathLike) -> Place:
     """What a user calls a folder or file, as a path that the functions here take.
 
@@ -284,13 +288,13 @@ def _client() -> Any:
 
 @contextlib.contextmanager
 def _bucket(place: Place) -> Iterator[Any]:
-    """The client; whatever it raises inside becomes an OSError."""
+    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
     files = _client()
     files.invalidate_cache()  # of listings, which other processes change
     try:
         yield files
-    except OSError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OSError(f"{place}: {reason}") from error
+        raise BucketError(f"{place}: {reason}") from error
