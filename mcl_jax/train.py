@@ -51,8 +51,8 @@ def pretrain(
 
     Args:
       config: as configs/base.py.
-      workdir: created; receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
-        montage.png and curves.png, and XLA's compile cache.
+      workdir: a folder or gs://BUCKET/NAME, created; receives config.json, checkpoints/,
+        metrics.jsonl, tensorboard/, montage.png and curves.png, and XLA's compile cache.
       stop_after: steps of this call after which to save and stop; None: run to the end.
       owner: whether the process belongs to this run, as a script's does: then SIGTERM stops it too,
         and before the first new step both signals end the process. Handlers and JAX's compile cache
@@ -62,7 +62,8 @@ def pretrain(
       The last state. Ctrl-C returns early, after saving.
 
     Raises:
-      UserError: for anything wrong with config, data or checkpoint.
+      UserError: for anything wrong with config, data or checkpoint; `lease.Held` if another run is
+        in this workdir, `CannotSave` if nothing can be saved any more.
       TrainingStopped: on NaN or collapse.
     """
     started = time.monotonic()

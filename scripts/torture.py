@@ -1,8 +1,9 @@
 """Breaks runs on purpose and counts what survives: python scripts/torture.py --kills 50
 
 Small runs on this machine's CPU, in a scratch folder: kill -9 at random moments, SIGTERM in every
-phase, damaged checkpoints, other numbers of devices, broken images, a decoding worker killed,
-wrong flags. Ends with exit code 1 at the first thing that does not survive, and says which.
+phase, damaged checkpoints, other numbers of devices, a second owner, a full disk, data that went,
+broken images, a decoding worker killed, wrong flags. Ends with exit
+code 1 at the first thing that does not survive, and says which.
 """
 
 import os

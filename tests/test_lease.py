@@ -13,20 +13,20 @@ import time
 import pytest
 
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import lease, storage
+from mcl_jax.runtime import lease, machine, storage
 
 
 def write(folder, **changes):
     """A lease as another process would have left it."""
     leases = folder / lease.FOLDER
     leases.mkdir(parents=True)
-    record = lease._myself() | changes
+    record = machine.myself() | changes
     (leases / "1.json").write_text(json.dumps(record))
     return record
 
 
 def of_process(pid):
-    return {"pid": pid, "process_started": lease._start_of(pid)}
+    return {"pid": pid, "process_started": machine.start_of(pid)}
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path):
@@ -49,9 +49,9 @@ def test_owners_that_are_gone_do_not_block(tmp_path, monkeypatch):
     killed = of_process(ended.pid)
     ended.kill()
     ended.wait()
-    real = lease._text
+    real = machine._text
     monkeypatch.setattr(  # not every container has the file
-        lease, "_text", lambda path: "m" if path == "/etc/machine-id" else real(path)
+        machine, "_text", lambda path: "m" if path == "/etc/machine-id" else real(path)
     )
     gone = {
         "killed": killed,

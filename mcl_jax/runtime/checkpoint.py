@@ -20,26 +20,9 @@ from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
 from mcl_jax.runtime.optional import one_line
-from mcl_jax.runtime.orbax_noise import quiet_orbax
+from mcl_jax.runtime.orbax_parts import quiet_orbax, state_handler
 from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
-
-
-def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Has process 0 write the replicated state alone.
-
-    By default orbax lets every device write a slice of every array: thousands of small programs to
-    compile and run while the next step waits (R50 on 8 CPU devices: 29 s for the first save and 3 s
-    for later ones, against 2.4 s and 0.3 s).
-    """
-    handlers = ocp.type_handlers
-    registry = handlers.create_type_handler_registry(
-        (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
-        (np.ndarray, handlers.NumpyHandler()),
-        (np.number, handlers.ScalarHandler()),
-    )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
 
 FAILURES = 3  # saves in a row that fail before the run ends
 PATIENCE_S = 120.0  # that a save may take longer than until the next one
@@ -76,7 +59,7 @@ class Checkpointer:
             create=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"state": state_handler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpointer":
@@ -121,7 +104,9 @@ class Checkpointer:
         step, problem = -1, None
         if jax.process_index() == 0:
             try:
-                step = self._newest_intact()
+                steps = self._manager.all_steps()
+                step, here = checkpoint_folders.newest_intact(self._folder, steps)
+                self._in_the_way |= here
             except (OSError, UserError) as error:
                 problem = error
         if jax.process_count() > 1:
@@ -138,34 +123,6 @@ class Checkpointer:
             )
         self._manager.reload()
         return None if step < 0 else step
-
-    def _newest_intact(self) -> int:
-        """-1 if there is no checkpoint at all."""
-        damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            reason = integrity.damage(self._folder / str(step))
-            if reason is None:
-                for newer, why in damaged.items():
-                    self._set_aside(newer, why, step)
-                return step
-            damaged[step] = reason
-        if damaged:  # left where they are: the next start must not take the folder for a new one
-            reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
-            raise UserError(
-                f"no checkpoint in {self._folder} is intact ({reasons}). Put an intact copy back, or "
-                "start anew with another --workdir"
-            )
-        return -1
-
-    def _set_aside(self, step: int, reason: str, intact: int) -> None:
-        place = checkpoint_folders.set_aside(self._folder, step, reason)
-        if place == self._folder / str(step):
-            self._in_the_way.add(step)
-        print(
-            f"the checkpoint of step {step} is damaged ({reason}): set aside in {place}, going on "
-            f"from the one before, step {intact}",
-            file=sys.stderr,
-        )
 
     def _restore(
         self, step: int, abstract: TrainState, explain: Callable[[dict[str, Any]], str]

@@ -6,9 +6,11 @@ writes under the final name and a commit object last.
 
 import json
 import os
+import sys
+from collections.abc import Iterable
 
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import storage
+from mcl_jax.runtime import integrity, storage
 from mcl_jax.runtime.storage import Place
 
 FOLDER = "checkpoints"
@@ -62,6 +64,37 @@ def clean(folder: Place) -> None:
     for left in unfinished(folder):
         if left.name not in aside:
             storage.remove(left)
+
+
+def newest_intact(folder: Place, steps: Iterable[int]) -> tuple[int, set[int]]:
+    """The newest checkpoint that is not damaged; damaged ones that are newer are set aside.
+
+    Returns:
+      (its step, steps of damaged ones that could not be moved); -1: there is no checkpoint at all.
+
+    Raises:
+      UserError: there are only damaged ones.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        reason = integrity.damage(folder / str(step))
+        if reason is None:
+            places = {newer: set_aside(folder, newer, why) for newer, why in damaged.items()}
+            for newer, place in places.items():
+                print(
+                    f"the checkpoint of step {newer} is damaged ({damaged[newer]}): set aside in "
+                    f"{place}, going on from the one before, step {step}",
+                    file=sys.stderr,
+                )
+            return step, {newer for newer, place in places.items() if place.parent == folder}
+        damaged[step] = reason
+    if damaged:  # left where they are: the next start must not take the folder for a new one
+        reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        raise UserError(
+            f"no checkpoint in {folder} is intact ({reasons}). Put an intact copy back, or "
+            "start anew with another --workdir"
+        )
+    return -1, set()
 
 
 def set_aside(folder: Place, step: int, reason: str) -> Place:

@@ -18,12 +18,10 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import hosts, leaving, storage
+from mcl_jax.runtime import hosts, leaving, machine, storage
 from mcl_jax.runtime.optional import one_line, optional
 from mcl_jax.runtime.storage import Place
 
@@ -165,7 +163,7 @@ def _take(folder: Place) -> Lease:
         before = _numbers(leases)
         if before:
             _refuse_if_alive(folder, before[-1])
-        number, record = before[-1] + 1 if before else 1, _myself()
+        number, record = before[-1] + 1 if before else 1, machine.myself()
         _create(leases, number, record)
         if {*_numbers(leases)} - {*before, number}:  # numbers began anew since they were listed
             storage.remove(leases / f"{number}.json")
@@ -205,9 +203,9 @@ def _refuse_if_alive(folder: Place, number: int) -> None:
     refusal = Held(
         f"{folder} is in use: {who(record)}. Wait for it, stop it, or give another folder"
     )
-    here = _same_machine(record)
+    here = machine.can_look_up(record)
     if here is not None:
-        if here and _runs(record):
+        if here and machine.runs(record):
             raise refusal
         return
     print(
@@ -243,62 +241,5 @@ def _read(leases: Place, number: int) -> dict[str, Any] | None:
             record = json.loads(storage.read(leases / f"{number}.json"))
         except (FileNotFoundError, ValueError):
             return None
-    known = _myself().keys()
+    known = machine.myself().keys()
     return record if isinstance(record, dict) and known <= record.keys() else None
-
-
-def _myself() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "process_started": _start_of(pid),
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
-        "machine": _text("/etc/machine-id"),
-        "processes_of": _link("/proc/self/ns/pid"),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "heartbeat": 0,
-    }
-
-
-def _same_machine(record: Mapping[str, Any]) -> bool | None:
-    """Whether a holder's process can be looked up here.
-
-    True: yes. False: it was this machine, before it was started anew. None: it cannot be known.
-    """
-    here = _myself()
-    if all(here[key] == record[key] for key in ("host", "boot", "processes_of")):
-        return True
-    same = all(here[key] == record[key] != "" for key in ("host", "machine"))
-    return False if same and here["boot"] != record["boot"] else None
-
-
-def _runs(record: Mapping[str, Any]) -> bool:
-    """Whether the holder's process is there, and no other one that got its number."""
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return _start_of(record["pid"]) == record["process_started"]
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in clock ticks since boot; '' where the system does not tell."""
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
