@@ -212,10 +212,20 @@ def get_config() -> ConfigDict:
     # px, sides of squares between small, medium and large: terciles of the training boxes
     probe.area_bounds = (18.0, 35.0)
 
+    export = config.export = ConfigDict()
+    # what a finished run writes to WORKDIR/exports: some of detectron2 | torchvision | timm | mmdet |
+    # safetensors, each in a folder of its name
+    export.targets = ()
+
     log = config.log = ConfigDict()
     log.every_steps = 50  # metrics to disk and progress bar
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
     log.keep_checkpoints = 3
+    # jsonl (the record, always) | tensorboard | wandb | mlflow
+    log.writers = ("jsonl", "tensorboard")
+    log.project = "mcl_jax"  # of wandb, and the experiment of mlflow
+    log.progress_s = 60.0  # s between two lines of progress where stderr is no terminal
+    log.page_s = 120.0  # s between two writings of card.html while the run goes on; 0: at its end
     log.lost_host_s = 60  # s without a sign of life after which a host counts as lost
     log.montages = 4  # canvases per level in montage.png; 0: no picture
     log.collapse_share = 0.05  # of 1/sqrt(D): feature std below it is a collapse

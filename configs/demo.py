@@ -1,6 +1,6 @@
 """Minutes on a laptop: a narrow ResNet-18 on the built-in scenes.
 
-    python scripts/pretrain.py --config configs/demo.py --workdir runs/demo
+    mcl-jax pretrain --config demo --workdir runs/demo
 
 Data:     the built-in scenes, rendered at the first start.
 Chips:    a CPU.

@@ -1,6 +1,6 @@
 """Your own images, no labels needed, one GPU or a few: ResNet-50 FPN at B = 256.
 
-    python scripts/pretrain.py --config configs/folder.py --workdir runs/mine \\
+    mcl-jax pretrain --config folder --workdir runs/mine \\
         --config.data.dataset=folder:/path/to/images
 
 Data:     a folder of images; sub-folders are classes where there are any.

@@ -1,6 +1,6 @@
 """Every pre-training run of the paper, and of the methods it is compared with, as one function.
 
-    python scripts/pretrain.py --config "configs/mcl.py:c4,loss=b,levels=3" --workdir runs/c4
+    mcl-jax pretrain --config "mcl:c4,loss=b,levels=3" --workdir runs/c4
 
 The argument is a comma-separated list of words and key=value pairs; none: the paper's main run.
 configs/README.md lists the paper's rows with their commands. Single keys can still be set after it:

@@ -1,6 +1,6 @@
 """The paper's ImageNet run on one GPU: B = 256, every rate scaled with the batch.
 
-    python scripts/pretrain.py --config configs/one_gpu.py --workdir runs/one_gpu \\
+    mcl-jax pretrain --config one_gpu --workdir runs/one_gpu \\
         --config.data.data_dir=/data
 
 Data:     ImageNet-1k, 1.28 M images, prepared by scripts/prepare_data.py.

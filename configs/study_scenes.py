@@ -1,6 +1,6 @@
 """Every method at one small budget on the built-in scenes: a test of the machinery.
 
-    python scripts/compare_methods.py --config configs/study_scenes.py --document runs/scenes.md
+    mcl-jax study --config study_scenes --document runs/scenes.md
 
 Data:     the built-in scenes, rendered at the first start.
 Chips:    a CPU of two cores.

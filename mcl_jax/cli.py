@@ -1,22 +1,30 @@
 """Command-line conduct shared by the scripts: one-line errors, exit codes, the config flag."""
 
+import argparse
 import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mcl_jax import exit_codes
+from mcl_jax import exit_codes, path_flags
 from mcl_jax.errors import UserError
 from mcl_jax.runtime.optional import Forgiving
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments in one line, as everywhere in the project."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 def define_config() -> flags.FlagHolder:
@@ -95,6 +103,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
         logging.set_verbosity(logging.WARNING)  # orbax and grain say a lot at INFO
+        path_flags.check()
         return main(argv)
 
     sys.stderr = Forgiving(sys.stderr)  # a log on a full disk must not end a run
@@ -105,6 +114,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
     """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    path_flags.take_any_text()
     try:
         yield
     except UserError as error:
@@ -134,7 +144,13 @@ def platform_mistake() -> str | None:
     )
 
 
-def fail(message: str, code: int = exit_codes.USER_ERROR) -> None:
+def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
+    """function(*arguments), with mistakes in one line."""
+    with mistakes_in_one_line():
+        return function(*arguments)
+
+
+def fail(message: str, code: int = exit_codes.USER_ERROR) -> NoReturn:
     """Prints `error: message` on one line and exits."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

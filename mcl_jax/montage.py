@@ -53,8 +53,8 @@ class Montage(NamedTuple):
     cells: tuple[Array | None, ...]  # per level None: all cells; see Encoder
 
 
-def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ...]:
-    """Canvases per level of groups of images: per group n_s = images * copies_s / 4^s, at least 1.
+def canvas_counts(images: int, layout: Layout, key_groups: int = 1) -> tuple[int, ...]:
+    """Canvases per level of some key groups: of each n_s = images * copies_s / 4^s, at least 1.
 
     Below one canvas, one canvas is made and images repeat to fill it. A mosaic has no canvas of
     level 0.
@@ -76,7 +76,7 @@ def canvas_counts(images: int, layout: Layout, groups: int = 1) -> tuple[int, ..
                 f"device) x {copies} copies = {sub_images} sub-images do not fill whole canvases "
                 f"of {grid}; a multiple of {grid // copies} images would"
             )
-        counts.append(groups * max(1, sub_images // grid))
+        counts.append(key_groups * max(1, sub_images // grid))
     if layout.assembly == "mosaic":
         counts[0] = 0
     return tuple(counts)

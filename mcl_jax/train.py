@@ -6,30 +6,32 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import mcl_jax
-from mcl_jax import program, sharding
+from mcl_jax import paths, program, sharding
 from mcl_jax.data import loader_settings, pipeline
 from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.program import Program
-from mcl_jax.report import card, plots
-from mcl_jax.report import metrics as metric_files
-from mcl_jax.report.step_log import StepLog
+from mcl_jax.report import plots, writers
+from mcl_jax.report.metrics import MetricWriter
+from mcl_jax.report.profile import Window
+from mcl_jax.report.progress import Bar
+from mcl_jax.report.run_page import RunPage
+from mcl_jax.report.step_log import Callback, StepLog
 from mcl_jax.report.throughput import Throughput
 from mcl_jax.runtime import hosts, lease, optional, provenance, storage
 from mcl_jax.runtime.checkpoint import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
-from mcl_jax.runtime.preemption import Preemption
+from mcl_jax.runtime.preemption import Preempted, Preemption
 from mcl_jax.runtime.start import rare_collections
 from mcl_jax.settings import changes, door, teaching
 from mcl_jax.state import TrainState
@@ -42,6 +44,9 @@ def pretrain(
     workdir: str | os.PathLike,
     stop_after: int | None = None,
     owner: bool = False,
+    callbacks: Sequence[Callback] = (),
+    profile: tuple[int, int] | None = None,
+    at_end: Callable[[int], None] | None = None,
 ) -> TrainState:
     """Pre-trains until the configured number of epochs, or until asked to stop.
 
@@ -57,18 +62,23 @@ def pretrain(
       owner: whether the process belongs to this run, as a script's does: then SIGTERM stops it too,
         and before the first new step both signals end the process. Handlers and JAX's compile cache
         are put back in any case.
+      callbacks: called with every logged step and its metrics, in every process.
+      profile: (first, last) step to trace into WORKDIR/profile; None: none.
+      at_end: called by the first process with the last step, once the run is at its end and saved.
 
     Returns:
-      The last state. Ctrl-C returns early, after saving.
+      The last state. Without `owner`, Ctrl-C returns early, after saving.
 
     Raises:
       UserError: for anything wrong with config, data or checkpoint; `lease.Held` if another run is
         in this workdir, `CannotSave` if nothing can be saved any more.
       TrainingStopped: on NaN or collapse.
+      Preempted: with `owner`, if a signal stopped the run before its end, after saving.
     """
     started = time.monotonic()
     door.check(config)
-    workdir = storage.absolute(workdir)
+    writers.demand_installed(tuple(config["log"]["writers"]))
+    workdir = storage.absolute(paths.output_folder(workdir, "workdir"))
     storage.reachable(workdir)
     optional.begin()
     first_process = jax.process_index() == 0
@@ -95,7 +105,10 @@ def pretrain(
             state = _restore_or_start(run, meta, checkpointer)
             start = int(state.step)
             _announce(run, source, start, first_process, workdir)
+            at_end = at_end if first_process else None
             if start == run.total_steps:
+                if at_end:
+                    at_end(start)
                 return state
             compiled = program.lower_step(run).compile()
             hosts.meet("compiled")
@@ -104,13 +117,20 @@ def pretrain(
             save_every = config["log"]["checkpoint_steps"]
             seed = program.seed_argument(run)
             meter, values = Throughput(data["batch_size"], start), {}
-            bar = tqdm(total=run.total_steps, initial=start, unit="step", disable=not first_process)
+            bar = Bar(
+                total=run.total_steps,
+                initial=start,
+                unit="step",
+                disable=not first_process,
+                every_s=config["log"]["progress_s"],
+            )
             with (
-                _results(run, workdir, start, first_process) as writer,
+                _results(run, workdir, start, first_process) as (writer, page),
+                contextlib.closing(Window(profile, workdir / "profile")) as window,
                 open_batches(run, source, start) as batches,
                 bar,
             ):
-                steps = StepLog(writer, health, meter, bar)
+                steps = StepLog(writer, page, health, meter, bar, callbacks)
                 checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
                 if start == 0:
                     writer.write(0, monitor.evaluate(state))
@@ -119,7 +139,9 @@ def pretrain(
                     with meter.waiting(values):
                         batch = next(batches)
                     inputs = {name: batch[name] for name in run.objective.batch_fields}
+                    window.before(step + 1, state)
                     state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
+                    window.after(step + 1, values, compiled)
                     preemption.guard_work()
                     if step == 0 and draws_montages:  # while the devices work
                         _draw_montages(run, batch, workdir)
@@ -144,34 +166,28 @@ def pretrain(
             checkpointer.wait()
             if int(state.step) < run.total_steps:
                 _say(f"stopped on request; step {int(state.step)} is saved", first_process)
+                if owner and preemption.stopped:
+                    raise Preempted
+            elif at_end:
+                at_end(run.total_steps)
             return state
 
 
 @contextlib.contextmanager
 def _results(
     run: Program, workdir: storage.Place, start: int, enabled: bool
-) -> Iterator[metric_files.MetricWriter]:
-    """The metrics file; however the run ends, it is closed, curves.png drawn, card.html written."""
-    writer = metric_files.MetricWriter(workdir, start, enabled)
+) -> Iterator[tuple[MetricWriter, RunPage | None]]:
+    """Metrics and the run's page; however the run ends, both are closed and complete."""
+    config, log_section = program.plain_config(run.config), run.config["log"]
+    about = writers.About(tuple(log_section["writers"]), log_section["project"], config)
+    writer = MetricWriter(workdir, start, enabled, about)
+    page = RunPage(config, workdir, run.total_steps, log_section["page_s"]) if enabled else None
     try:
-        yield writer
+        yield writer, page
     finally:
         writer.close()
-        if enabled:
-            with optional.optional("curves.png and card.html"):
-                _show_results(run, workdir)
-
-
-def _show_results(run: Program, workdir: storage.Place) -> None:
-    """Draws curves.png and writes card.html."""
-    lines = metric_files.read(workdir)
-    plots.curves(workdir / "curves.png", lines)
-    config = program.plain_config(run.config)
-    step = max((line["step"] for line in lines), default=0)
-    parts = card.run_parts(config, step, lines, workdir)
-    title = f"{config['method']} {config['model']['backbone']}"
-    done = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {run.total_steps:,}"
-    card.write(workdir / card.FILE, card.page(title, done, parts))
+        if page is not None:
+            page.close()
 
 
 def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":
@@ -260,8 +276,6 @@ def check_workdir(workdir: str | None) -> storage.Place:
     """The --workdir flag as a usable folder; UserError otherwise."""
     if not workdir:
         raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
-    path = storage.locate(workdir).expanduser()
-    storage.reachable(path)
-    if storage.is_file(path):
-        raise UserError(f"--workdir {path} is a file; give a folder")
-    return path
+    place = storage.locate(paths.output_folder(workdir, "--workdir"))
+    storage.reachable(place)
+    return place

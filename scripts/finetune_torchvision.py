@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # torchvision's environment lacks us
 
+from mcl_jax import exit_codes  # noqa: E402
 from mcl_jax.convert.files import weights  # noqa: E402
 from mcl_jax.errors import UserError  # noqa: E402
 from mcl_jax.finetune import flags, job, machine  # noqa: E402
@@ -34,6 +35,8 @@ def main() -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    if result is None and not task.check:
+        sys.exit(exit_codes.STOPPED)
     for key, words in (("scores", "boxes"), ("mask_scores", "masks")):
         if result and key in result:
             print(

@@ -200,6 +200,7 @@ def small():
     config.model.neck, config.model.head_convs, config.montage.levels = "c4", 1, 1
     config.optimizer.epochs, config.optimizer.warmup_epochs = 30.0, 0.0
     config.log.every_steps, config.log.checkpoint_steps, config.log.montages = 1, 2, 0
+    config.log.collapse_patience = 1000  # nothing is learned on 32 random scenes
     with pytest.MonkeyPatch.context() as patched:
         one = sharding.make_mesh(jax.devices()[:1])
         patched.setattr(sharding, "mesh_for", lambda _: one)

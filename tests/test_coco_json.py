@@ -126,10 +126,10 @@ def test_files_that_cannot_be_meant_are_refused(whole, message):
 
 def test_missing_and_broken_files_are_one_line(tmp_path):
     path = tmp_path / "x.json"
-    for text, message in ((None, "does not exist"), (b"{", "not JSON"), (b"\xff\xfe", "read")):
+    for text, message in ((None, "does not exist"), (b"{", "not JSON"), (b"\xff\xfe", "UTF-16")):
         if text is not None:
             path.write_bytes(text)
         with pytest.raises(UserError, match=message):
             coco_json.read(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         coco_json.read(tmp_path)

@@ -200,7 +200,7 @@ def test_config_that_does_not_fit_is_refused_key_by_key(tmp_path, capsys):
         ("a.npz", b"PK\x03\x04 not a zip", "is not a readable .npz"),
         ("a.pth", b"not a pickle", "cannot be read with torch.load(weights_only=True)"),
         ("a.bin", b"", "a.bin is empty, as after a download"),
-        ("missing.npz", None, "is not a file"),
+        ("missing.npz", None, "does not exist"),
     ],
 )
 def test_unreadable_files(tmp_path, capsys, name, content, message):

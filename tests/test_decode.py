@@ -8,7 +8,14 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from mcl_jax.data.decode import DecodeError, decode_to_canvas, fitted_extent
+from mcl_jax.data.decode import (
+    DecodeError,
+    Repair,
+    decode,
+    decode_to_canvas,
+    decode_whole,
+    fitted_extent,
+)
 
 skimage_data = pytest.importorskip("skimage.data")
 
@@ -84,6 +91,38 @@ def test_sixteen_bit_keeps_the_high_byte(photo, extension):
     assert np.abs(canvas[:300, :, 0].astype(int) - gray).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("form", [".png", ".tif", ".jp2", ".pgm", "rgb .png", "rgba .png"])
+def test_fewer_bits_in_sixteen_are_scaled_by_what_the_file_holds(photo, bits, form):
+    wide = photo.astype(np.uint16) << (bits - 8)
+    colors, _, extension = form.rpartition(" ")
+    if colors == "rgba":
+        samples = np.dstack([wide[..., ::-1], np.full(wide.shape[:2], 2**bits - 1, np.uint16)])
+    else:
+        samples = wide[..., ::-1] if colors else wide[..., 0]
+    data = cv2.imencode(extension, samples)[1].tobytes()
+    canvas, _, repair = decode(data, 451)
+    expected = photo if colors else photo[..., :1]
+    # JPEG 2000 as OpenCV writes it is not lossless
+    assert np.abs(canvas[:300].astype(int) - expected).max() <= (4 if extension == ".jp2" else 0)
+    assert repair is Repair.DEPTH
+
+
+def test_sixteen_bits_beside_alpha_lie_on_white(photo):
+    alpha = np.where(np.arange(451) < 200, 0, 65535).astype(np.uint16)
+    samples = np.dstack([photo[..., ::-1].astype(np.uint16) * 257, np.tile(alpha, (300, 1))])
+    canvas, _, repair = decode(cv2.imencode(".png", samples)[1].tobytes(), 451)
+    np.testing.assert_array_equal(canvas[:300, 200:], photo[:, 200:])
+    assert (canvas[:300, :200] == 255).all() and repair is Repair.NONE
+
+
+@pytest.mark.parametrize("largest", [15, 255, 1000, 4095, 65535])
+def test_largest_sample_that_a_pgm_names_is_white(largest):
+    samples = np.linspace(0, largest, 16).astype(">u2" if largest > 255 else "u1")
+    canvas, _ = decode_to_canvas(f"P5\n4 4\n{largest}\n".encode() + samples.tobytes(), 4)
+    np.testing.assert_allclose(canvas[..., 0].ravel(), np.arange(16) * 17, atol=1)
+
+
 def test_transparency_lies_on_white():
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, 4:] = (200, 10, 30, 255)
@@ -113,6 +152,29 @@ def test_stray_bytes_between_markers_are_accepted(photo):
     data = encode(photo, "JPEG", quality=90)
     canvas, _ = decode_to_canvas(data[:-2] + b"\x00" * 64 + data[-2:], 451)
     np.testing.assert_array_equal(canvas[:300], simplejpeg.decode_jpeg(data, "RGB"))
+
+
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 4},
+    "full color": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_that_lacks_its_end_marker_alone_is_decoded_whole(photo, kind):
+    data = encode(photo, "JPEG", quality=90, **JPEGS[kind])
+    expected = simplejpeg.decode_jpeg(data, "RGB")
+    for lacks in (1, 2):  # half of the marker, or all of it
+        canvas, _, repair = decode(data[:-lacks], 512)
+        assert repair is Repair.END_MARKER
+        np.testing.assert_array_equal(canvas[:300, :451], expected)
+        np.testing.assert_array_equal(decode_whole(data[:-lacks]), expected)
+    assert decode(data, 512).repair is Repair.NONE
+    for lacks in (3, 4, 5, 6, 9, 20, 300, len(data) // 2):  # of the scan
+        with pytest.raises(DecodeError, match="damaged JPEG"):
+            decode(data[:-lacks], 512)
 
 
 def broken_files(photo):

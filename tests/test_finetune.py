@@ -204,7 +204,7 @@ def test_images_that_are_damaged_missing_or_of_another_size_are_named(data, tmp_
     (tmp_path / third.file_name).unlink()
     with pytest.raises(UserError, match="lacks 1 of 6 images.*first 2.png"):
         images.read(data.json, tmp_path)
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="image folder .*none' does not exist"):
         images.read(data.json, tmp_path / "none")
 
 
@@ -276,7 +276,7 @@ def test_weights_are_a_file_or_a_folder_with_one(tmp_path):
     (tmp_path / "b.pth").write_bytes(b"")
     with pytest.raises(UserError, match="holds 2 .pth files; name one"):
         job.weights_file(tmp_path)
-    with pytest.raises(UserError, match="does not exist; python -m convert RUN --to torchvision"):
+    with pytest.raises(UserError, match="does not exist; mcl-jax convert RUN --to torchvision"):
         job.weights_file(tmp_path / "c")
 
 

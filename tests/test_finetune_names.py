@@ -124,6 +124,6 @@ def test_what_does_not_fit_is_named(mask_rcnn, export):
     wider = export | {f"{head}.1.0.weight": (256, 256, 1, 1)}
     refused(wider, r"box_head.1.0.weight is \(256, 256, 1, 1\) in the file")
     refused(export | {names.STEM: (16, 3, 7, 7)}, "of width 16, torchvision's has 64")
-    refused({"stem.conv1.weight": (64, 3, 7, 7)}, "Detectron2's names; python -m convert RUN")
+    refused({"stem.conv1.weight": (64, 3, 7, 7)}, "Detectron2's names; mcl-jax convert RUN")
     refused({"features.0.0.weight": (96, 3, 4, 4)}, "a Swin, of which torchvision has no detector")
     refused({"x": (1,), "y": (2,)}, "it begins with x, y")

@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
+from mcl_jax import exit_codes  # noqa: E402
 from mcl_jax.errors import UserError  # noqa: E402
 from mcl_jax.finetune import job, machine, names, networks, run, training  # noqa: E402
 from mcl_jax.finetune.job import Job  # noqa: E402
@@ -175,7 +176,7 @@ def test_a_signal_stops_the_script_and_the_same_command_goes_on(folder, tmp_path
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == exit_codes.STOPPED, err
     assert "the same command goes on" in out
     step = torch.load(tmp_path / "out" / training.CHECKPOINT, weights_only=True)["step"]
     assert 1 <= step < 200 and f"stopped after step {step}" in out

@@ -100,10 +100,14 @@ def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(c
     job[3].send_signal(signal.SIGTERM)  # to one of them: all stop after the same step
     first, *others = finish(job)
     saved = newest(shared)
-    assert first[0] == 0 and 1 <= saved < STEPS and f"step {saved} is saved" in first[1], first
+    assert (
+        first[0] == exit_codes.STOPPED
+        and 1 <= saved < STEPS
+        and f"step {saved} is saved" in first[1]
+    ), first
     assert "4 cpu device(s)" in first[1]
     for code, text in others:  # the first alone speaks
-        assert code == 0, text
+        assert code == exit_codes.STOPPED, text
         assert "device(s)" not in text and "is saved" not in text and f"/{STEPS}" not in text
     assert losses(shared) == pytest.approx(losses(whole)[:saved], rel=TOLERANCE)
 

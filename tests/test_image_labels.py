@@ -52,7 +52,7 @@ def test_coco_files_by_hand(folder, tmp_path):
     assert labeled.source[2].name == "2.png" and labeled.source[2].data.startswith(b"\x89PNG")
     with pytest.raises(UserError, match="holds no image of .*a.json, e.g. 0.png"):
         image_labels.open_coco(path, tmp_path)
-    with pytest.raises(UserError, match="nowhere does not exist; give the folder of the images"):
+    with pytest.raises(UserError, match="nowhere' does not exist; give the folder of the images"):
         image_labels.open_coco(path, tmp_path / "nowhere")
 
 

@@ -1,4 +1,4 @@
-"""Launch files: linted, and what they start is what scripts/pretrain.py understands."""
+"""Launch files: linted, and what they start is what mcl-jax pretrain understands."""
 
 import os
 import shlex
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from mcl_jax import exit_codes
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCH = REPO / "scripts/launch"
@@ -28,10 +30,10 @@ def test_shell_scripts_pass_shellcheck(script):
 
 
 def understood(arguments):
-    """Whether scripts/pretrain.py takes these arguments; the config is loaded for it."""
-    assert arguments[0].endswith("python") and arguments[1] == "scripts/pretrain.py", arguments
+    """Whether mcl-jax pretrain takes these arguments; the config is loaded for it."""
+    assert arguments[0].endswith("mcl-jax") and arguments[1] == "pretrain", arguments
     done = subprocess.run(
-        [sys.executable, *arguments[1:], "--only_check_args"],
+        [sys.executable, "-m", "mcl_jax", *arguments[1:], "--only_check_args"],
         cwd=REPO,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -68,24 +70,43 @@ def test_tpu_vm_prints_what_it_would_do_and_starts_a_run_that_parses():
     assert words[-1] == "--config.seed=3"
 
 
-def test_the_slurm_job_starts_one_process_per_gpu_that_parses(tmp_path):
-    srun = tmp_path / "srun"
-    srun.write_text('#!/usr/bin/env bash\nprintf "%q " "$@"\n')
-    srun.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(LAUNCH / "slurm.sbatch")],
-        cwd=REPO,
-        env=os.environ
-        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKDIR": "/shared/r50", "DATA": "/data"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    options, _, command = done.stdout.partition(" .venv/")
-    assert options == "--kill-on-bad-exit=1"
-    understood(shlex.split(command.replace("bin/python", "python", 1)))
+@pytest.fixture
+def slurm(tmp_path):
+    """A function that runs the batch script; srun ends with a code, scontrol tells what it got."""
+
+    def run(code):
+        for name, then in (("srun", f"exit {code}"), ("scontrol", "")):
+            path = tmp_path / name
+            path.write_text(f'#!/usr/bin/env bash\nprintf "%q " {name} "$@"\necho\n{then}\n')
+            path.chmod(0o755)
+        own = {"WORKDIR": "/shared/r50", "DATA": "/data", "SLURM_JOB_ID": "17"}
+        return subprocess.run(
+            ["bash", str(LAUNCH / "slurm.sbatch")],
+            cwd=REPO,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | own,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_slurm_job_starts_one_process_per_gpu_that_parses(slurm):
+    options, _, command = slurm(0).stdout.strip().partition(" .venv/")
+    assert options == "srun --kill-on-bad-exit=1"
+    understood(shlex.split(command))
     headers = (LAUNCH / "slurm.sbatch").read_text()
     assert "#SBATCH --gpus-per-node=8" in headers and "#SBATCH --signal=TERM@120" in headers
+    assert "#SBATCH --requeue" in headers
+
+
+@pytest.mark.parametrize("code", exit_codes.MEANINGS)
+def test_the_slurm_job_is_queued_again_where_that_helps(slurm, code):
+    done = slurm(code)
+    again = code in (exit_codes.LOST_HOST, exit_codes.STOPPED)
+    assert ("scontrol requeue 17" in done.stdout) == again
+    assert done.returncode == (0 if again else code)
 
 
 def test_the_gke_manifest_fills_its_slice_and_starts_a_run_that_parses():
@@ -99,3 +120,8 @@ def test_the_gke_manifest_fills_its_slice_and_starts_a_run_that_parses():
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     understood(container["command"])
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [exit_codes.USER_ERROR, exit_codes.UNHEALTHY]
+    (action,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert action == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}

@@ -16,8 +16,9 @@ from conftest import QUICK_COMPILE, tiny_config
 from jax.profiler import ProfileData
 
 from mcl_jax import cli, program, sharding
-from mcl_jax.bench import accelerator, commands, parity, profile, restart, step
+from mcl_jax.bench import accelerator, commands, parity, restart, step
 from mcl_jax.bench.parts import Budget, Part, run
+from mcl_jax.report import profile
 from mcl_jax.runtime.start import THRESHOLD, rare_collections
 
 REPO = Path(__file__).resolve().parent.parent

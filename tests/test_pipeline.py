@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcl_jax.data.decode import decode_to_canvas
+from mcl_jax.data.decode import Repair, decode_to_canvas
 from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.pipeline import batches, evaluation_batches
 from mcl_jax.data.record import Record
@@ -78,6 +78,7 @@ def test_shapes_dtypes_and_content():
         "label": ((8,), "int32"),
         "index": ((8,), "int64"),
         "valid": ((8,), "bool"),
+        "repair": ((8,), "uint8"),
     }
     for row in range(8):
         assert (batch["image"][row, :4, :6] == batch["index"][row]).all()
@@ -161,6 +162,25 @@ def test_unreadable_image_is_flagged_replaced_counted_and_named_once(caplog):
     messages = [r.getMessage() for r in caplog.records if "unreadable" in r.getMessage()]
     assert len(messages) == 2
     assert "image5" in messages[0] and "not an image" in messages[0]
+
+
+def test_repaired_images_are_counted_and_the_first_of_a_kind_is_named(caplog):
+    class Mended(NumberedSource):
+        def __getitem__(self, index):
+            pixels = np.full((8, 8), index, np.uint16)
+            deep = cv2.imencode(".png", pixels + 1000)[1].tobytes()
+            jpeg = cv2.imencode(".jpg", pixels.astype(np.uint8))[1].tobytes()
+            data = {1: jpeg[:-2], 2: deep, 5: jpeg[:-1], 6: jpeg}.get(index, paint(index))
+            return Record(data, 0, f"image{index}")
+
+    with caplog.at_level(logging.WARNING), stream(Mended(8), shuffle=False) as iterator:
+        first, _ = next(iterator), next(iterator)
+        assert first["repair"].tolist() == [0, 1, 2, 0, 0, 1, 0, 0] and first["valid"].all()
+        assert iterator.repaired == {Repair.END_MARKER: {1, 5}, Repair.DEPTH: {2}}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3
+    assert told[0].startswith("image1: JPEG without its end marker")
+    assert told[1].startswith("image2: 16-bit image") and told[2].startswith("2 images: JPEG")
 
 
 def test_too_many_unreadable_images_stop_the_run_once_enough_are_seen():

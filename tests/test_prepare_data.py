@@ -1,6 +1,7 @@
 """Preparing COCO from tiny zips in its own shape, folders and TFRecords, and the script."""
 
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -94,7 +95,7 @@ def test_coco_splits_come_only_with_their_zips(coco):
     ("changes", "message"),
     [
         ({"train_zip": None, "val_zip": None, "unlabeled_zip": None}, "at least one"),
-        ({"val_zip": "/nowhere.zip"}, "/nowhere.zip.*is not a file"),
+        ({"val_zip": "/nowhere.zip"}, "/nowhere.zip.*does not exist"),
         ({"partial": False}, "3 images where the published data set has 118287"),
     ],
 )
@@ -106,7 +107,7 @@ def test_coco_mistakes_are_told(coco, changes, message):
 def test_cut_short_zip_is_told(coco):
     with open(coco["val_zip"], "r+b") as file:
         file.truncate(300)
-    with pytest.raises(UserError, match="not a complete zip"):
+    with pytest.raises(UserError, match="val2017.zip.*cut short"):
         prepare_coco.prepare_coco(**(coco | {"train_zip": None, "unlabeled_zip": None}))
 
 
@@ -119,11 +120,86 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def test_folder_with_hold_out_leaves_broken_files_out(folder, tmp_path, capsys):
+def nothing_left(data_dir):
+    return not os.path.exists(data_dir)
+
+
+def add_to_zip(path, files):
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def test_what_macos_and_others_put_into_zips_is_left_out_and_named_once(coco, caplog):
+    forks = {f"__MACOSX/val2017/._{i:012d}.jpg": b"\0\5\26\7" for i in range(10, 12)}
+    add_to_zip(coco["val_zip"], forks | {"val2017/.DS_Store": b"", "val2017/a.HEIC": b"x"})
+    fork = "__MACOSX/annotations/._instances_val2017.json"
+    add_to_zip(coco["annotations_zip"], {fork: b"\0\5\26\7", "instances_val2017.json.bak": b"{"})
+    only_val = coco | {"train_zip": None, "unlabeled_zip": None}
+    with caplog.at_level(logging.WARNING):
+        prepare_coco.prepare_coco(**only_val)
+    source = open_source("tfds:coco/2017", "validation", coco["data_dir"])
+    assert sorted(record.name for record in source) == ["000000000010.jpg", "000000000011.jpg"]
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "2 x macOS resource fork (the first is __MACOSX/val2017/._0" in told
+    assert "1 x hidden file" in told and "1 x .heic file (the first is val2017/a.HEIC)" in told
+
+
+def test_images_that_the_annotations_do_not_list_are_counted(coco, caplog):
+    add_to_zip(coco["val_zip"], {"val2017/other.jpg": jpeg(1)})
+    with caplog.at_level(logging.WARNING):
+        prepare_coco.prepare_coco(**(coco | {"train_zip": None, "unlabeled_zip": None}))
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "1 x image that the annotations do not list" in told and "val2017/other.jpg" in told
+
+
+@pytest.mark.parametrize("kind", ["html", "json", "bom", "utf16", "page"])
+def test_annotations_that_are_no_zip_or_hold_no_json_are_one_line(coco, tmp_path, kind):
+    good = json.dumps({"images": [], "annotations": [], "categories": []}).encode()
+    contents = {"json": b"[" * 9999, "bom": b"\xef\xbb\xbf" + good}
+    contents["utf16"] = good.decode().encode("utf-16")
+    contents["page"] = b"<!DOCTYPE html>"
+    path = tmp_path / "other.zip"
+    if kind == "html":
+        path.write_bytes(b"<html>404</html>")
+    else:
+        write_zip(path, {"annotations/instances_val2017.json": contents[kind]})
+    words = {"html": "no such archive", "json": "not JSON", "bom": "lists no images"}
+    words |= {"utf16": "UTF-16", "page": "HTML page"}
+    with pytest.raises(UserError, match=words[kind]) as refused:
+        prepare_coco.prepare_coco(**(coco | {"annotations_zip": str(path)}))
+    assert len(str(refused.value).splitlines()) == 1 and nothing_left(coco["data_dir"])
+
+
+def test_damaged_member_leaves_nothing_half_written(coco):
+    with open(coco["val_zip"], "r+b") as file:
+        file.seek(90)
+        file.write(b"\xff" * 40)
+    with pytest.raises(UserError, match="val2017.zip.*Bad CRC"):
+        prepare_coco.prepare_coco(**(coco | {"train_zip": None, "unlabeled_zip": None}))
+    assert nothing_left(coco["data_dir"])
+
+
+def test_folder_names_may_be_any_bytes(tmp_path):
+    for name in (b"caf\xe9", b"caf\xe8", "été".encode()):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"images", name))
+        path = os.path.join(os.fsencode(tmp_path), b"images", name, b"\xff.jpg")
+        with open(path, "wb") as file:
+            file.write(jpeg(len(name)))
+    data_dir = str(tmp_path / "data")
+    prepare_folder(
+        folder=str(tmp_path / "images"), name="odd", data_dir=data_dir, holdout_percent=0
+    )
+    source = open_source("tfds:odd", "train", data_dir)
+    assert source.class_names == ("caf\\xe8", "caf\\xe9", "été")
+    assert {record.name[-5:] for record in source} == {"\ufffd.jpg"}
+
+
+def test_folder_with_hold_out_leaves_broken_files_out(folder, tmp_path, caplog):
     (folder / "cat" / "3.jpg").write_bytes(b"<html>")
     data_dir = str(tmp_path / "data")
     prepare_folder(folder=str(folder), name="pets", data_dir=data_dir, holdout_percent=20)
-    assert "left out cat/3.jpg" in capsys.readouterr().out
+    assert "left out 1 x damaged image (the first is cat/3.jpg: not an image" in caplog.text
     names = {}
     for split in ("train", "validation"):
         source = open_source("tfds:pets", split, data_dir)

@@ -1,6 +1,7 @@
 """Preparing ImageNet from tiny tars in its own shape: labels, resuming, mistakes."""
 
 import io
+import logging
 import os
 import tarfile
 
@@ -111,7 +112,7 @@ def test_imagenet_label_files_agree(imagenet, tmp_path, form):
     ("changes", "message"),
     [
         ({"train_tar": None, "val_tar": None}, "give --train_tar"),
-        ({"train_tar": "/nowhere.tar"}, "/nowhere.tar.*is not a file"),
+        ({"train_tar": "/nowhere.tar"}, "/nowhere.tar.*does not exist"),
         ({"val_labels": None}, "--val_tar needs --val_labels"),
         ({"meta": None}, "give --meta"),
         ({"partial": False}, "train has 12 images where the published data set has 1281167"),
@@ -137,6 +138,89 @@ def test_cut_short_tar_publishes_nothing(imagenet):
         prepare_imagenet.prepare_imagenet(**(imagenet | {"val_tar": None}))
     with pytest.raises(UserError, match="no finished data set|does not exist"):
         open_source("tfds:imagenet2012", "train", imagenet["data_dir"])
+
+
+def test_resource_forks_in_tars_are_left_out_and_named_once(imagenet, tmp_path, caplog):
+    inner = {"._n01440764_0.JPEG": b"\0\5\26\7", "n01440764_0.JPEG": jpeg(0), "notes.txt": b"x"}
+    with open(write_tar(tmp_path / "inner.tar", inner), "rb") as file:
+        outer = {"./._n01440764.tar": b"\0\5\26\7", "./n01440764.tar": file.read()}
+    val = {"._ILSVRC2012_val_00000001.JPEG": b"\0", "./ILSVRC2012_val_00000001.JPEG": jpeg(1)}
+    (tmp_path / "one").write_text("n01440764\n")
+    changes = {
+        "train_tar": write_tar(tmp_path / "forks.tar", outer),
+        "val_tar": write_tar(tmp_path / "val.tar", val),
+        "val_labels": str(tmp_path / "one"),
+    }
+    with caplog.at_level(logging.WARNING):
+        prepare_imagenet.prepare_imagenet(**(imagenet | changes))
+    for split in ("train", "validation"):
+        (record,) = open_source("tfds:imagenet2012", split, imagenet["data_dir"])
+        assert record.label == 0 and not record.name.startswith(".")
+    train, val = (record.getMessage() for record in caplog.records)
+    assert "2 x macOS resource fork" in train and "1 x .txt file (the first is notes.txt)" in train
+    assert "1 x macOS resource fork" in val
+
+
+def devkit(imagenet, tmp_path, kind):
+    """(value of --val_labels, value of --meta) of a damaged devkit."""
+    with open(imagenet["val_labels"], "rb") as file:
+        labels = file.read()
+    with open(imagenet["meta"], "rb") as file:
+        meta = file.read()
+    path = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    page = b"<!DOCTYPE html><html>404</html>"
+    if kind in ("page", "labels page", "labels utf16"):
+        path = path if kind == "page" else tmp_path / "labels.txt"
+        path.write_bytes(labels.decode().encode("utf-16") if kind == "labels utf16" else page)
+        return str(path), imagenet["meta"]
+    labels = page if kind == "page inside" else b"\xef\xbb\xbf" + labels
+    meta = meta[: len(meta) // 2] if kind == "cut meta" else meta
+    names = {"meta.mat": meta, "ILSVRC2012_validation_ground_truth.txt": labels}
+    names |= {f"._{name}": b"\0" for name in names}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in names.items():
+            member = tarfile.TarInfo(f"devkit/data/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    if kind == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    return str(path), None
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut", "devkit_t12.tar.gz.*cut short"),
+        ("page", "devkit_t12.tar.gz.*no such archive"),
+        ("page inside", "ground_truth.txt is an HTML page"),
+        ("cut meta", "is not meta.mat"),
+        ("labels page", "labels.txt.*HTML page"),
+        ("labels utf16", "labels.txt.*UTF-16 text; save it as UTF-8"),
+    ],
+)
+def test_damaged_devkits_are_one_line(imagenet, tmp_path, kind, message):
+    labels, meta = devkit(imagenet, tmp_path, kind)
+    changes = {"train_tar": None, "val_labels": labels, "meta": meta}
+    with pytest.raises(UserError, match=message) as refused:
+        prepare_imagenet.prepare_imagenet(**(imagenet | changes))
+    assert len(str(refused.value).splitlines()) == 1
+    assert not os.path.exists(imagenet["data_dir"])
+
+
+def test_a_mark_in_front_of_labels_is_accepted(imagenet, tmp_path):
+    labels, meta = devkit(imagenet, tmp_path, "bom")
+    changes = {"train_tar": None, "val_labels": labels, "meta": meta}
+    prepare_imagenet.prepare_imagenet(**(imagenet | changes))
+    assert validation_labels(imagenet["data_dir"]) == [IDS[i] for i in (1, 2, 3, 1, 2)]
+
+
+def test_kaggles_archive_is_told_what_to_do_with(imagenet, tmp_path):
+    path = tmp_path / "imagenet_object_localization_patched2019.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(imagenet["val_labels"], "ILSVRC/Data/CLS-LOC/train/n01440764/a.JPEG")
+    with pytest.raises(UserError, match="compressed tar.*Kaggle.*CLS-LOC/train"):
+        prepare_imagenet.prepare_imagenet(**(imagenet | {"train_tar": str(path)}))
+    assert not os.path.exists(imagenet["data_dir"])
 
 
 def test_finished_splits_are_skipped_and_later_ones_added(imagenet, capsys):

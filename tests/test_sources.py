@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
 from mcl_jax.data.prepare.folder import prepare_folder
+from mcl_jax.data.record import data_digest, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 
@@ -130,7 +132,7 @@ def test_default_directory_of_tfds(prepared, monkeypatch):
         ("tfds:mine:2.0.0", "train", "version 2.0.0"),
         ("tfds:mine", "test", r"split 'test' cannot be read.*train \(8\), validation \(2\)"),
         ("tfds:mine", "train[", r"split 'train\[' cannot be read"),
-        ("tfds:mine", "train[:0]", "it is empty"),
+        ("tfds:mine", "train[:0]", "is empty"),
     ],
 )
 def test_mistakes_are_told(prepared, dataset, split, message):
@@ -165,3 +167,30 @@ def test_bad_folder_splits_are_told(tmp_path, split, message):
 def test_empty_folder_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no image file"):
         open_source(f"folder:{tmp_path}", "train", None)
+
+
+def test_tfds_digest_is_that_of_a_copy_and_changes_with_the_split(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    here, there = (open_source("tfds:mine", "train", str(d)) for d in (prepared, tmp_path / "copy"))
+    assert data_digest(here) == data_digest(there) != ""
+    assert data_digest(open_source("tfds:mine", "train[:4]", str(prepared))) != data_digest(here)
+
+
+def test_damaged_tfds_data_are_told_or_unreadable(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    folder = tmp_path / "copy" / "mine" / "1.0.0"
+    (shard,) = folder.glob("*train*array_record*")
+    whole = shard.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-1], whole[:70_000], whole[:99]):
+        shard.write_bytes(damaged)
+        source = open_source("tfds:mine", "train", str(tmp_path / "copy"))
+        with pytest.raises(OSError, match="record 3 .*cannot be read"):
+            source[3]
+        assert why_unlabeled(source) == ""
+    shard.unlink()
+    with pytest.raises(UserError, match="1 of 1 files of split 'train' are missing"):
+        open_source("tfds:mine", "train", str(tmp_path / "copy"))
+    for name in ("features.json", "dataset_info.json"):
+        (folder / name).write_text("{")
+        with pytest.raises(UserError, match="is damaged; copy or prepare it again"):
+            open_source("tfds:mine", "train", str(tmp_path / "copy"))

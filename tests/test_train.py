@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from ml_collections import ConfigDict
 from mcl_jax import program, train
 from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
-from mcl_jax.faults.runs import REPO, SMALL, STEPS, losses
+from mcl_jax.faults.runs import SMALL, STEPS, losses
 from mcl_jax.report import metrics
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,11 @@ def command(workdir, images, *extra):
 def uninterrupted(images, environment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     done = subprocess.run(
-        command(workdir, images), env=environment, capture_output=True, text=True, check=False
+        command(workdir, images, "--profile=3:5"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return workdir, done.stderr
@@ -82,7 +89,11 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
     assert list((workdir / "tensorboard").iterdir())
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 10, 12]
-    assert "images/s" in messages and "broken.jpg" in messages
+    assert "images/s" in messages and "broken.jpg" in messages and "\r" not in messages
+    assert "http-equiv" not in page
+    assert "trace of 3 steps in" in messages
+    rows = messages.partition("operations:\n")[2].splitlines()[:10]
+    assert len(rows) == 10 and all("% " in row and " ms " in row for row in rows)
 
 
 @pytest.mark.parametrize(

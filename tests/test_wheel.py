@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
         text=True,
         check=True,
     ).stdout.split()
-    for name in (*listed, "README.md", "LICENSE"):
+    for name in (*listed, "README.md", "LICENSE", "NOTICE", "mcl_jax/py.typed"):
         if (ROOT / name).is_file():
             (sources / name).parent.mkdir(parents=True, exist_ok=True)
             (sources / name).write_bytes((ROOT / name).read_bytes())
@@ -41,6 +41,7 @@ def test_a_wheel_has_one_name_and_all_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mcl_jax"}
+    assert "mcl_jax/py.typed" in names
     for folder, pattern in (("detectron2", "*.yaml"), ("openmmlab", "*.py")):
         for path in (ROOT / "configs" / folder).glob(pattern):
             assert f"mcl_jax/configs/{folder}/{path.name}" in names
@@ -60,6 +61,8 @@ assert mcl_jax.__file__.startswith({str(bare)!r}), mcl_jax.__file__
 assert mcl.__file__.startswith({str(bare)!r}), mcl.__file__
 assert mcl.get_config("c4").model.neck == "c4"
 main([{str(OLD_RUN)!r}, "--to", "detectron2", "--out", "out"])
+assert mcl_jax.load({str(OLD_RUN)!r}).names[-1] == "P5"
+assert mcl_jax.load_config("demo").data.dataset == "scenes"
 """
     environment = os.environ | {"PYTHONPATH": str(bare), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -67,3 +70,6 @@ main([{str(OLD_RUN)!r}, "--to", "detectron2", "--out", "out"])
     )
     assert done.returncode == 0, done.stderr
     assert (hostile / "out" / "report.txt").is_file()
+    command = [sys.executable, bare / "bin/mcl-jax", "pretrain", "--config", "demo"]
+    done = subprocess.run(command, cwd=hostile, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --workdir FOLDER is missing")

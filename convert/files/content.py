@@ -12,6 +12,7 @@ from typing import Any
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.files.refusals import few
 from mcl_jax.errors import UserError
+from mcl_jax.paths import existing_file
 
 READERS = {
     "torch": formats.load_torch,
@@ -92,13 +93,7 @@ def format_of(path: Path) -> str:
 
 def demand_file(path: Path) -> None:
     """UserError unless there is a file, not a folder or a device."""
-    try:
-        if path.is_file():
-            return
-        kind = "a folder" if path.is_dir() else "not a file"
-    except (OSError, ValueError):  # a name that is too long, or no name
-        kind = "not a file"
-    raise UserError(f"{path} is {kind}; give a file of weights ({', '.join(SUFFIXES)})")
+    existing_file(path, "weights", f"give a file of weights ({', '.join(SUFFIXES)})")
 
 
 def _format_of_zip(path: Path) -> str:

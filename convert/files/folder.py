@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcl_jax.errors import UserError
+from mcl_jax.paths import output_folder
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
 
@@ -28,11 +28,11 @@ def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
       The written files, sorted.
 
     Raises:
-      UserError: if `out` is a file; and whatever `fill` raises, with nothing left behind.
+      UserError: if `out` is a file or may not be written; and whatever `fill` raises, with nothing
+        left behind.
     """
+    out = storage.locate(output_folder(out, "--out"))
     storage.reachable(out)
-    if storage.is_file(out):
-        raise UserError(f"--out {out} is a file; give a folder")
     storage.make_folder(out.parent)
     beside = out.parent if storage.renames(out) else None
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=beside))

@@ -16,7 +16,7 @@ from typing import Any
 from mcl_jax.bench import commands, parity, restart
 from mcl_jax.bench.parts import Budget, Part, Results
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+MCL_JAX = (sys.executable, "-m", "mcl_jax")
 # Last seconds of the budget in which a study saves what it is at and ends.
 SAVE_S = 20.0
 PARITY_STEPS = 5
@@ -55,8 +55,8 @@ class Request:
       steps: timed steps.
       restart_steps: of the run that is killed and resumed.
       loader_s: seconds per stage of the loader.
-      study: arguments of scripts/compare_methods.py; '' for no study.
-      changes: what to change for the part `change`, each as arguments of scripts/bench_step.py and
+      study: arguments of mcl-jax study; '' for no study.
+      changes: what to change for the part `change`, each as arguments of mcl-jax bench step and
         NAME=VALUE environment variables.
       room_gib: memory for the largest batch; 0: all of the device.
       least_s: part -> see `parts.Part`.
@@ -124,14 +124,14 @@ def _environment(request: Request) -> dict[str, str]:
 
 
 def _pretrain(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    """scripts/pretrain.py on its data: start, kill, resume."""
+    """mcl-jax pretrain on its data: start, kill, resume."""
     del done
     data, steps = request.config["data"], request.restart_steps
     arguments = json.dumps([data["dataset"], data["split"], data["data_dir"] or None])
     # data that are rendered at their first use must not count as part of the start
     command = [sys.executable, "-c", PREPARE, arguments]
     commands.demand(commands.run(command, budget.left(), {"JAX_PLATFORMS": "cpu"}))
-    command = [sys.executable, str(SCRIPTS / "pretrain.py"), *request.config_arguments, *RESTARTED]
+    command = [*MCL_JAX, "pretrain", *request.config_arguments, *RESTARTED]
     command += [f"--config.log.checkpoint_steps={max(1, steps // 3)}"]
     return restart.measure(
         command,
@@ -166,7 +166,7 @@ def _bench_step(
 ) -> dict[str, Any]:
     out = request.scratch / "bench_step.json"
     out.unlink(missing_ok=True)
-    command = [sys.executable, SCRIPTS / "bench_step.py", *request.config_arguments]
+    command = [*MCL_JAX, "bench", "step", *request.config_arguments]
     command += [f"--steps={request.steps}", f"--json={out}", *arguments]
     environment = _environment(request) | dict(environment or {})
     commands.demand(commands.run(command, budget.left(), environment))
@@ -201,7 +201,7 @@ def _loader(request: Request, budget: Budget, done: Results) -> Mapping[str, Any
     """The input pipeline on all cores, against the step where its speed is known."""
     cores = len(os.sched_getaffinity(0))
     out = request.scratch / "loader.json"
-    command = [sys.executable, SCRIPTS / "bench_data.py", f"--seconds={request.loader_s}"]
+    command = [*MCL_JAX, "bench", "data", f"--seconds={request.loader_s}"]
     pairs = {(0, 1), (0, cores), (max(1, cores // 2), 2), (cores, 1)}
     command += [f"--pipelines={workers},{threads}" for workers, threads in sorted(pairs)]
     command += [f"--json={out}"]
@@ -219,7 +219,7 @@ def _study(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]
     """The comparison of methods, for the time that is left; finished rows are kept."""
     del done
     results = request.scratch / "study_results"
-    command = [sys.executable, SCRIPTS / "compare_methods.py", *shlex.split(request.study)]
+    command = [*MCL_JAX, "study", *shlex.split(request.study)]
     command += ["--workdir", request.scratch / "study", "--results", results]
     command += ["--document", request.scratch / "study.md"]
     ended = commands.run(command, budget.left(), _environment(request), grace_s=SAVE_S)

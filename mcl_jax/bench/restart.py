@@ -68,7 +68,7 @@ def measure(
     """Runs, kills and resumes.
 
     Args:
-      command: of scripts/pretrain.py with log.every_steps=1 and a log.checkpoint_steps below
+      command: of mcl-jax pretrain with log.every_steps=1 and a log.checkpoint_steps below
         kill_after; without --workdir and --stop_after.
       workdir: a new folder.
       environment: variables beside this process's.

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from mcl_jax import program, sharding
-from mcl_jax.bench import profile
 from mcl_jax.errors import UserError
 from mcl_jax.planning import compiled, topology
+from mcl_jax.report import profile
 
 # Steps that are not timed: the first loads and autotunes kernels.
 WARM_UP = 2

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
+from mcl_jax.data.decode import DecodeError, Repair, decode_to_canvas
 from mcl_jax.data.loader_settings import LoaderSettings
+from mcl_jax.data.quiet_opencv import quiet_opencv
 from mcl_jax.data.record import Source
 from mcl_jax.errors import UserError
 
@@ -28,6 +29,7 @@ class BatchIterator:
     Attributes:
       seen: images given so far (padding excluded).
       unreadable: how many of them were unreadable.
+      repaired: kind -> which images (indices in the source) were decoded with a repair.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class BatchIterator:
         self._bad_names: dict[int, str] = {}
         self.seen = 0
         self.unreadable = 0
+        self.repaired: dict[Repair, set[int]] = {}
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -69,6 +72,8 @@ class BatchIterator:
         self.unreadable += len(bad)
         for index in bad.tolist():
             self._name_once(index)
+        for row in np.flatnonzero(batch["repair"]).tolist():
+            self._count_repair(Repair(batch["repair"][row]), int(batch["index"][row]))
         self._judge()
         return batch
 
@@ -95,6 +100,14 @@ class BatchIterator:
             self._bad_names[index], reason = _diagnose(self._source, index)
             logging.warning("unreadable image %s: %s", self._bad_names[index], reason)
 
+    def _count_repair(self, repair: Repair, index: int) -> None:
+        """Names the first image of a kind; the count is told at the end."""
+        if repair not in self.repaired:
+            self.repaired[repair] = set()
+            name, _ = _diagnose(self._source, index)
+            logging.warning("%s: %s; others are counted, not named", name, repair.words)
+        self.repaired[repair].add(index)
+
     def _judge(self) -> None:
         most = self._settings.max_unreadable_share
         if self.seen < self._settings.unreadable_grace or self.unreadable <= most * self.seen:
@@ -109,7 +122,11 @@ class BatchIterator:
         )
 
     def close(self) -> None:
-        """Stop threads and workers; safe to call twice."""
+        """Stop threads and workers, tell how many images were repaired; safe to call twice."""
+        for repair, indices in self.repaired.items():
+            if len(indices) > 1:
+                logging.warning("%d images: %s", len(indices), repair.words)
+        self.repaired.clear()
         self._batches.close()
         self._opencv.close()
 

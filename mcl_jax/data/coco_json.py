@@ -9,26 +9,36 @@ kind, and named in one warning. A missing 'iscrowd' counts as 0. Boxes are clipp
 Lengths in px of the annotated image; a box is (x, y, width, height) from the top left corner.
 """
 
-import json
-import logging
+import os
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mcl_jax.data import text
+from mcl_jax.data.left_out import LeftOut, Tally, tell
 from mcl_jax.errors import UserError
+from mcl_jax.paths import native, shown
 
 XYWH = tuple[float, float, float, float]
 _EXPECTED = "give a file like COCO's instances_train2017.json"
 
 
 class Image(NamedTuple):
-    """One image of the file; height and width in px."""
+    """One image of the file; height and width in px.
+
+    Example:
+      data = open(image.path("train2017"), "rb").read()
+    """
 
     id: Hashable
     file_name: str
     height: int
     width: int
+
+    def path(self, folder: str | os.PathLike) -> str:
+        """Of the image's file; `folder` is what the file names are relative to."""
+        return os.path.join(folder, native(self.file_name))
 
 
 class Annotation(NamedTuple):
@@ -45,13 +55,6 @@ class Annotation(NamedTuple):
     box: XYWH
     crowd: bool
     entry: Mapping[str, Any]
-
-
-class LeftOut(NamedTuple):
-    """How many entries of a kind were left out, and the first one's id."""
-
-    count: int
-    first: str
 
 
 @dataclass(frozen=True)
@@ -90,19 +93,9 @@ def read(path: str | Path) -> Instances:
       for image in instances.images:
           boxes = [annotation.box for annotation in instances.of(image)]
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {_EXPECTED}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {_EXPECTED}") from None
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; {_EXPECTED}") from None
-    instances = parse(content, str(path))
-    warn(instances, str(path))
+    content = text.read_json(path, "annotations", _EXPECTED)
+    instances = parse(content, shown(path))
+    warn(instances, shown(path))
     return instances
 
 
@@ -118,7 +111,7 @@ def parse(content: Any, name: str) -> Instances:
     """
     _check_kind(content, name)
     ids, class_names = _categories(content["categories"], name)
-    left_out = _Counter()
+    left_out = Tally()
     images: dict[Hashable, Image] = {}
     image_entries = []
     for entry in content["images"]:
@@ -158,29 +151,12 @@ def class_names(content: Any, name: str) -> tuple[str, ...]:
 
 def warn(instances: Instances, name: str) -> None:
     """One warning that names what was left out of the file `name`, if anything was."""
-    if instances.left_out:
-        logging.warning("%s: left out %s", name, _sentence(instances.left_out))
+    tell(name, instances.left_out)
 
 
-class _Counter:
-    """Counts what is left out, by kind."""
-
-    def __init__(self):
-        self.kinds: dict[str, LeftOut] = {}
-
-    def add(self, kind: str, entry: Any) -> None:
-        name = str(entry.get("id", "none"))[:40] if isinstance(entry, Mapping) else "none"
-        count, first = self.kinds.get(kind, (0, name))
-        self.kinds[kind] = LeftOut(count + 1, first)
-
-    def sentence(self) -> str:
-        return _sentence(self.kinds)
-
-
-def _sentence(left_out: Mapping[str, LeftOut]) -> str:
-    return ", ".join(
-        f"{count} x {kind} (the first has id {first})" for kind, (count, first) in left_out.items()
-    )
+def _leave_out(left_out: Tally, kind: str, entry: Any) -> None:
+    name = str(entry.get("id", "none"))[:40] if isinstance(entry, Mapping) else "none"
+    left_out.add(kind, f"id {name}")
 
 
 def _check_kind(content: Any, name: str) -> None:
@@ -223,42 +199,43 @@ def _categories(entries: Iterable[Any], name: str) -> tuple[tuple[int, ...], tup
     return ids, tuple(found[i] for i in ids)
 
 
-def _image(entry: Any, before: Mapping[Hashable, Image], left_out: _Counter) -> Image | None:
+def _image(entry: Any, before: Mapping[Hashable, Image], left_out: Tally) -> Image | None:
     """The image of an entry; None, and counted, if it is not usable."""
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-        return left_out.add("image without id", entry)
+        return _leave_out(left_out, "image without id", entry)
     if entry["id"] in before:
-        return left_out.add("image whose id another one has", entry)
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        return left_out.add("image without file name", entry)
+        return _leave_out(left_out, "image whose id another one has", entry)
+    file_name = entry.get("file_name")
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        return _leave_out(left_out, "image without file name", entry)
     sides = [entry.get(side) for side in ("height", "width")]
     if not all(_is_number(side) and side >= 1 for side in sides):
-        return left_out.add("image without height and width above 0", entry)
-    return Image(entry["id"], entry["file_name"], height=int(sides[0]), width=int(sides[1]))
+        return _leave_out(left_out, "image without height and width above 0", entry)
+    return Image(entry["id"], file_name, height=int(sides[0]), width=int(sides[1]))
 
 
 def _annotation(
     entry: Any,
     images: Mapping[Hashable, Image],
     labels: Mapping[int, int],
-    left_out: _Counter,
+    left_out: Tally,
 ) -> Annotation | None:
     """The box of an entry; None, and counted, if it is not usable."""
     if not isinstance(entry, dict):
-        return left_out.add("annotation that is no object", entry)
+        return _leave_out(left_out, "annotation that is no object", entry)
     image_id, category_id = entry.get("image_id"), entry.get("category_id")
     if not isinstance(image_id, int | str) or image_id not in images:
-        return left_out.add("annotation of an unknown image", entry)
+        return _leave_out(left_out, "annotation of an unknown image", entry)
     if not isinstance(category_id, int) or category_id not in labels:
-        return left_out.add("annotation of an unknown category", entry)
+        return _leave_out(left_out, "annotation of an unknown category", entry)
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return left_out.add("annotation without a box of four finite numbers", entry)
+        return _leave_out(left_out, "annotation without a box of four finite numbers", entry)
     if box[2] <= 0 or box[3] <= 0:
-        return left_out.add("annotation with a box of width or height 0 or less", entry)
+        return _leave_out(left_out, "annotation with a box of width or height 0 or less", entry)
     clipped = _clipped(box, images[image_id])
     if clipped is None:
-        return left_out.add("annotation with a box outside its image", entry)
+        return _leave_out(left_out, "annotation with a box outside its image", entry)
     return Annotation(
         labels[category_id], clipped, crowd=bool(entry.get("iscrowd", 0)), entry=entry
     )

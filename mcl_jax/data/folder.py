@@ -1,22 +1,28 @@
-"""A tree of image files as a data set: order, labels by sub-folder, deterministic slices."""
+"""A tree of image files as a data set: order, labels by sub-folder, deterministic slices.
+
+Names of files are bytes: they are kept as the system gives them, sorted and hashed as bytes, so that
+order and slices are the same in every locale, and shown with replacement characters.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
 
+from mcl_jax import paths
+from mcl_jax.data import left_out
 from mcl_jax.data.record import Record
+from mcl_jax.data.tree import list_images
 from mcl_jax.errors import EmptySplit, UserError
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
-)
 # First-level folders of these names hold splits, not classes.
 _SPLIT_NAMES = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"}
 )
 _SLICE = re.compile(r"train(?:\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?")
+# Asking a network file system for more sizes than this takes minutes.
+_SIZES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +34,39 @@ class FolderSource:
       files: paths relative to `root`, '/'-separated.
       labels: one class index per file, -1 where there are no classes.
       class_names: first-level folder names in sorted order, or None without classes.
+      unlabeled: why there are no classes, and what to give instead; '' with classes.
     """
 
     root: str
     files: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...] | None
+    unlabeled: str = ""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Record:
         name = self.files[index]
-        with open(os.path.join(self.root, name), "rb") as file:
-            return Record(file.read(), self.labels[index], name)
+        with open(os.path.join(self.root, paths.native(name)), "rb") as file:
+            return Record(file.read(), self.labels[index], paths.shown(name))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names, and of the sizes of up to 10,000 files spread over them."""
+        digest = hashlib.sha256()
+        step = -(-len(self.files) // _SIZES)
+        for position, name in enumerate(self.files):
+            size = self.size_of(name) if position % step == 0 else ""
+            digest.update(_bytes(name) + f"\0{size}\0".encode())
+        return digest.hexdigest()
+
+    def size_of(self, name: str) -> int:
+        """Bytes of one of `files`; 0 if it is gone."""
+        try:
+            return os.path.getsize(os.path.join(self.root, paths.native(name)))
+        except OSError:
+            return 0
 
 
 def open_folder(root: str, split: str) -> FolderSource:
@@ -49,6 +74,7 @@ def open_folder(root: str, split: str) -> FolderSource:
 
     Classes: when every image lies in a sub-folder and the first level has two or more of them,
     these name the classes in sorted order; folders named as splits (train, val, ...) do not.
+    What is left out, and why folders name no classes, is told once.
 
     Args:
       root: the folder; links are followed, hidden files and folders left out.
@@ -59,55 +85,86 @@ def open_folder(root: str, split: str) -> FolderSource:
     Raises:
       UserError: no such folder, no image in it, or a split that is not understood or empty.
     """
-    root = os.path.expanduser(root)
-    if not os.path.isdir(root):
-        raise UserError(f"folder {root!r} does not exist; give folder:/path/to/images")
-    files = _image_files(root)
+    root = paths.existing_folder(root, "folder", "give folder:/path/to/images")
+    files, others = list_images(root)
     if not files:
+        counted = f"; left out {others.sentence()}" if others.kinds else ""
         raise UserError(
-            f"folder {root!r} holds no image file (looked in every sub-folder for "
-            f"{', '.join(IMAGE_SUFFIXES)})"
+            f"folder {paths.shown(root)!r} holds no image file (looked in every sub-folder for "
+            f"{', '.join(left_out.IMAGE_SUFFIXES)}){counted}"
         )
     chosen = _select(files, split)
     if not chosen:
         raise EmptySplit(
-            f"split {split!r} of folder {root!r} is empty: it holds {len(files)} images"
+            f"split {split!r} of folder {paths.shown(root)!r} is empty: it holds {len(files)} images"
         )
-    class_names = _class_names(files)
-    labels = _labels(chosen, class_names)
-    return FolderSource(root, tuple(chosen), labels=labels, class_names=class_names)
+    left_out.tell(f"folder {root}", others.kinds)
+    folders, reason = _class_folders(root, files)
+    if reason and any("/" in name for name in files):
+        left_out.tell_once(reason)
+    labels = _labels(chosen, folders)
+    return FolderSource(
+        root,
+        tuple(chosen),
+        labels=labels,
+        class_names=_class_names(folders),
+        unlabeled=reason,
+    )
 
 
-def _image_files(root: str) -> list[str]:
-    """Relative paths in sorted order; every real directory is walked once, so link loops end."""
-    files, directories = [], set()
-    for directory, subdirs, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in directories:
-            subdirs[:] = []
-            continue
-        directories.add(real)
-        subdirs[:] = sorted(d for d in subdirs if not d.startswith(".") and d != "__MACOSX")
-        relative = os.path.relpath(directory, root)
-        for name in names:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                path = name if relative == "." else os.path.join(relative, name)
-                files.append(path.replace(os.sep, "/"))
-    return sorted(files)
+def _class_folders(root: str, files: list[str]) -> tuple[list[str] | None, str]:
+    """(first-level folders that are classes, ''), or (None, why there are none)."""
+    shown = paths.shown(root)
+    first_level = sorted({name.split("/", 1)[0] for name in files if "/" in name}, key=_bytes)
+    loose = [name for name in files if "/" not in name]
+    listed = paths.shown(", ".join(first_level[:4]) + (", ..." if len(first_level) > 4 else ""))
+    if not first_level:
+        return None, f"folder {shown} has no sub-folders, which would name classes"
+    if loose:
+        return None, (
+            f"folder {shown}: {len(loose)} of {len(files)} images lie beside the sub-folders "
+            f"{listed} (the first is {paths.shown(loose[0])}), so these name no classes; "
+            "move such images into a sub-folder, or out of the folder"
+        )
+    example = f"folder:{shown}/{paths.shown(first_level[0])}"
+    if len(first_level) == 1:
+        return (
+            None,
+            f"folder {shown} has one sub-folder, {listed}, and so no classes; give {example}",
+        )
+    if all(name.lower() in _SPLIT_NAMES for name in first_level):
+        counts = ", ".join(
+            f"{paths.shown(name)} ({sum(file.startswith(f'{name}/') for file in files)} images)"
+            for name in first_level
+        )
+        train = next((x for x in first_level if x.lower().startswith("train")), first_level[0])
+        return None, (
+            f"folder {shown} has the splits {counts}: all of them are taken as one, without labels; "
+            f"give folder:{shown}/{paths.shown(train)} for one of them, with its sub-folders as "
+            "classes"
+        )
+    return first_level, ""
 
 
-def _class_names(files: list[str]) -> tuple[str, ...] | None:
-    if any("/" not in name for name in files):
+def _class_names(folders: list[str] | None) -> tuple[str, ...] | None:
+    """What the classes are called: each has a name of its own, also where bytes are no UTF-8."""
+    if folders is None:
         return None
-    first_level = sorted({name.split("/", 1)[0] for name in files})
-    only_splits = all(name.lower() in _SPLIT_NAMES for name in first_level)
-    return None if len(first_level) < 2 or only_splits else tuple(first_level)
+    names = tuple(map(paths.shown, folders))
+    if len(set(names)) < len(names):
+        return tuple(_bytes(name).decode("utf-8", "backslashreplace") for name in folders)
+    return names
 
 
-def _labels(files: list[str], class_names: tuple[str, ...] | None) -> tuple[int, ...]:
-    if class_names is None:
+def _bytes(name: str) -> bytes:
+    """A name as it is on the disk; its order and hash do not depend on the locale."""
+    return os.fsencode(name)
+
+
+def _labels(files: list[str], folders: list[str] | None) -> tuple[int, ...]:
+    if folders is None:
         return (-1,) * len(files)
-    index = {name: i for i, name in enumerate(class_names)}
+    index = {name: i for i, name in enumerate(folders)}
     return tuple(index[name.split("/", 1)[0]] for name in files)
 
 
@@ -122,7 +179,7 @@ def _select(files: list[str], split: str) -> list[str]:
                 "'train[:90%]' and 'train[90%:]'"
             )
         if hashed is None:
-            hashed = sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest())
+            hashed = sorted(files, key=lambda name: hashlib.sha256(_bytes(name)).digest())
         low = _bound(match["low"], len(files), 0)
         high = _bound(match["high"], len(files), len(files))
         chosen.update(hashed[low:high])

@@ -8,6 +8,7 @@ boxes an image shows the classes of its boxes, crowds included. It is DIFFICULT 
 it shows objects marked 'difficult' alone, as in PASCAL VOC's own lists of images.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from mcl_jax.data import coco_json
 from mcl_jax.data.folder import FolderSource
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
+from mcl_jax.paths import existing_folder, shown
+from mcl_jax.report.progress import Bar
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
 _CHUNK = 256  # records read at a time for their labels
@@ -67,8 +69,8 @@ def open_labeled(
         return _of_tfds(source, name, progress)
     if source.class_names is None:
         raise UserError(
-            f"{name} has no labels: give a folder whose sub-folders are the classes, or COCO's "
-            "annotations"
+            f"{name} has no labels ({source.unlabeled}): give a folder whose sub-folders are the "
+            "classes, or COCO's annotations"
         )
     labels = np.zeros((len(source), len(source.class_names)), np.int8)
     labels[np.arange(len(source)), source.labels] = PRESENT
@@ -88,21 +90,24 @@ def open_coco(annotations: str | Path, images: str | Path) -> LabeledImages:
       UserError: as `coco_json.read`; for a folder that is not there or holds none of the images.
     """
     instances = coco_json.read(annotations)
-    folder = Path(images)
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder of the images of {annotations}")
+    hint = f"give the folder of the images of {shown(annotations)}"
+    folder = existing_folder(images, "image folder", hint)
     files = tuple(image.file_name for image in instances.images)
-    if not any((folder / name).is_file() for name in files):
-        raise UserError(f"{folder} holds no image of {annotations}, e.g. {files[0]}")
-    source = FolderSource(str(folder), files, labels=(-1,) * len(files), class_names=None)
+    if not any(os.path.isfile(image.path(folder)) for image in instances.images):
+        raise UserError(
+            f"{shown(folder)} holds no image of {shown(annotations)}, e.g. {shown(files[0])}"
+        )
+    source = FolderSource(folder, files, labels=(-1,) * len(files), class_names=None)
 
-    def shown(image: coco_json.Image) -> Shown:
+    def classes_of(image: coco_json.Image) -> Shown:
         boxes = instances.of(image)
-        hard = [box.entry.get("difficult") or box.entry.get("ignore") or 0 for box in boxes]
+        hard = [bool(box.entry.get("difficult") or box.entry.get("ignore")) for box in boxes]
         return np.array([box.label for box in boxes], int), np.array(hard, bool)
 
-    labels = _matrix(map(shown, instances.images), len(files), len(instances.class_names))
-    return LabeledImages(str(annotations), source, labels=labels, class_names=instances.class_names)
+    labels = _matrix(map(classes_of, instances.images), len(files), len(instances.class_names))
+    return LabeledImages(
+        shown(annotations), source, labels=labels, class_names=instances.class_names
+    )
 
 
 def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
@@ -117,7 +122,7 @@ def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
 def _of_tfds(source: Any, name: str, progress: bool) -> LabeledImages:
     class_label, read = _reader(source.features, name)
     starts = range(0, len(source), _CHUNK)
-    bar = tqdm(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
+    bar = Bar(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
     labels = (
         read(example)
         for start in bar

@@ -21,8 +21,9 @@ import numpy as np
 from absl import flags
 
 from mcl_jax.data.batch_iterator import Batch, BatchIterator
-from mcl_jax.data.decode import DecodeError, decode_to_canvas, quiet_opencv
+from mcl_jax.data.decode import DecodeError, Repair, decode
 from mcl_jax.data.loader_settings import LoaderSettings, check_at_least
+from mcl_jax.data.quiet_opencv import quiet_opencv
 from mcl_jax.data.record import Source
 
 # Records tried in place of an unreadable one; after them the canvas stays black. Without a limit a
@@ -48,8 +49,9 @@ def batches(
     Returns:
       An iterator and context manager of dicts: 'image' uint8 [b, C, C, 3], 'extent' int32 [b, 2]
       (height, width in px), 'label' int32 [b] (-1: none), 'index' int64 [b] (in the source),
-      'valid' bool [b]. At an unreadable image valid is False, 'index' its own, and image, extent
-      and label are those of the next readable record of the source.
+      'valid' bool [b], 'repair' uint8 [b] (see `decode.Repair`). At an unreadable image valid is
+      False, 'index' its own, and image, extent and label are those of the next readable record of
+      the source.
 
     Raises:
       UserError: for a negative step; from the iterator, too many unreadable images.
@@ -116,6 +118,7 @@ class _Load:
             "label": np.full(rows, -1, np.int32),
             "index": np.full(rows, -1, np.int64),
             "valid": np.zeros(rows, np.bool_),
+            "repair": np.zeros(rows, np.uint8),
         }
         for row, index in enumerate(indices.tolist()):
             if index < len(self._source):  # The rest is padding.
@@ -128,12 +131,13 @@ class _Load:
         for attempt in range(min(_REPLACEMENT_TRIES, count)):
             try:
                 record = self._source[(index + attempt) % count]
-                _, extent = decode_to_canvas(record.data, self._size, out=batch["image"][row])
+                decoded = decode(record.data, self._size, out=batch["image"][row])
             except (DecodeError, OSError):
                 continue
-            batch["extent"][row] = extent
+            batch["extent"][row] = decoded.extent
             batch["label"][row] = record.label
             batch["valid"][row] = attempt == 0
+            batch["repair"][row] = decoded.repair if attempt == 0 else Repair.NONE
             return
 
 

@@ -4,6 +4,8 @@ TFDS data sets are read from their directory in ArrayRecord form with tensorflow
 then never imports TensorFlow; the code that once built them is not needed.
 """
 
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from mcl_jax import paths
 from mcl_jax.data.folder import open_folder
 from mcl_jax.data.record import Record, Source
 from mcl_jax.data.scenes.builder import prepare_scenes
@@ -63,7 +66,7 @@ def tfds_directory(name: str, data_dir: str | None) -> str:
     """`find_dataset_dir` below `data_dir`; None: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return find_dataset_dir(name, os.path.expanduser(data_dir))
+    return find_dataset_dir(name, paths.expanded(data_dir, "data_dir"))
 
 
 def find_dataset_dir(name: str, data_dir: str) -> str:
@@ -77,8 +80,9 @@ def find_dataset_dir(name: str, data_dir: str) -> str:
         raise UserError(
             f"data set name {name!r} is not NAME[/CONFIG][:VERSION], e.g. coco/2017:1.1.0"
         )
+    data_dir = paths.existing_folder(data_dir, "data_dir", _how_to_prepare(match["name"]))
     root = epath.Path(data_dir)
-    if not root.is_dir():
+    if not root.is_dir():  # in a bucket
         raise UserError(f"data_dir {data_dir!r} does not exist; {_how_to_prepare(match['name'])}")
     parent = root / match["name"]
     if match["config"]:
@@ -117,9 +121,9 @@ def _nothing_there(name: str, root: epath.Path, parent: epath.Path) -> str:
 
 def _how_to_prepare(name: str) -> str:
     if name in _PREPARE:
-        return f"prepare it with `python scripts/prepare_data.py {_PREPARE[name]} --help`"
+        return f"prepare it with `mcl-jax prepare {_PREPARE[name]} --help`"
     return (
-        "prepare it with `python scripts/prepare_data.py folder --help`, or have TFDS write it "
+        "prepare it with `mcl-jax prepare folder --help`, or have TFDS write it "
         "with file_format='array_record', and pass the directory as data_dir"
     )
 
@@ -143,7 +147,7 @@ class TfdsSource:
         self._open()
 
     def _open(self) -> None:
-        builder = tfds.builder_from_directory(self._directory)
+        builder = self._builder()
         self._check_format(builder)
         features = self.features = builder.info.features
         self._image_key = _only_feature(features, tfds.features.Image, "image")
@@ -152,24 +156,52 @@ class TfdsSource:
         self._label_key = _only_feature(features, tfds.features.ClassLabel, "label")
         self._name_key = next((k for k in ("image/filename", "file_name") if k in features), None)
         self.class_names = tuple(features[self._label_key].names) if self._label_key else None
-        decoders = {self._image_key: tfds.decode.SkipDecoding()}
         try:
-            if builder.info.splits[self._split].num_examples == 0:
-                raise EmptySplit(f"split {self._split!r} of {self._directory} is empty")
-            self._data = builder.as_data_source(split=self._split, decoders=decoders)
-        except EmptySplit:
-            raise
+            self._instructions = builder.info.splits[self._split].file_instructions
+            empty = builder.info.splits[self._split].num_examples == 0
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"split {self._split!r} cannot be read from {self._directory}, which has "
                 f"{self._splits(builder)}: {str(error).splitlines()[0]}"
             ) from error
+        if empty:
+            raise EmptySplit(f"split {self._split!r} of {self._directory} is empty")
+        self._data = self._open_files(builder)
+
+    def _open_files(self, builder: tfds.core.DatasetBuilder) -> Sequence:
+        missing = [x.filename for x in self._instructions if not os.path.exists(x.filename)]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(self._instructions)} files of split {self._split!r} are "
+                f"missing, e.g. {missing[0]}; copy or prepare the data set again"
+            )
+        decoders = {self._image_key: tfds.decode.SkipDecoding()}
+        return builder.as_data_source(split=self._split, decoders=decoders)
+
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        try:
+            return tfds.builder_from_directory(self._directory)
+        except Exception as error:  # TFDS and protobuf raise anything on damaged metadata
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self._directory} cannot be opened as a data set ({reason}): its "
+                "dataset_info.json or features.json is damaged; copy or prepare it again"
+            ) from error
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the split's files by name, part and size; a copy elsewhere has the same."""
+        parts = [
+            (os.path.basename(x.filename), x.skip, x.take, os.path.getsize(x.filename))
+            for x in self._instructions
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _check_format(self, builder: tfds.core.DatasetBuilder) -> None:
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"{self._directory} is in {builder.info.file_format.value} form, which needs "
-                "TensorFlow; rewrite it once with `python scripts/prepare_data.py tfrecord "
+                "TensorFlow; rewrite it once with `mcl-jax prepare tfrecord "
                 f"--input {self._directory} --data_dir NEW_DIR`"
             )
 
@@ -184,8 +216,21 @@ class TfdsSource:
         return self.record(self.example(index), index)
 
     def example(self, index: int) -> dict[str, Any]:
-        """All features of an example, the image encoded."""
-        return self._data[index]
+        """All features of an example, the image encoded.
+
+        Raises:
+          OSError: the record is damaged, or its file is gone.
+          IndexError: there are fewer.
+        """
+        if index >= len(self):
+            raise IndexError(f"{self._directory} has no record {index}")
+        try:
+            example = self._data[index]
+            if example[self._image_key] is None:
+                raise ValueError("it is empty")
+            return example
+        except Exception as error:  # of ArrayRecord's reader: as a file that cannot be read
+            raise OSError(f"record {index} of {self._directory} cannot be read: {error}") from error
 
     def record(self, example: dict[str, Any], index: int) -> Record:
         """What `[index]` gives, of an example that is already read."""

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
 from mcl_jax import montage
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import TfdsSource
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 
 BEFORE, AFTER = "before", "montage"
@@ -171,7 +171,7 @@ def read(source: Source, progress: bool) -> Boxes | int:
         return len(source)
     reader = BoxReader(source, *key)
     shares, extents, unreadable = [], [], 0
-    for index in tqdm(range(len(source)), unit="image", disable=not progress):
+    for index in Bar(range(len(source)), unit="image", disable=not progress):
         boxes, extent = reader[index]
         if extent is None:
             unreadable += 1

@@ -8,11 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mcl_jax import sharding
 from mcl_jax.data import loader_settings, pipeline
-from mcl_jax.data.record import Source
+from mcl_jax.data.record import Source, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import EmptySplit, UserError
 from mcl_jax.evaluate import embedding, knn
@@ -21,6 +20,7 @@ from mcl_jax.models.encoder import Encoder
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective, numerics_of
 from mcl_jax.program import Program
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
@@ -68,10 +68,10 @@ class KnnEvaluation:
             open_source(data["dataset"], split, data["data_dir"] or None) for split in self._splits
         ]
         for source, split in zip(self._sources, self._splits, strict=True):
-            if source[0].label < 0:
+            if reason := why_unlabeled(source):
                 raise UserError(
-                    f"split {split!r} of {data['dataset']} has no labels; kNN accuracy needs a TFDS "
-                    "data set with a label, or a folder whose sub-folders are the classes"
+                    f"split {split!r} of {data['dataset']} has no labels ({reason}); kNN accuracy "
+                    "needs a TFDS data set with a label, or a folder whose sub-folders are the classes"
                 )
         self._view = embedding.view_function(config, mesh)
         self._features = [
@@ -113,7 +113,7 @@ class KnnEvaluation:
         batches = pipeline.evaluation_batches(source, loader)
         total = -(-count // knn_settings["batch_size"])
         first_batches = islice(batches, total)
-        with batches, tqdm(first_batches, split, total, unit="batch", disable=not progress) as bar:
+        with batches, Bar(first_batches, split, total, unit="batch", disable=not progress) as bar:
             rows = knn.collect(
                 bar, variables, view=self._view, features=features, mesh=self._mesh, limit=count
             )
@@ -212,7 +212,7 @@ class KnnMonitor:
         self._evaluation: KnnEvaluation | None = None
         if every_epochs <= 0:
             return
-        if trained_on[0].label < 0:
+        if why_unlabeled(trained_on):
             dataset = run.config["data"]["dataset"]
             log.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return

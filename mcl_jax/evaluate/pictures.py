@@ -1,4 +1,4 @@
-"""Everything that scripts/visualize.py draws of a checkpoint.
+"""Everything that `mcl-jax visualize` draws of a checkpoint.
 
 Shapes: see visualize.py.
 """

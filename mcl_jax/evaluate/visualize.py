@@ -5,6 +5,7 @@ maps float32 [n, h, w, F].
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from mcl_jax.models.encoder import Encoder, predictors
 from mcl_jax.models.layers import Context
 from mcl_jax.models.pyramid import COARSEST, assigned_spans
 from mcl_jax.objectives.build import make_objective
+from mcl_jax.paths import existing_file, expanded, shown
 
 Array = jax.Array
 
@@ -76,12 +78,12 @@ def _candidates(paths: Sequence[Path], config: Mapping[str, Any]) -> Iterable:
 
 
 def _of_path(path: Path) -> Iterable:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give image files or folders of them")
-    if path.is_file():
-        return [(path.name, lambda: (path.read_bytes(), -1))]
-    source = open_folder(str(path), "train")
-    return ((source.files[i], lambda i=i: (source[i].data, -1)) for i in range(len(source)))
+    whole = expanded(path, "images")
+    if not os.path.isdir(whole):
+        file = Path(existing_file(whole, "images", "give image files or folders of them"))
+        return [(shown(file.name), lambda: (file.read_bytes(), -1))]
+    source = open_folder(whole, "train")
+    return ((shown(source.files[i]), lambda i=i: (source[i].data, -1)) for i in range(len(source)))
 
 
 class Seen(NamedTuple):

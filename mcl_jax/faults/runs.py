@@ -1,4 +1,4 @@
-"""Small runs of scripts/pretrain.py in processes of their own, and what can be seen of them.
+"""Small runs of `mcl-jax pretrain` in processes of their own, and what can be seen of them.
 
 The network is small enough that starting takes longer than training.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from mcl_jax.report import metrics
 from mcl_jax.runtime.checkpoint_folders import FOLDER, UNFINISHED
 
-REPO = Path(__file__).resolve().parents[2]
+PRETRAIN = ("-m", "mcl_jax", "pretrain")
 STEPS = 12
 EVALUATION_STEPS = 4  # between kNN evaluations
 SMALL = (
@@ -52,13 +52,13 @@ class Job:
     Attributes:
       scratch: folder for workdirs and the shared compile cache.
       flags: after SMALL, so that they win.
-      script: what is run.
+      program: what Python runs.
       xla_flags: of the process's environment.
     """
 
     scratch: Path
     flags: tuple[str, ...] = ()
-    script: Path = REPO / "scripts/pretrain.py"
+    program: tuple[str, ...] = PRETRAIN
     xla_flags: str = "--xla_backend_optimization_level=1"
 
     def start(
@@ -71,9 +71,8 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
         }
-        script = [sys.executable, str(self.script)]
-        config = ["--config", str(REPO / "configs/demo.py"), f"--workdir={workdir}"]
-        command = [*script, *config, *SMALL, *self.flags, *flags]
+        config = ["--config", "demo", f"--workdir={workdir}"]
+        command = [sys.executable, *self.program, *config, *SMALL, *self.flags, *flags]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(log_of(workdir).open("ab"))
             if piped:

@@ -1,6 +1,6 @@
-"""Faults on purpose: scenarios a run has to survive, for the tests and scripts/torture.py.
+"""Faults on purpose: scenarios a run has to survive, for the tests and `mcl-jax torture`.
 
-Every scenario runs scripts/pretrain.py as users do, see runs.py.
+Every scenario runs `mcl-jax pretrain` as users do, see runs.py.
 """
 
 import random
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mcl_jax.exit_codes import STOPPED
 from mcl_jax.faults.runs import (
     PHASES,
     STEPS,
@@ -82,7 +83,7 @@ def _require_whole(workdir: Path, whole: dict[int, float]) -> None:
 
 
 def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """SIGTERM in each phase: exit code 0, everything saved, and the same losses after resuming.
+    """SIGTERM in each phase: exit code 75, everything saved, and the same losses after resuming.
 
     Yields (phase, 'nothing to save' or 'step N saved').
     """
@@ -105,8 +106,10 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
             require(not checkpoints(workdir), "a checkpoint out of nowhere")
             yield aim, "nothing to save"
             continue
-        require(code == 0, f"SIGTERM while {aim}: exit code {code}\n{text}")
         saved = checkpoints(workdir)
+        whole_run = saved and saved[-1] == STEPS  # it had just ended by itself
+        expected = 0 if whole_run else STOPPED
+        require(code == expected, f"SIGTERM while {aim}: exit code {code}\n{text}")
         if saved:
             require(f"step {saved[-1]} is saved" in text or saved[-1] == STEPS, text)
         else:

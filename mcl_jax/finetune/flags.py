@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import settings
 from mcl_jax.finetune.job import Job
+from mcl_jax.paths import existing_file, existing_folder, expanded, output_folder
 
 DATA = ("train_json", "train_images", "test_json", "test_images")
 WORDS = {
@@ -58,7 +59,16 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Job:
     names = {field.name for field in dataclasses.fields(settings.Settings)}
     own = settings.Settings(**{name: options[name] for name in names})
     rest = {name: x for name, x in options.items() if name not in names and name != "random"}
-    return Job(**rest, settings=own)
+    return Job(**(rest | _checked(rest)), settings=own)
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Path]:
+    """The paths among the options, expanded; UserError for one that cannot be used."""
+    doors = {name: existing_file if "json" in name else existing_folder for name in DATA}
+    checked = {name: Path(door(options[name], f"--{name}")) for name, door in doors.items()}
+    if options["weights"] is not None:
+        checked["weights"] = Path(expanded(options["weights"], "--weights"))
+    return checked | {"folder": Path(output_folder(options["folder"], "folder"))}
 
 
 def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

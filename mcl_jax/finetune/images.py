@@ -4,6 +4,8 @@ Shapes: image float32 [3, H, W], RGB in [0, 1]; N objects of an image; boxes flo
 (xmin, ymin, xmax, ymax) in px; labels int64 [N] from 1; masks uint8 [N, H, W].
 """
 
+import io
+import os
 import random
 import signal
 from dataclasses import dataclass
@@ -12,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mcl_jax.data import coco_json
 from mcl_jax.data.coco_json import Annotation, Instances
+from mcl_jax.data.decode import DecodeError, decode_whole
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import schedule
 from mcl_jax.finetune.settings import Settings
+from mcl_jax.paths import existing_folder, shown
+
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ def read(json: Path, folder: Path) -> Annotated:
       UserError: the file is refused by `coco_json.read`, or an image is missing.
     """
     instances = coco_json.read(json)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give that of the images of {json}")
-    missing = [x.file_name for x in instances.images if not (folder / x.file_name).is_file()]
+    hint = f"give that of the images of {shown(json)}"
+    folder = Path(existing_folder(folder, "image folder", hint))
+    missing = [x.file_name for x in instances.images if not os.path.isfile(x.path(folder))]
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(instances.images)} images of {json}, first "
-            f"{missing[0]}"
+            f"{shown(folder)} lacks {len(missing)} of {len(instances.images)} images of "
+            f"{shown(json)}, first {shown(missing[0])}"
         )
     return Annotated(json, folder, instances)
 
@@ -97,25 +103,44 @@ def _is_segmentation(value: Any) -> bool:
 
 
 def load(folder: Path, image: coco_json.Image) -> torch.Tensor:
-    """An image, turned as its EXIF says where only that fits the annotation file.
+    """`load_pixels` as float32 [3, h, w] in 0..1."""
+    pixels = load_pixels(folder, image)
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def load_pixels(folder: Path, image: coco_json.Image) -> np.ndarray:
+    """uint8 [h, w, 3] RGB, turned as the EXIF says where only that fits the annotation file.
 
     Raises:
       UserError: it is damaged, or its sides are not those of the annotation file.
     """
-    path = folder / image.file_name
+    path = image.path(folder)
     try:
-        with Image.open(path) as opened:
-            if (opened.height, opened.width) != (image.height, image.width):
-                opened = ImageOps.exif_transpose(opened)
-            pixels = np.array(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        with open(path, "rb") as file:
+            data = file.read()
+        pixels = decode_whole(data)
+        if pixels.shape[:2] != (image.height, image.width):
+            pixels = _upright(data, pixels)
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{shown(path)} cannot be read: {error}") from error
     if pixels.shape[:2] != (image.height, image.width):
         raise UserError(
-            f"{path} has height and width {pixels.shape[:2]}, its annotation file says "
+            f"{shown(path)} has height and width {pixels.shape[:2]}, its annotation file says "
             f"{(image.height, image.width)}"
         )
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return pixels
+
+
+def _upright(data: bytes, pixels: np.ndarray) -> np.ndarray:
+    """The pixels turned as the file's EXIF says."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            turn = opened.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # Pillow raises anything on hostile bytes
+        raise DecodeError(f"its EXIF cannot be read: {error}") from error
+    image = Image.fromarray(pixels)
+    image.getexif()[_ORIENTATION] = turn
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def target(instances: Instances, image: coco_json.Image, masks: bool) -> dict[str, torch.Tensor]:

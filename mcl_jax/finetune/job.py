@@ -14,6 +14,7 @@ from typing import Any
 from mcl_jax.errors import UserError
 from mcl_jax.finetune.names import EXPORT
 from mcl_jax.finetune.settings import Settings
+from mcl_jax.paths import output_folder
 
 RESULT, DETECTIONS, PICTURE = "result.json", "detections.json", "test_images.png"
 
@@ -59,8 +60,7 @@ class Job:
         for name in ("checkpoint_steps", "log_steps", "pictures"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file; give a folder for the results")
+        output_folder(self.folder, "folder")
 
 
 def weights_file(path: Path) -> Path:

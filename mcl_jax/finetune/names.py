@@ -52,7 +52,7 @@ STRANGERS = {
     "features.0.0.weight": "a Swin, of which torchvision has no detector",
     "backbone.patch_embed.projection.weight": "a Swin, of which torchvision has no detector",
 }
-EXPORT = "python -m convert RUN --to torchvision --parts all"
+EXPORT = "mcl-jax convert RUN --to torchvision --parts all"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from mcl_jax.data import coco_json
-from mcl_jax.finetune.images import Annotated
+from mcl_jax.finetune.images import Annotated, load_pixels
 
 COLUMNS = 4
 TILE = 320  # px, longest side of an image on the sheet
@@ -69,9 +69,9 @@ def _tile(
     data: Annotated, image: coco_json.Image, detections: Sequence[dict], least: float, font: Any
 ) -> Image.Image:
     scale = TILE / max(image.width, image.height)
-    with Image.open(data.folder / image.file_name) as opened:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        tile = opened.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    whole = Image.fromarray(load_pixels(data.folder, image))
+    tile = whole.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(tile)
     for x in data.instances.of(image):
         draw.rectangle(_corners(x.box, scale), outline=WHITE, width=1)

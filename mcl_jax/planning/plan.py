@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
@@ -92,8 +93,8 @@ def _figures(
         program_text = lowered.as_text()
         made_by = f"{where} {dict(options)} {jax.__version__} {devices[0].client.platform_version}"
         name = hashlib.sha256(f"{made_by}\n{program_text}".encode()).hexdigest()[:24]
-        path = Path(cache).expanduser() / f"{name}.json"
-        if path.exists():
+        path = Path(os.path.expanduser(cache)) / f"{name}.json"
+        with contextlib.suppress(OSError, ValueError):  # not there, or damaged: compiled again
             return json.loads(path.read_text())
     started = time.monotonic()
     with _ticking(f"compiling for {where.name}"):
@@ -106,10 +107,13 @@ def _figures(
     hosts = [device.process_index for device in devices]
     figures = compiled.figures(step, hosts) | {"compile_s": round(time.monotonic() - started, 1)}
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(figures, indent=1))
-        staged.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged = path.with_suffix(".tmp")
+            staged.write_text(json.dumps(figures, indent=1))
+            staged.replace(path)
+        except OSError as error:  # no home folder, or a read-only one
+            print(f"--cache {path.parent}: not kept ({error.strerror})", file=sys.stderr)
     return figures
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mcl_jax.paths import shown
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
 
@@ -50,16 +51,27 @@ summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
 """
 
 
-def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
-    """A whole document; `parts` are pieces of HTML from the functions below."""
-    return (
+def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) -> str:
+    """A whole document.
+
+    Args:
+      title, subtitle: text.
+      parts: pieces of HTML from the functions below.
+      refresh_s: s after which a browser loads it again; 0: never.
+    """
+    again = (
+        f'<meta http-equiv="refresh" content="{max(1, round(refresh_s))}">\n' if refresh_s else ""
+    )
+    whole = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{again}"
         f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n"
         f'<header><h1>{html.escape(title)}</h1>\n<div class="dim">{html.escape(subtitle)}</div>'
         f"</header>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
+    return shown(whole)  # names in it may be any bytes
 
 
 def figures(values: Mapping[str, str]) -> str:

@@ -1,26 +1,38 @@
-"""Metrics to disk or bucket: JSON lines (the record) and TensorBoard events (a view of it)."""
+"""Metrics to disk or bucket: JSON lines, the record; what else shows them is in writers.py."""
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mcl_jax.report.writers import About, View, open_views
 from mcl_jax.runtime import log, storage
-from mcl_jax.runtime.optional import optional
 
 FILE = "metrics.jsonl"
-EVENTS = "tensorboard"
-_PREFIX = "mcl_jax"  # of paths whose event files are logs of ours
+STANDARD = About()
 
 
 class MetricWriter:
     """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo.
 
     A disk or bucket that fails never raises, see `runtime/log.py`.
+
+    Args:
+      workdir: of the run.
+      resume_step: after which the run goes on.
+      enabled: False for all but the first process.
+      about: which writers there are beside the record, and what they are told.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int, enabled: bool):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        resume_step: int,
+        enabled: bool,
+        about: About = STANDARD,
+    ):
         self._enabled = enabled
-        self._events = None
+        self._views: list[View] = []
         if not enabled:
             return
         folder = storage.absolute(workdir)
@@ -28,18 +40,15 @@ class MetricWriter:
             json.dumps(line) + "\n" for line in read(folder) if line["step"] <= resume_step
         )
         self._lines = log.open_log(folder / FILE, keep=kept.encode())
-        with optional(EVENTS):
-            storage.make_folder(folder / EVENTS)
-            self._events = _event_writer(folder / EVENTS, resume_step)
+        self._views = open_views(folder, resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled or not values:
             return
         self._lines.write((json.dumps({"step": step} | values) + "\n").encode())
         self._lines.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        for view in self._views:
+            view.write(step, values)
 
     def sync(self) -> None:
         """Blocks until the lines written so far have left, or could not."""
@@ -47,31 +56,10 @@ class MetricWriter:
             self._lines.sync()
 
     def close(self) -> None:
-        if not self._enabled:
-            return
-        self._lines.close()
-        if self._events is not None:
-            self._events.close()
-
-
-def _event_writer(folder: storage.Place, resume_step: int) -> Any:
-    # here, for it imports torch where there is one: seconds that only the writing process needs
-    from tensorboardX import SummaryWriter, record_writer
-
-    record_writer.register_writer_factory(_PREFIX, _EventFiles)
-    return SummaryWriter(f"{_PREFIX}:{folder}", purge_step=resume_step + 1, flush_secs=30)
-
-
-class _EventFiles:
-    """How tensorboardX opens a file: its own writing thread would die of a full disk."""
-
-    @staticmethod
-    def directory_check(path: str) -> None:
-        """The folder was made before."""
-
-    @staticmethod
-    def open(path: str) -> log.Log:
-        return log.open_log(storage.locate(path.removeprefix(f"{_PREFIX}:")))
+        if self._enabled:
+            self._lines.close()
+        for view in self._views:
+            view.close()
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -83,3 +71,13 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def training_seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
+    """Of all calls that trained a run, from its metrics: evaluations and compilations left out."""
+    seconds, step = 0.0, 0
+    for line in lines:
+        if line.get("images_per_s"):
+            seconds += (line["step"] - step) * batch_size / line["images_per_s"]
+            step = line["step"]
+    return seconds

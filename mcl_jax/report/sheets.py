@@ -1,4 +1,4 @@
-"""PNG sheets of what a checkpoint sees (scripts/visualize.py).
+"""PNG sheets of what a checkpoint sees (`mcl-jax visualize`).
 
 Shapes: images float [n, H, H, 3] in [0, 1].
 """

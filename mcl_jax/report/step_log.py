@@ -1,14 +1,18 @@
 """The metrics of steps: kept on the device until the next step runs, then written, shown, judged."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from mcl_jax.report.metrics import MetricWriter
+from mcl_jax.report.progress import Bar
+from mcl_jax.report.run_page import RunPage
 from mcl_jax.report.throughput import Throughput
 from mcl_jax.runtime.health import HealthCheck
+
+Callback = Callable[[int, dict[str, float]], None]  # (step, its metrics by name)
 
 
 class StepLog:
@@ -17,8 +21,17 @@ class StepLog:
     Between the two the devices go on: fetching metrics at once would wait for their step.
     """
 
-    def __init__(self, writer: MetricWriter, health: HealthCheck, meter: Throughput, bar: tqdm):
-        self._writer, self._health, self._meter, self._bar = writer, health, meter, bar
+    def __init__(
+        self,
+        writer: MetricWriter,
+        page: RunPage | None,
+        health: HealthCheck,
+        meter: Throughput,
+        bar: Bar,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self._writer, self._page, self._health = writer, page, health
+        self._meter, self._bar, self._callbacks = meter, bar, callbacks
         self._kept: tuple[int, Any] | None = None
 
     def keep(self, step: int, values: dict[str, jax.Array]) -> None:
@@ -40,4 +53,8 @@ class StepLog:
         self._writer.write(step, finite)
         loss, rate = values["loss"], values["images_per_s"]
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
+        if self._page is not None:
+            self._page.refresh()
+        for callback in self._callbacks:
+            callback(step, dict(values))
         self._health.check(step, values)

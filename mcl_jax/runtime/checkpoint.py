@@ -303,7 +303,7 @@ def _modern(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(workdir: str | os.PathLike, state: TrainState, meta: dict[str, Any]) -> Place:
-    """Writes one checkpoint into a workdir that `scripts/pretrain.py` can resume.
+    """Writes one checkpoint into a workdir that `mcl-jax pretrain` can resume.
 
     Raises:
       UserError: if the workdir already holds checkpoints.

@@ -123,7 +123,7 @@ def _finished(path: str | os.PathLike) -> tuple[Place, list[int]]:
     storage.reachable(path)
     inside = storage.names(path)
     if not inside and not storage.exists(path):
-        raise UserError(f"{path} does not exist; give a --workdir of scripts/pretrain.py")
+        raise UserError(f"{path} does not exist; give a --workdir of mcl-jax pretrain")
     if path.name.isdigit() and "state" in inside:
         return path.parent, [int(path.name)]
     folder = path / FOLDER if FOLDER in inside else path
@@ -132,7 +132,7 @@ def _finished(path: str | os.PathLike) -> tuple[Place, list[int]]:
     if not steps:
         raise UserError(
             f"{path} is not a checkpoint: no {FOLDER}/STEP/state in it; "
-            "give a --workdir of scripts/pretrain.py or one of its checkpoints"
+            "give a --workdir of mcl-jax pretrain or one of its checkpoints"
         )
     return folder, sorted(steps)
 

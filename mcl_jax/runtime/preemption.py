@@ -8,8 +8,12 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from mcl_jax.exit_codes import DONE
+from mcl_jax.exit_codes import STOPPED
 from mcl_jax.runtime import leaving
+
+
+class Preempted(Exception):
+    """A signal ended the work early; what was done is saved, and the same call goes on."""
 
 
 class Preemption:
@@ -19,8 +23,8 @@ class Preemption:
     long compilation. Python runs signal handlers between bytecodes of the main thread, so a handler
     alone would wait for a compile of minutes. The C-level wake-up socket is written immediately; a
     thread reads it. While nothing new would be lost (`guard_work` not yet called) it ends the
-    process there and then, with exit code 0; afterwards it sets a flag that the loop polls between
-    steps.
+    process there and then, with exit code STOPPED; afterwards it sets a flag that the loop polls
+    between steps.
 
     In anybody else's process (a notebook, a larger program) nothing ends the process: the first
     Ctrl-C sets the flag, the next one is what it was before.
@@ -34,6 +38,7 @@ class Preemption:
         self._of_a_job = jax.process_count() > 1
         self._requested = threading.Event()
         self._has_work = False
+        self.stopped = False  # whether the loop was told to stop
         self._previous = {}
         self._reader, self._writer = socket.socketpair()
 
@@ -72,7 +77,7 @@ class Preemption:
             if received[0] not in self._previous:
                 continue
             if not self._has_work:
-                leaving.leave("stopped before the first new step: nothing to save", DONE)
+                leaving.leave("stopped before the first new step: nothing to save", STOPPED)
             self._requested.set()
 
     def guard_work(self) -> None:
@@ -85,5 +90,7 @@ class Preemption:
         Signals reach processes at different steps; JAX's preemption service agrees on one.
         """
         if self._of_a_job:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested.is_set()
+            self.stopped = multihost_utils.reached_preemption_sync_point(step)
+        else:
+            self.stopped = self._requested.is_set()
+        return self.stopped

@@ -189,6 +189,16 @@ def of_probe(probe: Config) -> str | None:
     return None
 
 
+def _writers(config: Config) -> str | None:
+    writers = config["log"]["writers"]
+    if "jsonl" in writers:
+        return None
+    return (
+        f"log.writers {tuple(writers)} lacks 'jsonl', from which curves, card and summary are "
+        "made; add it"
+    )
+
+
 CHECKS: tuple[Callable[[Config], str | None], ...] = (
     _drop_path,
     _negatives,
@@ -199,4 +209,5 @@ CHECKS: tuple[Callable[[Config], str | None], ...] = (
     _detco,
     _shrinks,
     lambda config: of_probe(config["probe"]),
+    _writers,
 )

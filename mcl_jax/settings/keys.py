@@ -8,6 +8,9 @@ from mcl_jax.models.sizes import RESNETS, SWINS
 from mcl_jax.settings import effects as e
 from mcl_jax.settings.rules import Interval, Rule
 
+EXPORTS = ("detectron2", "torchvision", "timm", "mmdet", "safetensors")  # of convert/targets
+WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")  # of report/writers.py
+
 
 def count(changes: str, interval: str = "[1, inf)", unit: str = "", **more) -> Rule:
     return Rule(int, changes, Interval.parse(interval), unit, **more)
@@ -254,12 +257,22 @@ def _probe() -> dict[str, Rule]:
     }
 
 
+def _export() -> dict[str, Rule]:
+    return {
+        "targets": Rule(str, e.NOTHING, choices=EXPORTS, length=(0, 5), order="distinct"),
+    }
+
+
 def _log() -> dict[str, Rule]:
     n = e.NOTHING
     return {
         "every_steps": count(n),
         "checkpoint_steps": count(n, unit="steps"),
         "keep_checkpoints": count(n),
+        "writers": Rule(str, n, choices=WRITERS, length=(1, 4), order="distinct"),
+        "project": text(n),
+        "progress_s": number(n, "(0, inf)", "s"),
+        "page_s": number(n, "[0, inf)", "s", zero="at its end"),
         "lost_host_s": count(n, unit="s"),
         "montages": count(n, "[0, inf)", "canvases", zero="no picture"),
         "collapse_share": number(n, "[0, 1]"),
@@ -270,7 +283,7 @@ def _log() -> dict[str, Rule]:
 # In the order of configs/base.py.
 SECTIONS = (
     *("data", "model", "numerics", "montage", "loss", "supervised", "moco", "detco"),
-    *("augment", "optimizer", "ema", "knn", "linear", "svm", "probe", "log"),
+    *("augment", "optimizer", "ema", "knn", "linear", "svm", "probe", "export", "log"),
 )
 OTHER_SECTIONS = ("study",)  # of configs/study_*.py; mcl_jax.study reads it
 
@@ -278,7 +291,8 @@ OTHER_SECTIONS = ("study",)  # of configs/study_*.py; mcl_jax.study reads it
 def _table() -> dict[str, Rule]:
     parts = {"data": _data, "model": _model, "numerics": _numerics, "montage": _montage}
     parts |= {"loss": _loss, "augment": _augment, "optimizer": _optimizer}
-    parts |= {"svm": _svm, "probe": _probe, "log": _log}
+    parts |= {"svm": _svm, "probe": _probe}
+    parts |= {"export": _export, "log": _log}
     rules = _methods() | _evaluations()
     for section, make in parts.items():
         rules |= {f"{section}.{name}": rule for name, rule in make().items()}

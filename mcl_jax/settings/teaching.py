@@ -6,7 +6,7 @@ What keys alone tell is in combinations.py; what shows during training is in run
 from collections.abc import Mapping
 from typing import Any
 
-from mcl_jax.data.record import Source
+from mcl_jax.data.record import Source, why_unlabeled
 from mcl_jax.errors import UserError
 from mcl_jax.models.sizes import RESNETS
 
@@ -77,8 +77,8 @@ def check_labels(config: Mapping[str, Any], source: Source) -> None:
     if config["method"] != "supervised":
         return
     dataset, classes = config["data"]["dataset"], config["supervised"]["classes"]
-    if source[0].label < 0:
-        raise UserError(f"{dataset} has no labels: method 'supervised' needs them")
+    if reason := why_unlabeled(source):
+        raise UserError(f"{dataset} has no labels: method 'supervised' needs them ({reason})")
     named = len(source.class_names)
     there = len(set(getattr(source, "labels", range(named))))
     if there < 2:

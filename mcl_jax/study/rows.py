@@ -86,7 +86,7 @@ def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
 
 def fingerprint(plain: Mapping[str, Any]) -> str:
     """Of everything in a run's configuration that its numbers depend on."""
-    own = {name: section for name, section in plain.items() if name != "log"}
+    own = {name: section for name, section in plain.items() if name not in ("log", "export")}
     for section in {*IGNORED, *NEUTRAL, *PATHS}:
         ignored, neutral = IGNORED.get(section, ()), NEUTRAL.get(section, {}).items()
         values = {

@@ -27,6 +27,7 @@ from mcl_jax.models.pyramid import COARSEST
 from mcl_jax.report import metrics
 from mcl_jax.runtime import lease, provenance, storage
 from mcl_jax.runtime.health import TrainingStopped
+from mcl_jax.runtime.preemption import Preempted
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
@@ -99,6 +100,8 @@ def measure(
     print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
     try:
         state = train.pretrain(plain, folder, owner=owner) if trained else program.new_state(run)
+    except Preempted as error:
+        raise Stopped from error
     except TrainingStopped as error:
         return about | {"scores": {}, "failed": str(error)}
     if trained and int(state.step) < run.total_steps:
@@ -114,21 +117,11 @@ def measure(
         "differs": program.plain_config(config.study.differs[row]),
         "images_seen": int(state.step) * data["batch_size"],
         "scores": {name: value for name, value in scores.items() if np.isfinite(value)},
-        "pretrain_s": round(_training_seconds(metrics.read(folder), data["batch_size"]), 1),
+        "pretrain_s": round(metrics.training_seconds(metrics.read(folder), data["batch_size"]), 1),
         "score_s": round(time.monotonic() - started, 1),
         "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
         "commit": provenance.commit(),
     }
-
-
-def _training_seconds(lines: list[Mapping[str, float]], batch_size: int) -> float:
-    """Of all calls that trained a run, from its metrics: evaluations and compilations left out."""
-    seconds, step = 0.0, 0
-    for line in lines:
-        if line.get("images_per_s"):
-            seconds += (line["step"] - step) * batch_size / line["images_per_s"]
-            step = line["step"]
-    return seconds
 
 
 def applicable(config: ConfigDict, run: program.Program, trained: bool) -> list[str]:

@@ -76,13 +76,13 @@ def write_table(document: Path, text: str) -> None:
     """Puts the table between the document's two marks; the words around it stay."""
     before, after = "# Study\n\n", "\n"
     if document.exists():
-        whole = document.read_text()
+        whole = document.read_text(encoding="utf-8")
         if MARKS[0] not in whole or MARKS[1] not in whole:
             raise UserError(f"{document} lacks the marks {MARKS[0]} and {MARKS[1]}")
         before, rest = whole.split(MARKS[0], 1)
         after = rest.split(MARKS[1], 1)[1]
     document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
+    document.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}", encoding="utf-8")
 
 
 def show(config: ConfigDict, results: Path, document: Path) -> str:

@@ -5,13 +5,13 @@
 set -euo pipefail
 NAME=${NAME:-mcl}
 ZONE=${ZONE:-us-west4-a}
-TYPE=${TYPE:-v5litepod-256}              # the slice; plan it first: scripts/plan_pod.py
+TYPE=${TYPE:-v5litepod-256}              # the slice; plan it first: mcl-jax plan
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}  # the VM image that belongs to the type
 REPO=${REPO:-}                           # git URL that the hosts can clone
 BUCKET=${BUCKET:-}                       # bucket with the prepared data set; runs go to its runs/
 CONFIG=${CONFIG:-configs/mcl.py}
 RUN=${RUN:-r50}                          # name of the run's folder
-FLAGS=${FLAGS:-}                         # further flags of scripts/pretrain.py
+FLAGS=${FLAGS:-}                         # further flags of mcl-jax pretrain
 
 do_it() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 
@@ -39,12 +39,12 @@ case "${1:-}" in
   run)
     : "${BUCKET:?BUCKET=NAME is missing: where the run goes}"
     # every host the same command; JAX on a TPU VM finds the others by itself
-    on_all_hosts "cd mcl_jax && { nohup .venv/bin/python scripts/pretrain.py --config $CONFIG \
+    on_all_hosts "cd mcl_jax && { nohup .venv/bin/mcl-jax pretrain --config $CONFIG \
 --workdir gs://$BUCKET/runs/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS \
 </dev/null >~/$RUN.log 2>&1 & }"
     ;;
   log) on_all_hosts "tail -n 2 ~/$RUN.log" ;;
-  stop) on_all_hosts "pkill -TERM -f [s]cripts/pretrain.py" ;;  # saves, and ends with 0
+  stop) on_all_hosts "pkill -TERM -f [m]cl-jax.pretrain" ;;  # saves, and ends with 75
   delete) do_it gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet ;;
   *)
     echo "error: '${1:-}' is not one of create, setup, run, log, stop, delete" >&2

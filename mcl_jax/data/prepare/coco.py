@@ -2,20 +2,20 @@
 split."""
 
 import functools
-import json
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcl_jax.data import coco_json
+from mcl_jax import paths
+from mcl_jax.data import coco_json, left_out, text
+from mcl_jax.data.left_out import Tally, system_file
+from mcl_jax.data.prepare.archives import base_name, open_zip, zip_images
 from mcl_jax.data.prepare.jobs import (
     Examples,
     JobBuilder,
     SplitJob,
-    existing_file,
     hash_of,
     usage,
     write_splits,
@@ -24,7 +24,6 @@ from mcl_jax.errors import UserError
 
 EXPECTED = {"train": 118_287, "validation": 5_000, "unlabeled": 123_403}
 _ANNOTATIONS = {"train": "instances_train2017.json", "validation": "instances_val2017.json"}
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Coco(JobBuilder, skip_registration=True):
@@ -83,9 +82,9 @@ def prepare_coco(
     zips = {split: path for split, path in zips.items() if path is not None}
     if not zips:
         raise UserError("give at least one of --train_zip, --val_zip, --unlabeled_zip")
-    for split, path in zips.items():
-        existing_file(path, f"zip of {split}")
-    existing_file(annotations_zip, "--annotations_zip")
+    zips = {split: paths.existing_file(path, f"zip of {split}") for split, path in zips.items()}
+    annotations_zip = paths.existing_file(annotations_zip, "--annotations_zip")
+    data_dir = paths.output_folder(data_dir, "--data_dir")
     categories = _categories(annotations_zip)
     jobs = [
         SplitJob(
@@ -97,29 +96,18 @@ def prepare_coco(
         for split, path in zips.items()
     ]
     builder = Coco(categories=categories, jobs=jobs, data_dir=data_dir)
-    try:
-        counts = write_splits(builder, partial=partial)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"damaged zip: {error}") from error
+    counts = write_splits(builder, partial=partial)
     return usage("coco/2017", data_dir, sorted(counts))
-
-
-def _open_zip(path: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path!r} is not a complete zip: {error}") from error
 
 
 def _read_instances(annotations_zip: str, file_name: str) -> Any:
     """What the annotation file of that name in the zip holds; None if it is not there."""
-    with _open_zip(annotations_zip) as archive:
+    with open_zip(annotations_zip) as archive:
         for name in archive.namelist():
-            if os.path.basename(name) == file_name:
-                try:
-                    return json.loads(archive.read(name))
-                except ValueError as error:
-                    raise UserError(f"{annotations_zip}/{name} is not JSON: {error}") from None
+            if os.path.basename(name) == file_name and not system_file(name):
+                data, name = archive.read(name), f"{annotations_zip}/{name}"
+                expected = "give COCO's annotations_trainval2017.zip"
+                return text.parsed(text.decoded(data, name, expected), name, expected)
     return None
 
 
@@ -134,11 +122,13 @@ def _categories(annotations_zip: str) -> list[str]:
 
 def _examples(path: str, annotations_zip: str, split: str) -> Examples:
     objects = _objects(annotations_zip, split)
-    with _open_zip(path) as archive:
-        images = [name for name in archive.namelist() if name.lower().endswith(_SUFFIXES)]
+    others, unlisted = Tally(), Tally()
+    with open_zip(path) as archive:
         # In hashed order, so that slices of a small data set are random subsets too.
-        for name in sorted(images, key=hash_of):
-            file_name = os.path.basename(name)
+        for name in sorted(zip_images(archive, others), key=hash_of):
+            file_name = base_name(name)
+            if objects and file_name not in objects:
+                unlisted.add("image that the annotations do not list: it has no boxes", name)
             yield (
                 file_name,
                 {
@@ -147,6 +137,9 @@ def _examples(path: str, annotations_zip: str, split: str) -> Examples:
                     "objects": objects.get(file_name, []),
                 },
             )
+    left_out.tell(path, others.kinds)
+    if unlisted.kinds:
+        left_out.tell_once(f"{path}: {unlisted.sentence()}")
 
 
 def _objects(annotations_zip: str, split: str) -> dict[str, list[dict]]:
@@ -161,7 +154,7 @@ def _objects(annotations_zip: str, split: str) -> dict[str, list[dict]]:
     instances = coco_json.parse(content, name)
     coco_json.warn(instances, name)
     return {
-        image.file_name: [
+        base_name(image.file_name): [
             {
                 "bbox": _relative_box(annotation.box, image.height, image.width),
                 "label": instances.class_names[annotation.label],

@@ -1,13 +1,15 @@
 """A folder of images -> a TFDS data set in ArrayRecord form (few large files instead of many)."""
 
 import functools
-import os
 import re
 
 import tensorflow_datasets as tfds
 
+from mcl_jax import paths
+from mcl_jax.data import left_out
 from mcl_jax.data.decode import DecodeError, decode_to_canvas
 from mcl_jax.data.folder import FolderSource, open_folder
+from mcl_jax.data.left_out import Tally
 from mcl_jax.data.prepare.jobs import Examples, JobBuilder, SplitJob, hash_of, usage, write_splits
 from mcl_jax.errors import UserError
 
@@ -55,6 +57,7 @@ def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: in
         )
     if not 0 <= holdout_percent <= 99:
         raise UserError(f"--holdout_percent {holdout_percent} is not in 0..99")
+    data_dir = paths.output_folder(data_dir, "--data_dir")
     slices = {"train": "train"}
     if holdout_percent:
         border = 100 - holdout_percent
@@ -73,19 +76,22 @@ def prepare_folder(*, folder: str, name: str, data_dir: str, holdout_percent: in
 
 
 def _size(source: FolderSource) -> int:
-    return sum(os.path.getsize(os.path.join(source.root, name)) for name in source.files)
+    return sum(map(source.size_of, source.files))
 
 
 def _examples(source: FolderSource) -> Examples:
+    others = Tally()
     # In hashed order, so that slices of a small data set are random subsets too.
     for index in sorted(range(len(source)), key=lambda i: hash_of(source.files[i])):
-        record = source[index]
         try:
+            record = source[index]
             decode_to_canvas(record.data, 1)
-        except DecodeError as error:
-            print(f"left out {record.name}: {error}")
+        except (DecodeError, OSError) as error:
+            kind = "damaged image" if isinstance(error, DecodeError) else "file that cannot be read"
+            others.add(kind, f"{source.files[index]}: {error}")
             continue
         example = {"image": record.data, "file_name": record.name}
         if source.class_names is not None:
             example["label"] = record.label
-        yield record.name, example
+        yield source.files[index], example
+    left_out.tell(source.root, others.kinds)

@@ -6,24 +6,26 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
 
 import scipy.io
 import tensorflow_datasets as tfds
 
-from mcl_jax.data.prepare.jobs import (
-    Examples,
-    JobBuilder,
-    SplitJob,
-    existing_file,
-    usage,
-    write_splits,
-)
+from mcl_jax import paths
+from mcl_jax.data import left_out, text
+from mcl_jax.data.left_out import Tally
+from mcl_jax.data.prepare.archives import base_name, open_tar, reading, tar_files
+from mcl_jax.data.prepare.jobs import Examples, JobBuilder, SplitJob, usage, write_splits
 from mcl_jax.errors import UserError
 
 EXPECTED = {"train": 1_281_167, "validation": 50_000}
 _WNID = re.compile(r"n\d{8}")
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_LABELS = "its lines should be a synset, an id, or a name and a synset"
+_META = "give meta.mat of the devkit, or a text file with 'id synset' per line"
+_KAGGLE = (
+    "if it is Kaggle's, unpack it and use its folder ILSVRC/Data/CLS-LOC/train with "
+    "`prepare_data.py folder`, or as data.dataset=folder:..."
+)
 
 
 class Imagenet2012(JobBuilder, skip_registration=True):
@@ -74,12 +76,10 @@ def prepare_imagenet(
     """
     if train_tar is None and val_tar is None:
         raise UserError("give --train_tar, --val_tar or both")
-    try:
-        synsets, jobs = _plan(train_tar, val_tar, val_labels=val_labels, meta=meta)
-        builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
-        counts = write_splits(builder, partial=partial)
-    except tarfile.TarError as error:
-        raise UserError(f"damaged or incomplete tar: {error}") from error
+    data_dir = paths.output_folder(data_dir, "--data_dir")
+    synsets, jobs = _plan(train_tar, val_tar, val_labels=val_labels, meta=meta)
+    builder = Imagenet2012(synsets=synsets, jobs=jobs, data_dir=data_dir)
+    counts = write_splits(builder, partial=partial)
     return usage("imagenet2012", data_dir, sorted(counts))
 
 
@@ -89,12 +89,14 @@ def _plan(
     """(synsets in label order, the splits to write)."""
     jobs, synsets = [], None
     if train_tar is not None:
-        synsets = _train_synsets(existing_file(train_tar, "--train_tar"))
+        train_tar = paths.existing_file(train_tar, "--train_tar")
+        synsets = _train_synsets(train_tar)
         examples = functools.partial(_train_examples, train_tar)
         size = os.path.getsize(train_tar)
         jobs.append(SplitJob("train", examples, input_bytes=size, expected=EXPECTED["train"]))
     if val_tar is not None:
-        labels = _labels_by_name(existing_file(val_tar, "--val_tar"), val_labels, meta)
+        val_tar = paths.existing_file(val_tar, "--val_tar")
+        labels = _labels_by_name(val_tar, val_labels, meta)
         synsets = synsets or sorted(set(labels.values()))
         unknown = sorted(set(labels.values()) - set(synsets))
         if unknown:
@@ -109,16 +111,9 @@ def _plan(
     return synsets, jobs
 
 
-def _open_tar(path: str) -> tarfile.TarFile:
-    try:
-        return tarfile.open(path, "r:")
-    except tarfile.TarError as error:
-        raise UserError(f"{path!r} is not a tar: {error}") from error
-
-
 def _train_synsets(path: str) -> list[str]:
-    with _open_tar(path) as tar:
-        names = [os.path.splitext(os.path.basename(m.name))[0] for m in _files(tar)]
+    with open_tar(path, _KAGGLE) as tar:
+        names = [_stem(member.name) for member in tar_files(tar, Tally(), images=False)]
     strange = [name for name in names if not _WNID.fullmatch(name)]
     if strange or not names:
         raise UserError(
@@ -128,27 +123,31 @@ def _train_synsets(path: str) -> list[str]:
     return sorted(names)
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    return (member for member in tar if member.isfile())
+def _stem(name: str) -> str:
+    return os.path.splitext(base_name(name))[0]
 
 
 def _train_examples(path: str) -> Examples:
-    with _open_tar(path) as outer:
-        for member in _files(outer):
-            synset = os.path.splitext(os.path.basename(member.name))[0]
+    others = Tally()
+    with open_tar(path, _KAGGLE) as outer:
+        for member in tar_files(outer, others, images=False):
+            synset = _stem(member.name)
             with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-                for image in _files(inner):
+                for image in tar_files(inner, others):
                     yield _example(inner, image, synset)
+    left_out.tell(path, others.kinds)
 
 
 def _val_examples(path: str, labels: dict[str, str]) -> Examples:
-    with _open_tar(path) as tar:
-        for image in _files(tar):
-            yield _example(tar, image, labels[os.path.basename(image.name)])
+    others = Tally()
+    with open_tar(path, _KAGGLE) as tar:
+        for image in tar_files(tar, others):
+            yield _example(tar, image, labels[base_name(image.name)])
+    left_out.tell(path, others.kinds)
 
 
 def _example(tar: tarfile.TarFile, member: tarfile.TarInfo, synset: str) -> tuple[str, dict]:
-    name = os.path.basename(member.name)
+    name = base_name(member.name)
     data = tar.extractfile(member).read()
     return name, {"image": data, "label": synset, "file_name": name}
 
@@ -160,8 +159,8 @@ def _labels_by_name(val_tar: str, val_labels: str | None, meta: str | None) -> d
             f"--val_tar needs --val_labels: {_GROUND_TRUTH} with --meta meta.mat (both in "
             "ILSVRC2012_devkit_t12.tar.gz, which may be given itself), or a file of synsets"
         )
-    with _open_tar(val_tar) as tar:
-        names = sorted(os.path.basename(member.name) for member in _files(tar))
+    with open_tar(val_tar, _KAGGLE) as tar:
+        names = sorted(base_name(member.name) for member in tar_files(tar, Tally()))
     labels = read_val_labels(val_labels, meta)
     if isinstance(labels, dict):
         missing = [name for name in names if os.path.splitext(name)[0] not in labels]
@@ -191,24 +190,21 @@ def read_val_labels(path: str, meta: str | None) -> list[str] | dict[str, str]:
     Raises:
       UserError: a file in none of these forms, or ids without `meta`.
     """
-    existing_file(path, "--val_labels")
+    path = paths.existing_file(path, "--val_labels", _LABELS)
     if path.endswith((".tar.gz", ".tgz", ".tar")):
-        text, ids = _read_devkit(path)
+        labels, ids = _read_devkit(path)
     else:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        labels = text.read_text(path, "--val_labels", _LABELS)
         ids = None if meta is None else read_meta(meta)
-    rows = [row.replace(",", " ").split() for row in text.splitlines() if row.strip()]
+    rows = [row.replace(",", " ").split() for row in labels.splitlines() if row.strip()]
     if rows and all(len(row) == 1 and _WNID.fullmatch(row[0]) for row in rows):
         return [row[0] for row in rows]
-    if rows and all(len(row) == 1 and row[0].isdigit() for row in rows):
+    if rows and all(len(row) == 1 and row[0].isdecimal() for row in rows):
         return _map_ids([int(row[0]) for row in rows], ids, path)
     named = [row for row in rows if len(row) >= 2 and _WNID.fullmatch(row[1])]
     if named and len(named) >= len(rows) - 1:
         return {os.path.splitext(row[0])[0]: row[1] for row in named}
-    raise UserError(
-        f"{path!r} is no label file: lines should be a synset, an id, or name and synset"
-    )
+    raise UserError(f"--val_labels {path!r} is no label file; {_LABELS}")
 
 
 def _map_ids(numbers: list[int], ids: dict[int, str] | None, path: str) -> list[str]:
@@ -226,32 +222,37 @@ def _map_ids(numbers: list[int], ids: dict[int, str] | None, path: str) -> list[
 def read_meta(path: str) -> dict[int, str]:
     """ILSVRC2012 id -> synset from the devkit's meta.mat, or a text of 'id synset' (or csv)
     lines."""
-    existing_file(path, "--meta")
+    path = paths.existing_file(path, "--meta", _META)
     if path.endswith(".mat"):
         with open(path, "rb") as file:
-            return _parse_meta(file.read())
-    with open(path, encoding="utf-8") as file:
-        rows = [row for line in csv.reader(file) if (row := " ".join(line).split())]
+            return _parse_meta(file.read(), f"--meta {path!r}")
+    lines = csv.reader(text.read_text(path, "--meta", _META).splitlines())
+    rows = [row for line in lines if (row := " ".join(line).split())]
     synsets = {
-        int(r[0]): r[1] for r in rows if len(r) >= 2 and r[0].isdigit() and _WNID.fullmatch(r[1])
+        int(r[0]): r[1] for r in rows if len(r) >= 2 and r[0].isdecimal() and _WNID.fullmatch(r[1])
     }
     if not synsets:
         raise UserError(f"--meta {path!r} has no line 'id synset'")
     return synsets
 
 
-def _parse_meta(data: bytes) -> dict[int, str]:
-    synsets = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+def _parse_meta(data: bytes, name: str) -> dict[int, str]:
+    try:
+        synsets = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    except Exception as error:  # SciPy raises anything on what is no such file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} is not meta.mat of the devkit: {reason}") from error
 
 
 def _read_devkit(path: str) -> tuple[str, dict[int, str]]:
     """(ground truth text, id -> synset) out of the devkit's tar."""
     parts = {}
-    with tarfile.open(path) as tar:
-        for member in _files(tar):
-            if os.path.basename(member.name) in (_GROUND_TRUTH, "meta.mat"):
-                parts[os.path.basename(member.name)] = tar.extractfile(member).read()
+    with reading(path), tarfile.open(path) as tar:
+        for member in tar_files(tar, Tally(), images=False):
+            if base_name(member.name) in (_GROUND_TRUTH, "meta.mat"):
+                parts[base_name(member.name)] = tar.extractfile(member).read()
     if len(parts) < 2:
         raise UserError(f"{path!r} is not the devkit: it lacks {_GROUND_TRUTH} or meta.mat")
-    return parts[_GROUND_TRUTH].decode(), _parse_meta(parts["meta.mat"])
+    labels = text.decoded(parts[_GROUND_TRUTH], f"{path!r}/{_GROUND_TRUTH}", _LABELS)
+    return labels, _parse_meta(parts["meta.mat"], f"{path!r}/meta.mat")

@@ -6,6 +6,7 @@ straight to their shard by a hash of their key, so a slice of a split is a rando
 disk hold nothing twice, and a split is finished only when the metadata names it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,9 +16,11 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tqdm import tqdm
 
+from mcl_jax import paths
+from mcl_jax.data import text
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 
 Examples = Iterator[tuple[str, dict]]
 
@@ -77,17 +80,37 @@ def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
         than those of the splits already there.
     """
     final = os.fspath(builder.data_path)
-    os.makedirs(final, exist_ok=True)
-    _save_features(builder, final)
-    for job in builder.jobs:
-        counts = split_counts(final)
-        if job.name in counts:
-            _check_count(job, counts[job.name], partial)
-            print(f"{job.name}: {counts[job.name]} images, already prepared: skipped")
-            continue
-        count = _write_split(builder, job, final=final, partial=partial)
-        print(f"{job.name}: {count} images written to {final}")
+    with _nothing_half_written(final):
+        _save_features(builder, final)
+        for job in builder.jobs:
+            counts = split_counts(final)
+            if job.name in counts:
+                _check_count(job, counts[job.name], partial)
+                print(f"{job.name}: {counts[job.name]} images, already prepared: skipped")
+                continue
+            count = _write_split(builder, job, final=final, partial=partial)
+            print(f"{job.name}: {count} images written to {paths.shown(final)}")
     return split_counts(final)
+
+
+@contextlib.contextmanager
+def _nothing_half_written(final: str) -> Iterator[None]:
+    """Makes the folder; if what happens inside fails before a split is finished, it goes again."""
+    made = []
+    folder = os.path.abspath(final)
+    while not os.path.exists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
+    os.makedirs(final, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made and not split_counts(final):
+            shutil.rmtree(final, ignore_errors=True)
+            for folder in made[1:]:
+                with contextlib.suppress(OSError):  # another one writes there too
+                    os.rmdir(folder)
+        raise
 
 
 def split_counts(directory: str) -> dict[str, int]:
@@ -104,19 +127,20 @@ def usage(dataset: str, data_dir: str, splits: list[str]) -> str:
     )
 
 
-def existing_file(path: str, what: str) -> str:
-    """`path`, or UserError saying what should lie there."""
-    if not os.path.isfile(path):
-        raise UserError(f"{what} {path!r} is not a file")
-    return path
-
-
 def _read_info(directory: str) -> dict:
     path = os.path.join(directory, _INFO)
     if not os.path.exists(path):
         return {"splits": []}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    info = text.read_json(path, "metadata", "delete the directory to prepare all splits anew")
+    try:
+        for split in info["splits"]:
+            str(split["name"]), sum(map(int, split["shardLengths"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{paths.shown(path)!r} is no metadata of a data set; delete the directory to prepare "
+            "all splits anew"
+        ) from None
+    return info
 
 
 def _save_features(builder: JobBuilder, final: str) -> None:
@@ -184,7 +208,7 @@ def _write_records(
     lengths, size = [0] * len(paths), 0
     total = None if partial else job.expected
     try:
-        for key, example in tqdm(job.examples(), desc=job.name, total=total, unit=" images"):
+        for key, example in Bar(job.examples(), desc=job.name, total=total, unit=" images"):
             data = features.serialize_example(example)
             shard = hash_of(key) % len(paths)
             writers[shard].write(data)
@@ -198,7 +222,8 @@ def _write_records(
 
 def hash_of(key: str) -> int:
     """A number of 64 bits that is the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    data = key.encode("utf-8", "surrogateescape")  # a file's name may be any bytes
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
 def _check_count(job: SplitJob, count: int, partial: bool) -> None:

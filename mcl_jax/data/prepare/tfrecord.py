@@ -10,12 +10,15 @@ import struct
 from collections.abc import Iterator
 
 from array_record.python import array_record_module
-from tqdm import tqdm
 
+from mcl_jax import paths
+from mcl_jax.data import text
 from mcl_jax.data.prepare.jobs import WRITER_OPTIONS, split_counts, usage
 from mcl_jax.errors import UserError
+from mcl_jax.report.progress import Bar
 
 _INFO = "dataset_info.json"
+_VERSION_DIRECTORY = "give the version directory, e.g. imagenet2012/5.1.0"
 
 
 def prepare_tfrecord(*, input_dir: str, data_dir: str) -> str:
@@ -31,6 +34,8 @@ def prepare_tfrecord(*, input_dir: str, data_dir: str) -> str:
     Raises:
       UserError: no such data set, not in TFRecord form, a damaged or missing shard, a wrong count.
     """
+    input_dir = paths.existing_folder(input_dir, "--input", _VERSION_DIRECTORY)
+    data_dir = paths.output_folder(data_dir, "--data_dir")
     info = _read_info(input_dir)
     parts = [info["name"], info.get("configName", ""), info["version"]]
     final = os.path.join(data_dir, *filter(None, parts))
@@ -56,11 +61,14 @@ def prepare_tfrecord(*, input_dir: str, data_dir: str) -> str:
 def _read_info(input_dir: str) -> dict:
     path = os.path.join(input_dir, _INFO)
     if not os.path.exists(path):
-        raise UserError(
-            f"{input_dir!r} has no {_INFO}; give the version directory, e.g. imagenet2012/5.1.0"
-        )
-    with open(path, encoding="utf-8") as file:
-        info = json.load(file)
+        raise UserError(f"{input_dir!r} has no {_INFO}; {_VERSION_DIRECTORY}")
+    info = text.read_json(path, "metadata", _VERSION_DIRECTORY)
+    try:
+        str(info["name"]), str(info["version"])
+        for split in info["splits"]:
+            str(split["name"]), sum(map(int, split["shardLengths"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path!r} is no metadata of a data set; {_VERSION_DIRECTORY}") from None
     # Metadata written before TFDS had several forms has no entry.
     form = info.get("fileFormat", "tfrecord")
     if form != "tfrecord":
@@ -71,7 +79,7 @@ def _read_info(input_dir: str) -> dict:
 def _rewrite_split(input_dir: str, final: str, dataset: str, split: dict) -> None:
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    with tqdm(total=sum(lengths), desc=split["name"], unit=" images") as progress:
+    with Bar(total=sum(lengths), desc=split["name"], unit=" images") as progress:
         for shard, length in enumerate(lengths):
             name = (
                 template.replace("{DATASET}", dataset)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from mcl_jax import paths
 from mcl_jax.data.scenes.render import CLASS_NAMES, Scene, render_scene
 from mcl_jax.errors import UserError
 
@@ -96,10 +97,11 @@ def prepare_scenes(data_dir: str | None) -> epath.Path:
     """
     if data_dir is None:
         data_dir = os.environ.get("MCL_JAX_DATA", "~/.cache/mcl_jax")
-    root = epath.Path(data_dir).expanduser()
+    root = epath.Path(paths.expanded(data_dir, "data_dir (or $MCL_JAX_DATA)"))
     final = root / "scenes" / str(Scenes.VERSION)
     if (final / "dataset_info.json").exists():
         return final
+    paths.output_folder(root, "data_dir (or $MCL_JAX_DATA)")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(prefix=".preparing-", dir=final.parent)

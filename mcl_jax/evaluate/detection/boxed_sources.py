@@ -15,6 +15,7 @@ from mcl_jax.data import coco_json
 from mcl_jax.data.scenes.builder import prepare_scenes
 from mcl_jax.data.sources import TfdsSource, tfds_directory
 from mcl_jax.errors import UserError
+from mcl_jax.paths import existing_folder, shown
 
 # TFDS's names of the mark for objects that detectors neither learn from nor are judged by.
 _IGNORED = ("is_crowd", "is_difficult")
@@ -58,18 +59,17 @@ class CocoSource:
           UserError: as `coco_json.read`; the folder or the first image is not there.
         """
         self._instances = coco_json.read(annotations)
-        self._folder = Path(folder)
+        self._folder = existing_folder(folder, "image folder")
         self.class_names = self._instances.class_names
-        if not self._folder.is_dir():
-            raise UserError(f"the image folder {self._folder} does not exist")
-        name = self._instances.images[0].file_name
-        if not (self._folder / name).is_file():
-            moved = (self._folder / Path(name).name).is_file()
+        path = self._instances.images[0].path(self._folder)
+        if not os.path.isfile(path):
+            moved = os.path.isfile(os.path.join(self._folder, os.path.basename(path)))
             hint = (
                 "give the folder above it" if moved else "give the folder that file names start in"
             )
+            name = shown(self._instances.images[0].file_name)
             raise UserError(
-                f"{self._folder} lacks {name}, the first image of {annotations}; {hint}"
+                f"{shown(self._folder)} lacks {name}, the first image of {shown(annotations)}; {hint}"
             )
 
     def __len__(self) -> int:
@@ -78,12 +78,14 @@ class CocoSource:
     def __getitem__(self, index: int) -> BoxedRecord:
         image = self._instances.images[index]
         annotations = self._instances.of(image)
+        with open(image.path(self._folder), "rb") as file:
+            data = file.read()
         return BoxedRecord(
-            (self._folder / image.file_name).read_bytes(),
+            data,
             relative_boxes([a.box for a in annotations], image.height, image.width),
             np.array([a.label for a in annotations], np.int32),
             np.array([a.crowd for a in annotations], bool),
-            image.file_name,
+            shown(image.file_name),
         )
 
 

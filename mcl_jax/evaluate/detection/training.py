@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
@@ -26,6 +25,7 @@ from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.functions import Functions, Inputs, compiled
 from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.keys import Purpose, key_for
+from mcl_jax.report.progress import Bar
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
 
@@ -99,7 +99,7 @@ def fit(
     state = _State(conduct.folder, identity or {})
     start, (trained, memory) = state.load((trained, memory), functions)
     feed = Feed(detector, functions, frozen, data, seed, conduct)
-    bar = tqdm(total=s.steps, initial=start, unit="step", disable=not conduct.progress)
+    bar = Bar(total=s.steps, initial=start, unit="step", disable=not conduct.progress)
     loss, since = np.float32(0), time.monotonic()
     with bar:
         for step, (inputs, targets) in feed.batches(start):
@@ -178,7 +178,7 @@ class Feed:
         n, functions = len(self._data), self._functions
         rows = _chunks(2 * n, _chunk_size(self._settings, functions.mesh))
         kept = None
-        bar = tqdm(total=2 * n, unit="image", desc="frozen", disable=not self._conduct.progress)
+        bar = Bar(total=2 * n, unit="image", desc="frozen", disable=not self._conduct.progress)
         with bar:
             for chunk, batch in read_ahead(self.read, rows, self._conduct.threads):
                 inputs = _plain_inputs(batch.images, batch.extents, chunk >= n)
@@ -256,7 +256,7 @@ def detect(
     trained = {part: variables[part] for part in detector.trained}
     found, truths, left = [], [], len(data)
     rows = _chunks(len(data), _chunk_size(detector.settings, mesh))
-    bar = tqdm(total=len(data), unit="image", desc="test", disable=not conduct.progress)
+    bar = Bar(total=len(data), unit="image", desc="test", disable=not conduct.progress)
     with bar:
         for batch in read_ahead(data.read, rows, conduct.threads):
             images, extents = functions.split((batch.images, batch.extents))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mcl_jax import sharding
-from mcl_jax.data.record import Source
+from mcl_jax.data.record import Source, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate import embedding
@@ -150,10 +150,10 @@ def _mapped(body: Callable, mesh: Mesh) -> Callable:
 
 
 def _classes(dataset: str, train: Source, test: Source) -> int:
-    if not train.class_names or not test.class_names or train[0].label < 0:
+    if reason := why_unlabeled(train) or why_unlabeled(test):
         raise UserError(
-            f"{dataset} has no labels; linear evaluation needs a TFDS data set with a label, or a "
-            "folder whose sub-folders are the classes"
+            f"{dataset} has no labels ({reason}); linear evaluation needs a TFDS data set with a "
+            "label, or a folder whose sub-folders are the classes"
         )
     if train.class_names != test.class_names:
         raise UserError(

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from mcl_jax import losses, sharding
 from mcl_jax.data import loader_settings, pipeline
@@ -21,6 +20,7 @@ from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import pool
 from mcl_jax.models.layers import Context
 from mcl_jax.objectives.build import numerics_of
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 
 Array = jax.Array
@@ -88,7 +88,7 @@ def collect(
     numbers, rows = [], []
     loader = loader_settings.of_this_process(config["data"], batch_size)
     batches = pipeline.evaluation_batches(source, loader)
-    bar = tqdm(batches, name, total, unit="batch", disable=jax.process_index() != 0)
+    bar = Bar(batches, name, total, unit="batch", disable=jax.process_index() != 0)
     with batches:
         for batch in bar:
             inputs = {key: batch[key] for key in ("image", "extent")}

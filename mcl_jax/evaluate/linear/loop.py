@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mcl_jax import program, sharding
 from mcl_jax.data import loader_settings, pipeline
@@ -28,6 +27,7 @@ from mcl_jax.evaluate.linear import classifier
 from mcl_jax.evaluate.linear.classifier import Classifiers
 from mcl_jax.evaluate.linear.evaluation import Evaluation
 from mcl_jax.report.metrics import MetricWriter
+from mcl_jax.report.progress import Bar
 from mcl_jax.runtime import lease, optional, storage
 from mcl_jax.runtime.preemption import Preemption
 from mcl_jax.runtime.storage import Place
@@ -129,7 +129,7 @@ def _train(
             + (" (resumed)" if start else ""),
             file=sys.stderr,
         )
-    bar = tqdm(total=total, initial=start, unit="step", disable=not first_process)
+    bar = Bar(total=total, initial=start, unit="step", disable=not first_process)
     with (
         pipeline.batches(
             evaluation.train,
@@ -162,7 +162,7 @@ def _record(
     values: Mapping[str, np.ndarray],
     lrs: tuple[float, ...],
     writer: MetricWriter,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
     named = {
         f"{name}/lr{lr:g}": float(value)

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mcl_jax.data.image_labels import DIFFICULT, PRESENT
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.linear import svm_fit
 from mcl_jax.evaluate.linear.svm_fit import Machines, Split
+from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 
 
@@ -101,7 +101,7 @@ class _Job:
     def each(self, title: str, work: Any, arguments: list[tuple]) -> list[Any]:
         """work(*arguments[i]) for every i, in threads and with a bar."""
         threads = self.settings.threads or len(os.sched_getaffinity(0))
-        bar = partial(tqdm, desc=title, total=len(arguments), unit="SVM")
+        bar = partial(Bar, desc=title, total=len(arguments), unit="SVM")
         return svm_fit.in_threads(work, arguments, threads=threads, progress=bar)
 
 

@@ -4,7 +4,9 @@ A GPU's trace has the kernels of every stream, a TPU's the operations of a core,
 operations of all its threads. Nothing but JAX is needed to read it.
 """
 
+import contextlib
 import re
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +61,46 @@ def longest(
                 step()
         events = list(read(Path(folder)))
     return summary(events, steps, source_of=sources(program_text), count=count)
+
+
+class Window:
+    """Some steps of a run under the profiler: a trace in a folder, the longest operations on stderr.
+
+    Args:
+      steps: (first, last), both inside, counted from 1 as the logs count; None: no trace.
+      folder: created; tensorboard and Perfetto read what is in it.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+        self._first, self._last = steps or (0, 0)
+        self._folder = folder
+        self._begun = 0  # the step of which the trace is open; 0: none
+
+    def before(self, step: int, inputs: Any) -> None:
+        """Call before a step is sent off; `inputs` are what it waits for."""
+        if step == self._first or (self._first < step <= self._last and not self._begun):
+            jax.block_until_ready(inputs)
+            jax.profiler.start_trace(self._folder)
+            self._begun = step
+
+    def after(self, step: int, outputs: Any, program: jax.stages.Compiled) -> None:
+        """Call after a step was sent off."""
+        if self._begun and step == self._last:
+            jax.block_until_ready(outputs)
+            jax.profiler.stop_trace()
+            steps, self._begun = step - self._begun + 1, 0
+            events = list(read(self._folder))
+            result = summary(events, steps, sources(program.as_text()), LONGEST)
+            print(f"trace of {steps} steps in {self._folder}", file=sys.stderr)
+            print(as_text(result), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends a trace whose last step did not come."""
+        if self._begun:
+            self._begun = 0
+            with contextlib.suppress(RuntimeError):
+                jax.profiler.stop_trace()
+            print(f"the run ended inside the trace in {self._folder}", file=sys.stderr)
 
 
 def read(folder: Path) -> Iterator[Event]:

@@ -1,0 +1,65 @@
+"""Draws the low-data training sets of the paper (Table 4): 1, 2, 5 and 10 % of COCO's images.
+
+mcl-jax coco-subset datasets/coco/annotations/instances_train2017.json --percent 1 2 5 10
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from mcl_jax import cli
+from mcl_jax.data import coco_json
+from mcl_jax.errors import UserError
+
+PERCENTS = (1, 2, 5, 10)
+
+
+def draw(image_ids: list[int], percent: float, seed: int) -> list[int]:
+    """A sorted share of the images, at least one; smaller shares of a seed are part of larger ones.
+
+    Depends on ids and seed alone, not on the order of the file. `random()` is what Python promises
+    to keep the same in all versions, which it does not of `shuffle` and `sample`.
+    """
+    generator = random.Random(seed)
+    order = sorted((generator.random(), image_id) for image_id in sorted(image_ids))
+    return sorted(image_id for _, image_id in order[: max(1, round(len(order) * percent / 100))])
+
+
+def subset(content: dict, chosen: list[int]) -> dict:
+    """The annotation file of these images; categories and everything else stay."""
+    kept = set(chosen)
+    return content | {
+        "images": [image for image in content["images"] if image["id"] in kept],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+    }
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    parser = cli.Parser(prog=program, description=__doc__.splitlines()[0])
+    parser.add_argument("annotations", type=Path, help="COCO's instances_train2017.json")
+    parser.add_argument(
+        "--percent", type=float, nargs="+", default=PERCENTS, help="of the images (1 2 5 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--out", type=Path, help="folder (default: that of the annotations)")
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    if wrong := [p for p in options.percent if not 0 < p <= 100]:
+        raise UserError(f"--percent {wrong[0]:g} must be above 0 and at most 100")
+    content = coco_json.read(options.annotations).content
+    ids = [image["id"] for image in content["images"]]
+    out = options.out or options.annotations.parent
+    out.mkdir(parents=True, exist_ok=True)
+    for percent in options.percent:
+        chosen = draw(ids, percent, options.seed)
+        part = subset(content, chosen)
+        stem = out / f"{options.annotations.stem}_{percent:g}percent"
+        stem.with_suffix(".json").write_text(json.dumps(part), encoding="utf-8")
+        stem.with_suffix(".txt").write_text("\n".join(map(str, chosen)) + "\n", encoding="utf-8")
+        print(
+            f"wrote {stem}.json and .txt: {len(chosen)} of {len(ids)} images, "
+            f"{len(part['annotations'])} annotations (seed {options.seed})"
+        )

@@ -1,0 +1,51 @@
+"""kNN accuracy and scale consistency of a checkpoint:
+
+    mcl-jax knn --workdir runs/demo
+    mcl-jax knn --workdir runs/r50 --dataset=tfds:imagenet2012 --json=runs/r50/knn.json
+
+The checkpoint's own config says the rest (section `knn`).
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from absl import flags
+
+from mcl_jax import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+OVERRIDES = {
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
+    ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
+    ("knn", "bank_split"): flags.DEFINE_string("bank_split", None, "images that vote"),
+    ("knn", "query_split"): flags.DEFINE_string("query_split", None, "images to classify"),
+    ("knn", "neighbors"): flags.DEFINE_integer("neighbors", None, "images that vote on each"),
+    ("knn", "temperature"): flags.DEFINE_float("temperature", None, "of the votes"),
+    ("knn", "max_images"): flags.DEFINE_integer("max_images", None, "the first so many per split"),
+}
+JSON = flags.DEFINE_string("json", None, "also write the result to this file")
+
+
+def main(_: Sequence[str]) -> None:
+    from mcl_jax import program, sharding
+    from mcl_jax.configs import base
+    from mcl_jax.errors import UserError
+    from mcl_jax.evaluate import monitor
+    from mcl_jax.runtime import checkpoint, storage
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not WORKDIR.value:
+        raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
+    state, meta = checkpoint.read(WORKDIR.value)
+    defaults = program.plain_config(base.get_config())
+    config = cli.complete(meta["config"], defaults, OVERRIDES)
+    values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
+    print(
+        f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbors']} neighbors"
+    )
+    print(monitor.as_text(values))
+    if JSON.value:
+        evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
+        result = {"step": meta["step"], "config": evaluated, "values": values}
+        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")

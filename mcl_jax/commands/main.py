@@ -1,0 +1,74 @@
+"""`mcl-jax COMMAND ...`: finds the command, starts it, and ends with its exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import mcl_jax
+from mcl_jax import exit_codes
+from mcl_jax.commands import registry, words
+from mcl_jax.configs import path_of
+from mcl_jax.errors import UserError
+
+HELP = ("-h", "--help", "-help")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line; None: this process's own."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in HELP:
+        print(words.overview(), file=sys.stdout if arguments else sys.stderr)
+        sys.exit(exit_codes.DONE if arguments else exit_codes.USER_ERROR)
+    if arguments[0] == "--version":
+        print(mcl_jax.__version__)
+        sys.exit(exit_codes.DONE)
+    try:
+        command, rest = registry.find(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.USER_ERROR)
+    start(command.module(), f"mcl-jax {command.name}", rest)
+
+
+def script(name: str) -> NoReturn:
+    """A script of the repository that has become a command: the same flags."""
+    main([*name.split(), *sys.argv[1:]])
+
+
+def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn:
+    """Runs one command with its arguments."""
+    from mcl_jax import cli
+
+    # allocator and log settings have to stand before JAX is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", getattr(module, "CPP_LOG_LEVEL", "2"))
+    sys.argv = [program, *_with_config_files(arguments)]
+    if hasattr(module, "parser"):
+        options = module.parser(program).parse_args(sys.argv[1:])
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        sys.exit(cli.guarded(module.main, options))
+    if any(argument in HELP for argument in arguments):
+        from mcl_jax.commands import flag_help
+
+        print(flag_help.of_command(program, module))
+        sys.exit(exit_codes.DONE)
+    cli.run(module.main)
+    sys.exit(exit_codes.DONE)
+
+
+def _with_config_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the file in the place of a configuration's short name."""
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            break
+        if name == "--config" and equals:
+            found[place] = f"--config={path_of(value)}"
+        elif argument == "--config" and place + 1 < len(arguments):
+            found[place + 1] = path_of(arguments[place + 1])
+    return found

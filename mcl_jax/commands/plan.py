@@ -1,0 +1,59 @@
+"""What a run will need on a pod, without the pod:
+
+    pip install -e ".[tpu]"
+    mcl-jax plan --config configs/mcl.py --topology v5e:16x16
+    mcl-jax plan --config configs/demo.py --topology cpu:8 --json plan.json
+
+Topologies: v2, v3, v4, v5e, v5p and v6e with the shape of the slice (v4 and v5p have three
+dimensions), cpu:N, or gpu for what is here. Times are bounds from published peaks, not promises.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mcl_jax import cli
+
+CPP_LOG_LEVEL = "3"  # the TPU compiler says a lot
+CONFIG = cli.define_config()
+TOPOLOGY = flags.DEFINE_string("topology", None, "e.g. v5e:16x16, v4:4x4x8, cpu:8, gpu")
+SLICES = flags.DEFINE_integer("slices", 1, "pod slices that run as one job")
+IMAGES = flags.DEFINE_integer(
+    "images", None, "training images; default: known for ImageNet and COCO", lower_bound=1
+)
+CACHE = flags.DEFINE_string("cache", "~/.cache/mcl_jax/plans", "earlier figures; empty: none")
+JSON = flags.DEFINE_string("json", None, "also write the plan to this file")
+
+# Images of the splits that the paper trains on: planning needs no data.
+KNOWN = {
+    ("tfds:imagenet2012", "train"): 1_281_167,
+    ("tfds:coco/2017", "train"): 118_287,
+    ("tfds:coco/2017", "train+unlabeled"): 241_690,
+}
+
+
+def main(_: Sequence[str]) -> None:
+    config = cli.config_of(CONFIG)
+    if not TOPOLOGY.value:
+        cli.fail("--topology is missing, e.g. --topology v5e:16x16")
+
+    from mcl_jax.planning import plan, topology
+
+    where = topology.parse(TOPOLOGY.value, SLICES.value)
+    topology.prepare_process(where)
+    cache = Path(CACHE.value) if CACHE.value else None
+    result = plan.make(config, where, IMAGES.value or images_of(config), cache)
+    print(plan.describe(result))
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def images_of(config) -> int:
+    """Training images of a configuration: known ones, or what its data set says."""
+    from mcl_jax.data.sources import open_source
+
+    data = config.data
+    known = KNOWN.get((data.dataset, data.split))
+    return known or len(open_source(data.dataset, data.split, data.data_dir or None))

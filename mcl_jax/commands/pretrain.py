@@ -1,0 +1,70 @@
+"""Pre-trains; the same command resumes.
+
+    mcl-jax pretrain --config demo --workdir runs/demo
+    mcl-jax pretrain --config mcl:c4,loss=b --workdir runs/c4 --config.optimizer.epochs=200
+
+Any key of configs/base.py can be set. SIGTERM and Ctrl-C save, and end with exit code 75.
+On several hosts, run it on each with --distributed; where JAX cannot find the others by itself (it
+can on Cloud TPU, SLURM, Open MPI and Kubernetes), add --coordinator HOST:PORT --processes N --process I.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from mcl_jax import cli, exit_codes
+from mcl_jax.errors import UserError
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and pictures")
+STOP_AFTER = flags.DEFINE_integer(
+    "stop_after", None, "save and stop after this many steps of this run", lower_bound=1
+)
+PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST steps to trace into WORKDIR/profile, e.g. 20:25"
+)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one process of several that form a job")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+PROCESSES = flags.DEFINE_integer("processes", None, "of the job", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0 on", lower_bound=0)
+
+
+def first_and_last(text: str) -> tuple[int, int]:
+    """The steps of --profile."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise UserError(f"--profile {text!r} is not FIRST:LAST, steps from 1 on, e.g. 20:25")
+    return int(first), int(last)
+
+
+def main(_: Sequence[str]) -> int:
+    import jax
+
+    from mcl_jax import api, train
+    from mcl_jax.runtime import hosts
+    from mcl_jax.runtime.health import TrainingStopped
+    from mcl_jax.runtime.preemption import Preempted
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = cli.config_of(CONFIG)
+    workdir = train.check_workdir(WORKDIR.value)
+    profiled = first_and_last(PROFILE.value) if PROFILE.value else None
+    if DISTRIBUTED.value or COORDINATOR.value:
+        lost_after = config.log.lost_host_s
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, lost_after)
+    try:
+        api.pretrain(config, workdir, stop_after=STOP_AFTER.value, profile=profiled, owner=True)
+    except TrainingStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return exit_codes.UNHEALTHY
+    except Preempted:
+        return exit_codes.STOPPED
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        hosts.leave_after(error, workdir)
+    if jax.process_index() == 0:
+        print(f"done: {workdir}", file=sys.stderr)
+    return exit_codes.DONE

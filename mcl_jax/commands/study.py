@@ -1,0 +1,63 @@
+"""Compares methods: mcl-jax study --config configs/study_photos.py:cpu
+
+Pre-trains and scores every row of the study; finished rows are kept in --results and the same
+command goes on where it stopped. The tables go to --document after every row, and so does the
+picture of AP against labels, beside it.
+
+    mcl-jax study --config configs/study_photos.py:cpu --figure iou --control random
+
+draws AP gained over a control by IoU threshold from what is finished, and computes nothing;
+--figure labels draws the other picture and the tables again.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mcl_jax import cli, exit_codes
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", "runs/study", "checkpoints of the rows")
+RESULTS = flags.DEFINE_string("results", "", "folder of one JSON per finished row and seed")
+DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "where the tables are written")
+ROWS = flags.DEFINE_list("rows", [], "only these rows; default: all")
+SEED = flags.DEFINE_integer("seed", None, "only this seed; default: all", lower_bound=0)
+FIGURE = flags.DEFINE_enum("figure", None, ["labels", "iou"], "only draw, from finished rows")
+CONTROL = flags.DEFINE_string("control", "random", "the row that --figure iou compares with")
+
+
+def main(_: Sequence[str]) -> int:
+    config = cli.config_of(CONFIG)
+    if "study" not in config:
+        cli.fail("--config has no section 'study'; use configs/study_photos.py")
+
+    from mcl_jax.runtime import storage
+    from mcl_jax.runtime.compile_cache import compile_cache
+    from mcl_jax.study import figures, rows, runs, table
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    results = Path(RESULTS.value or config.study.results)
+    document, workdir = Path(DOCUMENT.value), storage.locate(WORKDIR.value)
+    if FIGURE.value == "iou":
+        path = document.with_name(f"{document.stem}_iou.png")
+        names = list(config.study.rows)
+        figures.gains_by_iou(path, table.read(results), names, config.study.shown, CONTROL.value)
+        print(path)
+        return exit_codes.DONE
+    results.mkdir(parents=True, exist_ok=True)
+    if not FIGURE.value:
+        with compile_cache(workdir / "xla_cache"):  # rows that differ in their seed share programs
+            for row, seed in rows.runs(config, ROWS.value):
+                if SEED.value not in (None, seed):
+                    continue
+                try:
+                    runs.complete(config, row, seed, workdir, results, owner=True)
+                except runs.Stopped:
+                    print("stopped on request; the same command goes on", file=sys.stderr)
+                    return exit_codes.STOPPED
+                table.show(config, results, document)
+    print(table.show(config, results, document), end="")
+    return exit_codes.DONE

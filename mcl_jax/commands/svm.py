@@ -1,0 +1,72 @@
+"""Linear SVMs on a checkpoint's frozen backbone: mAP of image-level labels (DetCo Table 10):
+
+    mcl-jax svm --workdir runs/r50 --dataset=tfds:voc/2007 \\
+        --train_split=train+validation --test_split=test --json=runs/r50/svm.json
+    mcl-jax svm --workdir runs/demo --dataset=folder:/photos --shots= \\
+        --train_split='train[:80%]' --test_split='train[80%:]' --stages=res3,res5
+    mcl-jax svm --workdir runs/demo --train_json=train.json --train_images=train \\
+        --test_json=test.json --test_images=test
+
+The checkpoint's own config says the rest (section `svm`). See docs/measures.md.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from absl import flags
+
+from mcl_jax import cli
+from mcl_jax.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+OVERRIDES = {
+    ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
+    ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
+    ("svm", "train_split"): flags.DEFINE_string("train_split", None, "trains the SVMs"),
+    ("svm", "test_split"): flags.DEFINE_string("test_split", None, "tests them"),
+    ("svm", "stages"): flags.DEFINE_list("stages", None, "maps to read: res2,res3,res4,res5"),
+    ("svm", "threads"): flags.DEFINE_integer("threads", None, "SVMs trained at a time; 0: CPUs"),
+}
+SHOTS = flags.DEFINE_list("shots", None, "images per class of low-shot rows: 1,2,4; empty: none")
+COCO = {
+    f"{part}_{kind}": flags.DEFINE_string(f"{part}_{kind}", None, what)
+    for part in ("train", "test")
+    for kind, what in (("json", "COCO's annotations, for a data set"), ("images", "their folder"))
+}
+JSON = flags.DEFINE_string("json", None, "also write the result to this file")
+PROCESSES = flags.DEFINE_bool("distributed", False, "several hosts: jax.distributed.initialize()")
+
+
+def main(_: Sequence[str]) -> None:
+    files = {name: flag.value for name, flag in COCO.items()}
+    missing = [name for name, value in files.items() if not value]
+    if not WORKDIR.value or 0 < len(missing) < len(files):
+        name = missing[0] if WORKDIR.value else "workdir"
+        raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
+    import jax
+
+    from mcl_jax import program, sharding
+    from mcl_jax.configs import base
+    from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
+    from mcl_jax.runtime import checkpoint, storage
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if PROCESSES.value:
+        jax.distributed.initialize()
+    state, meta = checkpoint.read(WORKDIR.value)
+    config = cli.complete(meta["config"], program.plain_config(base.get_config()), OVERRIDES)
+    if JSON.value and not storage.has_folder(storage.absolute(JSON.value)):
+        raise UserError(f"--json {JSON.value}: there is no such folder")
+    if SHOTS.value is not None:
+        cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
+    train, test = svm.open_splits(config, None if missing else files)
+    mesh, backbone = sharding.make_mesh(), evaluation.frozen_backbone(state)
+    result = svm.run(config, backbone, train, test, mesh)
+    if jax.process_index() != 0:
+        return
+    head = f"{train.name} -> {test.name}, step {meta['step']}"
+    print(head, svm_measure.as_text(result, config["svm"]["costs"]), sep="\n")
+    if JSON.value:
+        result = {"step": meta["step"]} | svm.described(config, files) | result
+        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")

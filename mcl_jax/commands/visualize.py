@@ -1,0 +1,59 @@
+"""Shows what a checkpoint sees, as PNG sheets:
+
+    mcl-jax visualize runs/demo
+    mcl-jax visualize runs/r50 photos/ cat.jpg --out pictures
+    mcl-jax visualize runs/r50 photos/ --against runs/moco
+
+features.png: every pyramid level's features in color. retrieval.png: shrunk images look for
+themselves among full-size ones (a 28 px query, answers of 224 px). montage.png: what training makes
+of the images, every tile with the level that it feeds. activation.png: where res2..res5 are active,
+beside those of --against (DetCo Figure 4): the sum over channels of squared outputs (Zagoruyko and
+Komodakis, 2017), scaled to 0..1 in every map. Without images, those of the run's own data.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mcl_jax import cli
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="a run of pretrain.py, or one checkpoint")
+    parser.add_argument("images", type=Path, nargs="*", help="image files or folders of them")
+    parser.add_argument("--against", type=Path, help="another checkpoint, for activation.png")
+    parser.add_argument("--out", type=Path, help="folder (default: CHECKPOINT/pictures)")
+    parser.add_argument("--count", type=int, default=16, help="images at most (16)")
+    parser.add_argument("--rows", type=int, default=4, help="rows of features and per scale (4)")
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    from mcl_jax import program
+    from mcl_jax.configs import base
+    from mcl_jax.errors import UserError
+    from mcl_jax.evaluate import activation, pictures, visualize
+    from mcl_jax.runtime import checkpoint, storage
+
+    for name in ("count", "rows"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
+    folders = [folder for folder in (options.checkpoint, options.against) if folder]
+    read = [checkpoint.read(folder) for folder in folders]
+    defaults = program.plain_config(base.get_config())
+    networks = [
+        activation.Checkpoint(name, state, cli.complete(meta["config"], defaults, {}))
+        for name, (state, meta) in zip(activation.names(folders), read, strict=True)
+    ]
+    images = visualize.load(options.images, networks[0].config, options.count)
+    for reason in images.unreadable:
+        print(f"passed over: {reason}", file=sys.stderr)
+    out = storage.locate(options.out or options.checkpoint / "pictures")
+    storage.make_folder(out)
+    print(f"looking at {len(images.names)} images ...", file=sys.stderr)
+    written = pictures.write(out, networks, images, options.rows)
+    step = f"step {read[0][1]['step']}, {len(images.names)} images"
+    print(f"wrote {out}/{', '.join(written[:-1])} and {written[-1]} ({step})")

@@ -1,0 +1,44 @@
+"""Progress on stderr: a bar on a terminal, a line now and then in a log file."""
+
+import io
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY_S = 60.0  # s between two lines
+LINE = "{desc}{n_fmt}/{total_fmt}, {rate_fmt}{postfix}, {remaining} left"
+
+
+class Bar(tqdm):
+    """tqdm's bar; where stderr is no terminal, whole lines and never a carriage return.
+
+    Args:
+      every_s: s between two lines.
+      Others: tqdm's.
+    """
+
+    def __init__(self, *arguments: Any, every_s: float = EVERY_S, **options: Any):
+        self._lines = not sys.stderr.isatty()
+        if self._lines:
+            options |= {"mininterval": every_s, "maxinterval": every_s, "miniters": 1}
+            options |= {"bar_format": LINE, "delay": 1e-9}  # no line before anything is done
+        super().__init__(*arguments, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self._lines:
+            return super().display(msg, pos)
+        self.fp.write(f"{str(self).strip()}\n")
+        self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        if self._lines and not self.disable:
+            if self.n > self.initial and self.n != self.last_shown():
+                self.display()
+            self.fp, self.leave = io.StringIO(), False  # what tqdm would write beside the lines
+        super().close()
+
+    def last_shown(self) -> int:
+        """Of how many the last line told; -1 before the first."""
+        return self.last_print_n if self.last_print_t > self.start_t else -1

@@ -1,0 +1,118 @@
+"""What runs learned, in words: one alone, or several side by side."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcl_jax.errors import UserError
+from mcl_jax.report import metrics
+from mcl_jax.runtime import storage
+
+FILES = {
+    "montages": "montage.png",
+    "curves": "curves.png",
+    "model card": "card.html",
+    "metrics": "metrics.jsonl",
+    "checkpoint": "checkpoints",
+    "weights": "*/*.pkl",
+    "fine-tuning": "*/*.yaml",
+    "report": "*/report.txt",
+}
+
+
+def learned(workdir: Path) -> tuple[str, bool]:
+    """(lines about a run, whether its loss fell and kNN, where measured, rose).
+
+    Raises:
+      UserError: if the folder holds no metrics.
+    """
+    lines, losses = _lines(workdir)
+    share = max(1, len(losses) // 10)
+    first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
+    said = [f"loss       {first:.3f} -> {last:.3f}"]
+    if top1 := [line["top1/level0"] for line in lines if "top1/level0" in line]:
+        end = sum(top1[-share:]) / share
+        said.append(f"retrieval  {top1[0]:.1%} -> {end:.1%} of views find their image")
+    good = last < first
+    if knn := [line["knn"] for line in lines if "knn" in line]:
+        said.append(f"kNN        {knn[0]:.1%} untrained -> {knn[-1]:.1%} on held-out images")
+        good = good and knn[-1] > knn[0]
+    else:
+        said.append("kNN        not measured: the images have no labels (class sub-folders)")
+    folder = storage.locate(workdir)
+    for name, pattern in FILES.items():
+        said += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
+    return "\n".join(said), good
+
+
+def side_by_side(workdirs: Sequence[Path]) -> str:
+    """A table with a run in each row; folders without metrics are left out, and named.
+
+    Columns: what the runs' configurations differ in, the last step, the last loss and kNN accuracy,
+    images/s (median), hours of training.
+
+    Raises:
+      UserError: if none of the folders holds a run.
+    """
+    rows, configs, missing = {}, {}, []
+    for workdir in workdirs:
+        try:
+            lines, losses = _lines(workdir)
+        except UserError:
+            missing.append(str(workdir))
+            continue
+        path = storage.locate(workdir) / "config.json"
+        there = storage.is_file(path)
+        configs[workdir] = dict(_flat(json.loads(storage.read(path)))) if there else {}
+        rows[workdir] = _row(lines, losses, configs[workdir].get("data.batch_size"))
+    if not rows:
+        raise UserError(f"none of {', '.join(missing)} has a metrics.jsonl with losses")
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    differ = [k for k in keys if len({str(c.get(k, "-")) for c in configs.values()}) > 1]
+    header = ["run", *differ, *next(iter(rows.values()))]
+    cells = [
+        [str(w), *(_short(configs[w].get(key, "-")) for key in differ), *row.values()]
+        for w, row in rows.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [
+        "  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *cells)
+    ]
+    return "\n".join([*lines, *(f"left out: {name} (no metrics)" for name in missing)])
+
+
+def _row(
+    lines: Sequence[Mapping[str, Any]], losses: Sequence[float], batch: int | None
+) -> dict[str, str]:
+    knn = [line["knn"] for line in lines if "knn" in line]
+    rates = sorted(line["images_per_s"] for line in lines if "images_per_s" in line)
+    return {
+        "step": f"{max(line['step'] for line in lines):,}",
+        "loss": f"{losses[-1]:.3f}",
+        "kNN": f"{knn[-1]:.1%}" if knn else "-",
+        "images/s": f"{rates[len(rates) // 2]:.0f}" if rates else "-",
+        "hours": f"{metrics.training_seconds(lines, batch) / 3600:.2f}" if batch else "-",
+    }
+
+
+def _lines(workdir: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    lines = metrics.read(workdir)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    if not losses:
+        raise UserError(f"{workdir} has no metrics.jsonl with losses; give a --workdir of pretrain")
+    return lines, losses
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else f"{text[:13]}...{text[-14:]}"

@@ -1,0 +1,227 @@
+"""Where metrics can be looked at while a run goes on: TensorBoard, Weights & Biases, MLflow.
+
+The record is metrics.jsonl (metrics.py); these are views of it. One that fails is left, with one
+warning: training goes on.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from mcl_jax.errors import UserError
+from mcl_jax.runtime import log as log_files
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
+
+log = logging.getLogger(__name__)
+# What pip installs, by the writer.
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+_PREFIX = "mcl_jax"  # of paths whose event files are logs of ours
+ID_FILE = "{}_run.txt"  # in the workdir: by which id a service knows this run
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run's writers are told.
+
+    Attributes:
+      writers: `log.writers`.
+      project: `log.project`.
+      config: of the run, plain.
+    """
+
+    writers: tuple[str, ...] = ("jsonl", "tensorboard")
+    project: str = "mcl_jax"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class View(Protocol):
+    """One writer."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def demand_installed(writers: tuple[str, ...]) -> None:
+    """UserError for a writer whose package is not there."""
+    for name in writers:
+        if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+            raise UserError(
+                f"log.writers holds {name!r}, but its package is not installed: "
+                f"pip install 'mcl_jax[{name}]'"
+            )
+
+
+def open_views(workdir: Place, resume_step: int, about: About) -> list[View]:
+    """The views that `log.writers` names, in its order."""
+    return [
+        _Guarded(name, lambda make=VIEWS[name]: make(workdir, resume_step, about))
+        for name in about.writers
+        if name in VIEWS
+    ]
+
+
+class TensorBoard:
+    """Event files in WORKDIR/tensorboard."""
+
+    def __init__(self, workdir: Place, resume_step: int, about: About):
+        # here, for it imports torch where there is one: seconds that only the writing process needs
+        from tensorboardX import SummaryWriter, record_writer
+
+        storage.make_folder(workdir / "tensorboard")
+        record_writer.register_writer_factory(_PREFIX, _EventFiles)
+        folder = f"{_PREFIX}:{workdir / 'tensorboard'}"
+        self._events = SummaryWriter(folder, purge_step=resume_step + 1, flush_secs=30)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _EventFiles:
+    """How tensorboardX opens a file: its own writing thread would die of a full disk."""
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """The folder was made before."""
+
+    @staticmethod
+    def open(path: str) -> log_files.Log:
+        return log_files.open_log(storage.locate(path.removeprefix(f"{_PREFIX}:")))
+
+
+class Wandb:
+    """Weights & Biases: project `log.project`, the run's name is the workdir's.
+
+    $WANDB_MODE=offline leaves everything in WORKDIR/wandb, for `wandb sync`. A resumed run goes on
+    under its id; steps that it had reported already are kept as they were.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, about: About):
+        import wandb
+
+        known = workdir / ID_FILE.format("wandb")
+        self._run = wandb.init(
+            project=about.project,
+            name=workdir.resolve().name,
+            dir=str(workdir),
+            id=known.read_text().strip() if known.is_file() else None,
+            resume="allow",
+            config=dict(about.config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        known.write_text(f"{self._run.id}\n")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Mlflow:
+    """MLflow: experiment `log.project`, at $MLFLOW_TRACKING_URI or in WORKDIR/mlruns."""
+
+    def __init__(self, workdir: Path, resume_step: int, about: About):
+        from mlflow import MlflowClient
+
+        with _file_store_allowed():
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").resolve().as_uri()
+            self._client = MlflowClient(tracking_uri=uri)
+            known = workdir / ID_FILE.format("mlflow")
+            if known.is_file():
+                self._id = known.read_text().strip()
+                self._client.update_run(self._id, status="RUNNING")
+            else:
+                self._id = self._new(workdir.resolve().name, about)
+                known.write_text(f"{self._id}\n")
+
+    def _new(self, name: str, about: About) -> str:
+        """The id of a run that is begun."""
+        from mlflow.entities import Param
+
+        found = self._client.get_experiment_by_name(about.project)
+        number = found.experiment_id if found else self._client.create_experiment(about.project)
+        run = self._client.create_run(number, run_name=name).info.run_id
+        for batch in _batches([Param(key, str(x)[:500]) for key, x in _flat(about.config)]):
+            self._client.log_batch(run, params=batch)
+        return run
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = round(1e3 * time.time())
+        for batch in _batches([Metric(name, x, now, step) for name, x in values.items()]):
+            self._client.log_batch(self._id, metrics=batch)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+VIEWS: dict[str, Callable[[Path, int, About], View]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "mlflow": Mlflow,
+}
+
+
+class _Guarded:
+    """A view that does not end the run when it fails."""
+
+    def __init__(self, name: str, make: Callable[[], View]):
+        self._name = name
+        self._view: View | None = None
+        self._try(lambda: setattr(self, "_view", make()))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if view := self._view:
+            self._try(lambda: view.write(step, values))
+
+    def close(self) -> None:
+        if view := self._view:
+            self._try(view.close)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:  # a service may raise anything
+            self._view = None
+            reason = " ".join(str(error).split())[:200]
+            log.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
+
+
+@contextlib.contextmanager
+def _file_store_allowed() -> Iterator[None]:
+    """MLflow keeps runs in plain files only where it is told that this is meant."""
+    name = "MLFLOW_ALLOW_FILE_STORE"
+    before = os.environ.get(name)
+    os.environ[name] = before or "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _batches(items: list[Any], size: int = 100) -> Iterator[list[Any]]:
+    """MLflow takes so many at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

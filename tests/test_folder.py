@@ -1,0 +1,146 @@
+"""Folders as they are found: odd names, what is left out, why there are no labels, the digest."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from mcl_jax.data.record import data_digest, why_unlabeled
+from mcl_jax.data.sources import open_source
+
+
+def write_images(root, names):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((4, 4, 3), i, np.uint8))
+    return f"folder:{root}"
+
+
+def names_of(source):
+    return [source[i].name for i in range(len(source))]
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_names_may_be_any_bytes_and_are_shown_with_replacements(tmp_path):
+    write_images(tmp_path, ["a/1.png", "b/2.png"])
+    root = os.fsencode(tmp_path)
+    for name in (b"a/caf\xe9.png", "a/\U0001f600.png".encode(), "b/été.png".encode()):
+        os.link(root + b"/a/1.png", root + b"/" + name)
+    source = open_source(f"folder:{tmp_path}", "train", None)
+    # the order is that of the bytes, in every locale
+    assert names_of(source) == [
+        "a/1.png",
+        "a/caf\ufffd.png",
+        "a/\U0001f600.png",
+        "b/2.png",
+        "b/été.png",
+    ]
+    assert source.labels == (0, 0, 0, 1, 1) and source[1].data == source[0].data
+    halves = [open_source(f"folder:{tmp_path}", s, None) for s in ("train[:2]", "train[2:]")]
+    assert sorted(sum((h.files for h in halves), ())) == sorted(source.files)
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    json.dumps(names_of(source)).encode("ascii"), "".join(names_of(source)).encode()
+
+
+LOCALES = {
+    "C": {"LC_ALL": "C"},
+    "ASCII file names": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_odd_locales_give_the_same_images_in_the_same_order(tmp_path, locale):
+    write_images(tmp_path, ["a/été.png", "b/2.png"])
+    os.link(tmp_path / "b/2.png", os.fsencode(tmp_path) + b"/b/caf\xe9.png")
+    code = (
+        "import sys; from mcl_jax.data.folder import open_folder; from mcl_jax.paths import shown\n"
+        "source = open_folder(sys.argv[1], 'train[:2]'); source[0], source[1]\n"
+        "print(ascii([r.name for r in source]), source.digest)\n"
+        "from mcl_jax.data.left_out import tell_once; tell_once(source[0].name + shown(sys.argv[1]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        env=environment | LOCALES[locale], capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    here = open_source(f"folder:{tmp_path}", "train[:2]", None)
+    assert done.stdout.strip() == f"{ascii(names_of(here))} {here.digest}"
+
+
+def test_what_is_left_out_is_counted_and_named_once_by_kind(tmp_path, caplog):
+    dataset = write_images(tmp_path, ["a/1.png", "a/2.PNG", "b/3.jpeg"])
+    for stray in ("a/x.HEIC", "a/y.heic", "b/no_suffix", "b/._3.jpeg", "__MACOSX/a/._1.png"):
+        (tmp_path / stray).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / stray).write_bytes(b"x")
+    os.symlink("nowhere", tmp_path / "a" / "broken.jpg")
+    os.symlink("loop.jpg", tmp_path / "a" / "loop.jpg")
+    os.mkfifo(tmp_path / "b" / "pipe.jpg")
+    (tmp_path / "c.jpg").mkdir()  # a folder, whatever it is called
+    sources = [open_source(dataset, split, None) for split in ("train", "train[:2]", "train")]
+    assert names_of(sources[0]) == ["a/1.png", "a/2.PNG", "b/3.jpeg"]
+    (message,) = told(caplog)
+    for part in (
+        "2 x .heic file (the first is a/x.HEIC)",
+        "1 x file without suffix (the first is b/no_suffix)",
+        "2 x macOS resource fork (the first is __MACOSX)",
+        "2 x broken link (the first is a/broken.jpg)",
+        "1 x pipe, socket or device (the first is b/pipe.jpg)",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["train/a/1.png", "train/b/2.png", "val/a/3.png"],
+            r"splits train \(2 images\), val \(1 images\): all of them are taken as one.*"
+            r"give folder:\S+/train",
+        ),
+        (["a/1.png", "b/2.png", "preview.jpg"], r"1 of 3 images lie beside.*preview.jpg.*move"),
+        (["images/a/1.png", "images/b/2.png"], r"one sub-folder, images.*give folder:\S+/images"),
+    ],
+)
+def test_why_there_are_no_labels_and_what_to_give_is_said_once(tmp_path, caplog, names, words):
+    dataset = write_images(tmp_path, names)
+    sources = [open_source(dataset, "train", None) for _ in range(2)]
+    (message,) = told(caplog)
+    assert re.search(words, message) and len(message.splitlines()) == 1
+    assert re.search(words, why_unlabeled(sources[0])) and sources[0].class_names is None
+    if given := re.search(r"give (folder:\S+),?", message):
+        assert why_unlabeled(open_source(given[1].rstrip(","), "train", None)) == ""
+
+
+def test_flat_folders_are_not_worth_a_word(tmp_path, caplog):
+    source = open_source(write_images(tmp_path, ["1.png", "2.png"]), "train", None)
+    assert not caplog.records and "no sub-folders" in why_unlabeled(source)
+
+
+def test_digest_changes_with_names_and_sizes_alone(tmp_path):
+    dataset = write_images(tmp_path / "one", ["a/1.png", "b/2.png"])
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    before = data_digest(open_source(dataset, "train", None))
+    assert (
+        len(before) == 64
+        and data_digest(open_source(f"folder:{tmp_path}/copy", "train", None)) == before
+    )
+    os.utime(tmp_path / "one/a/1.png", (1, 1))
+    assert data_digest(open_source(dataset, "train", None)) == before
+    with open(tmp_path / "one/a/1.png", "ab") as file:
+        file.write(b"\0")
+    grown = data_digest(open_source(dataset, "train", None))
+    os.rename(tmp_path / "one/a/1.png", tmp_path / "one/a/3.png")
+    renamed = data_digest(open_source(dataset, "train", None))
+    assert len({before, grown, renamed}) == 3
