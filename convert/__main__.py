@@ -1,7 +1,6 @@
 """Converts checkpoints: mcl-jax convert --help, or python -m convert --help."""
 
 import argparse
-from pathlib import Path
 
 import jax
 
@@ -11,7 +10,7 @@ from mcl_jax.convert import checkpoints, imports, recognition
 from mcl_jax.convert.arguments import BASE, OFFICIAL, parser
 from mcl_jax.convert.targets import authors
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import checkpoint
+from mcl_jax.runtime import checkpoint, storage
 from mcl_jax.settings import files
 
 EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
@@ -19,8 +18,8 @@ EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 
 def convert(options: argparse.Namespace) -> list[str]:
     """Does what was asked; returns the lines to print."""
-    options.source = Path(paths.expanded(options.source, "source"))
-    options.out = Path(paths.expanded(options.out, "--out"))
+    options.source = storage.locate(paths.expanded(options.source, "source"))
+    options.out = storage.locate(paths.expanded(options.out, "--out"))
     if options.origin:
         return read(options)
     if options.config:
@@ -49,6 +48,8 @@ def read(options: argparse.Namespace) -> list[str]:
         raise UserError(f"{flags}: for --to alone")
     if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
+    if not storage.renames(options.source):
+        raise UserError(f"{options.source}: --from reads files of this machine; copy it here first")
     config = files.load(path_of(options.config)) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:

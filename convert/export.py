@@ -20,6 +20,8 @@ from mcl_jax.convert.names.views import View
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.report import card
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Job:
     parts: tuple[str, ...]
     folded: bool
     changes: tuple[str, ...]
-    weights: Path
+    weights: Place
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -114,12 +116,12 @@ def export(
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
     source: str,
-    out: Path,
+    out: Place,
     parts: str | None = None,
     folded: bool = False,
     changes: Sequence[str] = (),
-    workdir: Path | None = None,
-) -> list[Path]:
+    workdir: Place | None = None,
+) -> list[Place]:
     """Writes weights, the target's own files, report.json, report.txt and card.html into `out`.
 
     The written weights are read back, compared with the checkpoint array by array, and run on a
@@ -149,7 +151,7 @@ def export(
     a = architectures.from_config(meta["config"])
     part_names = chosen_parts(target, parts, meta["config"])
     weights = f"mcl_{target.stem(a, part_names)}{target.format.suffix}"
-    path = out.resolve() / weights
+    path = storage.absolute(out) / weights
     job = Job(state, meta, parts=part_names, folded=folded, changes=tuple(changes), weights=path)
     target.demand(job)
     target.format.check()  # last: what cannot be asked for needs no library

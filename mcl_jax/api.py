@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.frozen import FrozenNetwork
+from mcl_jax.runtime import storage
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 from mcl_jax.state import TrainState
@@ -124,7 +125,7 @@ def pretrain(
 
     def write_exports(step: int) -> None:
         for target in targets:
-            out = Path(workdir) / "exports" / target
+            out = storage.locate(workdir) / "exports" / target
             if _exported_step(out) != step:
                 export(workdir, target, out)
 
@@ -139,10 +140,10 @@ def pretrain(
     )
 
 
-def _exported_step(folder: Path) -> int | None:
+def _exported_step(folder: storage.Place) -> int | None:
     """Of which step an export is; None without one."""
     report = folder / "report.json"
-    return json.loads(report.read_text())["step"] if report.is_file() else None
+    return json.loads(storage.read(report))["step"] if storage.is_file(report) else None
 
 
 def load(path: str | Path, *, origin: str | None = None) -> FrozenNetwork:
@@ -162,8 +163,8 @@ def load(path: str | Path, *, origin: str | None = None) -> FrozenNetwork:
       >>> network.names
       ('res2', 'res3', 'res4', 'res5', 'P4', 'P5')
     """
-    path = Path(path)
-    if path.is_file():
+    path = storage.locate(path)
+    if storage.is_file(path):
         return _load_file(path, origin)
     from mcl_jax import program
     from mcl_jax.configs import base
@@ -240,12 +241,12 @@ def export(
     if target not in EXPORTS:
         raise UserError(f"target {target!r} is not one of {', '.join(EXPORTS)}")
     request = checkpoints.Request(
-        source=Path(source),
+        source=storage.locate(source),
         target=target,
-        out=Path(out),
+        out=storage.locate(out),
         parts=parts,
         average=average,
         divide_weights=divide_weights,
         fold_norms=fold_norms,
     )
-    return [Path(path) for path in checkpoints.write(request)[0]]
+    return [storage.locate(path) for path in checkpoints.write(request)[0]]

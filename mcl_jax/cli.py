@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mcl_jax import path_flags
+from mcl_jax import exit_codes, path_flags
 from mcl_jax.errors import UserError
-from mcl_jax.exit_codes import USER_ERROR
+from mcl_jax.runtime.optional import Forgiving
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
@@ -97,7 +97,7 @@ def set_value(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and exit code 2."""
+    """Runs main(argv); a UserError or a wrong flag becomes one line on stderr and its exit code."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
@@ -106,6 +106,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         path_flags.check()
         return main(argv)
 
+    sys.stderr = Forgiving(sys.stderr)  # a log on a full disk must not end a run
     with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
 
@@ -117,7 +118,7 @@ def mistakes_in_one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except (AssertionError, RuntimeError):
         if (message := platform_mistake()) is None:
             raise
@@ -149,10 +150,10 @@ def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
         return function(*arguments)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints `error: message` on one line and exits with code 2."""
+def fail(message: str, code: int = exit_codes.USER_ERROR) -> NoReturn:
+    """Prints `error: message` on one line and exits."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -1,11 +1,24 @@
-"""The one exception for mistakes a user can mend; scripts print it as one line and exit 2."""
+"""Errors that a user can mend; scripts print them as one line and exit with the error's code."""
+
+from mcl_jax import exit_codes
 
 
 class UserError(ValueError):
     """A mistake in input, configuration or environment, told in one line.
 
     The message names the offending value and what would be right.
+
+    Attributes:
+      exit_code: of a script that ends with it.
     """
+
+    exit_code = exit_codes.USER_ERROR
+
+
+class CannotSave(UserError):
+    """What a run is for, checkpoints or results, cannot be written: the disk is full or away."""
+
+    exit_code = exit_codes.CANNOT_SAVE
 
 
 class EmptySplit(UserError):

@@ -8,6 +8,7 @@ FAILED = 1
 USER_ERROR = 2
 UNHEALTHY = 3
 LOST_HOST = 4
+CANNOT_SAVE = 5
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 MEANINGS = {
@@ -16,5 +17,6 @@ MEANINGS = {
     USER_ERROR: "a mistake in flags, configuration, data or files: one line on stderr",
     UNHEALTHY: "pre-training stopped itself: NaN, or features that collapsed",
     LOST_HOST: "another process of the job was lost; start all of them again",
+    CANNOT_SAVE: "checkpoints or results cannot be written any more: make room, then start again",
     STOPPED: "stopped by SIGTERM or Ctrl-C, everything is saved: start the same command again",
 }

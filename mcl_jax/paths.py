@@ -17,7 +17,7 @@ import tempfile
 
 from mcl_jax.errors import UserError
 
-_BUCKET = "gs://"
+_BUCKET = re.compile(r"gs://?(?=[^/])")  # pathlib makes gs:/BUCKET of gs://BUCKET
 _PICTURES = (".png", ".svg", ".pdf", ".jpg")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -50,7 +50,7 @@ def native(name: str) -> str:
 
 def is_bucket(path: str | os.PathLike) -> bool:
     """Whether it lies in a bucket instead of on a disk."""
-    return os.fspath(path).startswith(_BUCKET)
+    return _BUCKET.match(os.fspath(path)) is not None
 
 
 def expanded(path: str | os.PathLike, name: str) -> str:
@@ -68,7 +68,7 @@ def expanded(path: str | os.PathLike, name: str) -> str:
     if not text.strip():
         raise UserError(f"{name} is empty; give a path")
     if is_bucket(text):
-        return text
+        return _BUCKET.sub("gs://", text, count=1)
     if _URL.match(text):
         raise _refused(name, text, "is a URL; give a path or gs://BUCKET/NAME")
     whole = os.path.expanduser(text)

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from mcl_jax.report.progress import Bar
 from mcl_jax.report.run_page import RunPage
 from mcl_jax.report.step_log import Callback, StepLog
 from mcl_jax.report.throughput import Throughput
-from mcl_jax.runtime import hosts, provenance
+from mcl_jax.runtime import hosts, lease, optional, provenance, storage
 from mcl_jax.runtime.checkpoint import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 def pretrain(
     config: Mapping[str, Any],
-    workdir: str | Path,
+    workdir: str | os.PathLike,
     stop_after: int | None = None,
     owner: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -56,8 +56,8 @@ def pretrain(
 
     Args:
       config: as configs/base.py.
-      workdir: created; receives config.json, checkpoints/, metrics.jsonl, tensorboard/,
-        montage.png and curves.png, and XLA's compile cache.
+      workdir: a folder or gs://BUCKET/NAME, created; receives config.json, checkpoints/,
+        metrics.jsonl, tensorboard/, montage.png and curves.png, and XLA's compile cache.
       stop_after: steps of this call after which to save and stop; None: run to the end.
       owner: whether the process belongs to this run, as a script's does: then SIGTERM stops it too,
         and before the first new step both signals end the process. Handlers and JAX's compile cache
@@ -70,14 +70,17 @@ def pretrain(
       The last state. Without `owner`, Ctrl-C returns early, after saving.
 
     Raises:
-      UserError: for anything wrong with config, data or checkpoint.
+      UserError: for anything wrong with config, data or checkpoint; `lease.Held` if another run is
+        in this workdir, `CannotSave` if nothing can be saved any more.
       TrainingStopped: on NaN or collapse.
       Preempted: with `owner`, if a signal stopped the run before its end, after saving.
     """
     started = time.monotonic()
     door.check(config)
     writers.demand_installed(tuple(config["log"]["writers"]))
-    workdir = Path(paths.output_folder(workdir, "workdir"))
+    workdir = storage.absolute(paths.output_folder(workdir, "workdir"))
+    storage.reachable(workdir)
+    optional.begin()
     first_process = jax.process_index() == 0
     with (
         Preemption(owner) as preemption,
@@ -92,8 +95,10 @@ def pretrain(
         teaching.check_run(config, mesh.size, len(source))
         run = program.build(config, mesh, images=len(source))
         monitor = KnnMonitor(run, source)
-        workdir.mkdir(parents=True, exist_ok=True)
-        with Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer:
+        with (
+            lease.hold(workdir) as ownership,
+            Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer,
+        ):
             saved = checkpointer.latest_step
             health = HealthCheck(config["log"], config["model"]["projector_out"], saved)
             meta = _meta(run, source)
@@ -126,6 +131,7 @@ def pretrain(
                 bar,
             ):
                 steps = StepLog(writer, page, health, meter, bar, callbacks)
+                checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
                 if start == 0:
                     writer.write(0, monitor.evaluate(state))
                     meter.restart(0)
@@ -148,6 +154,8 @@ def pretrain(
                         steps.keep(done, values)
                     if save:  # only what passed the health check
                         steps.write()
+                        if ownership is not None:
+                            ownership.check()
                         checkpointer.save(state, meta)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
@@ -167,7 +175,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def _results(
-    run: Program, workdir: Path, start: int, enabled: bool
+    run: Program, workdir: storage.Place, start: int, enabled: bool
 ) -> Iterator[tuple[MetricWriter, RunPage | None]]:
     """Metrics and the run's page; however the run ends, both are closed and complete."""
     config, log_section = program.plain_config(run.config), run.config["log"]
@@ -220,7 +228,7 @@ def _restore_or_start(
     return program.new_state(run) if found is None else found[0]
 
 
-def _announce(run: Program, source: Source, start: int, show: bool, workdir: Path) -> None:
+def _announce(run: Program, source: Source, start: int, show: bool, workdir: storage.Place) -> None:
     if start == run.total_steps:
         _say(f"step {start} of {run.total_steps}: nothing left to do", show)
         return
@@ -233,7 +241,8 @@ def _announce(run: Program, source: Source, start: int, show: bool, workdir: Pat
         )
     if show:
         plain = program.plain_config(run.config)
-        (workdir / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+        with optional.optional("config.json"):
+            storage.write(workdir / "config.json", json.dumps(plain, indent=2) + "\n")
     b = run.config["data"]["batch_size"]
     _say(
         f"{len(source)} images, {run.mesh.size} {jax.default_backend()} device(s), batch {b}, "
@@ -248,22 +257,25 @@ def _say(message: str, show: bool) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: Path) -> None:
+def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: storage.Place) -> None:
     """montage.png: the first device's inputs of step 0, exactly as the step makes them."""
     b = run.objective.images_per_device
     images = {name: batch[name][:b] for name in run.objective.batch_fields}
     inputs = jax.jit(run.objective.inputs)(program.seed_argument(run), 0, images, 0)
-    plots.sheet(
-        workdir / "montage.png",
-        run.objective.pictures(inputs),
-        run.config["augment"]["mean"],
-        run.config["augment"]["std"],
-        columns=run.config["log"]["montages"],
-    )
+    with optional.optional("montage.png"):
+        plots.sheet(
+            workdir / "montage.png",
+            run.objective.pictures(inputs),
+            run.config["augment"]["mean"],
+            run.config["augment"]["std"],
+            columns=run.config["log"]["montages"],
+        )
 
 
-def check_workdir(workdir: str | None) -> Path:
+def check_workdir(workdir: str | None) -> storage.Place:
     """The --workdir flag as a usable folder; UserError otherwise."""
     if not workdir:
         raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
-    return Path(paths.output_folder(workdir, "--workdir"))
+    place = storage.locate(paths.output_folder(workdir, "--workdir"))
+    storage.reachable(place)
+    return place

@@ -1,6 +1,7 @@
 """Eight CPU devices, and one tiny configuration that every test of the method shares."""
 
 import gc
+import importlib.util
 import json
 import os
 from importlib.metadata import version
@@ -97,6 +98,19 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """A Google Cloud Storage server on this machine with the bucket `mcl`; see gcs_server.py."""
+    for name in ("gcsfs", "gcp_storage_emulator"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    import gcs_server
+
+    with gcs_server.Service() as service, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STORAGE_EMULATOR_HOST", service.url)
+        yield service
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from conftest import tiny_config
 
 from mcl_jax import program, sharding
-from mcl_jax.errors import UserError
-from mcl_jax.runtime import checkpoint
+from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.runtime import checkpoint, storage
 
 
 def make_run(devices=1, **model):
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, 
         try:
             checkpointer.save(state.replace(step=np.int32(2)), meta)
             with pytest.raises(
-                UserError, match="of step 2 was not written, .* newest is of step 1"
+                CannotSave, match="of step 2 was not written, .* newest is of step 1"
             ):
                 checkpointer.wait()
         finally:
@@ -179,7 +179,7 @@ def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, 
         assert "step 2 was not written" in capsys.readouterr().err
         with monkeypatch.context() as full:
             usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-            full.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+            full.setattr(storage.shutil, "disk_usage", lambda _: usage)
             checkpointer.save(state.replace(step=np.int32(3)), meta)
         assert "step 3 was not written: it takes" in capsys.readouterr().err
         checkpointer.save(state.replace(step=np.int32(4)), meta)  # there is room again

@@ -116,7 +116,7 @@ def test_jobs_of_four_two_and_one_process_train_alike_through_sigterm_and_loss(c
     job[1].send_signal(signal.SIGKILL)  # the other must not wait for ever
     (code, messages), _ = finish(job)
     # a collective fails, or JAX's own watch notices first and aborts
-    assert code in (hosts.LOST_HOST, -signal.SIGABRT), messages
+    assert code in (exit_codes.LOST_HOST, -signal.SIGABRT), messages
     assert "another host was lost" in messages or "another task died" in messages, messages
     assert "Traceback" not in messages and newest(shared) >= saved
 

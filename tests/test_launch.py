@@ -58,13 +58,14 @@ def test_tpu_vm_prints_what_it_would_do_and_starts_a_run_that_parses():
     created = shlex.split(tpu_vm("create").stdout)
     assert created[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "mcl"]
     missing = tpu_vm("setup", REPO="https://host/mcl_jax")
-    assert missing.returncode != 0 and "SHARE=HOST:/PATH is missing" in missing.stderr
-    assert tpu_vm("setup", REPO="url", SHARE="10.0.0.2:/mcl", BUCKET="data").returncode == 0
+    assert missing.returncode != 0 and "BUCKET=NAME is missing" in missing.stderr
+    assert tpu_vm("setup", REPO="url", BUCKET="data").returncode == 0
     wrong = tpu_vm("start")
     assert wrong.returncode == 2 and "'start' is not one of create" in wrong.stderr
-    started = shlex.split(tpu_vm("run", FLAGS="--config.seed=3").stdout)
+    started = shlex.split(tpu_vm("run", BUCKET="data", FLAGS="--config.seed=3").stdout)
     command = next(x for x in started if x.startswith("--command=")).partition("=")[2]
     words = shlex.split(command.partition("nohup ")[2].partition(" <")[0])
+    assert "gs://data/runs/r50" in words
     understood(words)
     assert words[-1] == "--config.seed=3"
 

@@ -1,12 +1,14 @@
 """Metric lines survive a kill and a resume; rates and pictures."""
 
 import json
+import resource
 from types import SimpleNamespace
 
 import numpy as np
 
 from mcl_jax import montage
 from mcl_jax.report import metrics, plots, throughput
+from mcl_jax.runtime import optional
 
 
 def test_a_resumed_run_drops_the_lines_it_will_redo_and_a_line_cut_by_a_kill(tmp_path):
@@ -30,6 +32,30 @@ def test_a_resumed_run_drops_the_lines_it_will_redo_and_a_line_cut_by_a_kill(tmp
 def test_other_processes_write_nothing(tmp_path):
     metrics.MetricWriter(tmp_path, 0, enabled=False).write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_costs_no_line_once_there_is_room_again(tmp_path, capsys):
+    optional.begin()
+    writer = metrics.MetricWriter(tmp_path, 0, enabled=True)
+    writer.write(1, {"loss": 0.5})
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / metrics.FILE).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, unlimited[1]))  # a part of a line fits
+    try:
+        writer.write(2, {"loss": 0.25})
+        writer.write(3, {"loss": 0.125})
+        with optional.optional("curves.png"):
+            plots.curves(tmp_path / "curves.png", metrics.read(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1]
+    assert not list(tmp_path.glob("curves*"))
+    writer.write(4, {"loss": 0.0})
+    writer.close()
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said] == ["metrics.jsonl", "curves.png"]
+    assert all("not written, the run goes on without" in line for line in said)
 
 
 def test_throughput_counts_images_and_waiting(monkeypatch):

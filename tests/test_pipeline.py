@@ -215,6 +215,17 @@ def test_missing_file_counts_as_unreadable(tmp_path, caplog):
     assert "2.png" in caplog.text
 
 
+def test_a_folder_that_went_away_is_named(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.png").write_bytes(paint(i))
+    source = open_source(f"folder:{folder}", "train", None)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"the folder {folder} is not there any more"):
+        take(1, source)
+
+
 def test_source_smaller_than_the_batch_repeats_and_warns(caplog):
     (batch,) = take(1, NumberedSource(3))
     assert np.bincount(batch["index"]).min() >= 2

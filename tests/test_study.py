@@ -1,7 +1,7 @@
 """The study's bookkeeping: rows, claims, resumption, the table between its marks."""
 
-import fcntl
 import json
+import threading
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +12,7 @@ from conftest import shrink_networks
 from mcl_jax.configs import study_photos, study_scenes
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
+from mcl_jax.runtime import lease
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.study import figures, rows, runs, table
 
@@ -65,16 +66,24 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
         return {"row": row, "config": rows.fingerprint(rows.config_of_run(config, row, seed))}
 
     monkeypatch.setattr(runs, "measure", measure)
+
+    def hold(folder, held, until):
+        with lease.hold(folder):
+            held.set()
+            until.wait()
+
+    held, done_holding = threading.Event(), threading.Event()
     results, workdir = tmp_path / "results", tmp_path / "work"
     results.mkdir()
     assert runs.complete(config, "mcl", 1, workdir, results)
     assert json.loads((results / "mcl-seed1.json").read_text())["row"] == "mcl"
     assert not runs.complete(config, "mcl", 1, workdir, results)  # finished
-    claim = workdir / "byol-seed0" / "running"
-    claim.parent.mkdir()
-    with claim.open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)  # as another process would hold it
-        assert not runs.complete(config, "byol", 0, workdir, results)
+    thread = threading.Thread(target=hold, args=(workdir / "byol-seed0", held, done_holding))
+    thread.start()
+    held.wait()
+    assert not runs.complete(config, "byol", 0, workdir, results)
+    done_holding.set()
+    thread.join()
     assert runs.complete(config, "byol", 0, workdir, results)  # its owner is gone
     assert done == [("mcl", 1), ("byol", 0)]
     config.data.threads, config.numerics.remat = 7, True  # change no number

@@ -1,5 +1,6 @@
 """Runs survive what breaks them; scripts/torture.py does the same, longer."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax import sharding, train
-from mcl_jax.faults import data, runs, torture
+from mcl_jax.faults import data, folders, runs, torture
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,16 @@ def test_killed_runs_repeat_the_uninterrupted_one_bit_by_bit(job):
 def test_sigterm_leaves_with_75_and_nothing_lost(job):
     outcomes = dict(torture.terminations(job, ("compiling", "stepping")))
     assert outcomes["compiling"] == "nothing to save" and outcomes["stepping"].endswith("saved")
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_the_first_ends_as_alone(job):
+    refused, first = itertools.islice(folders.second_owner(job), 2)
+    assert "is in use: host " in refused and "same losses" in first
+
+
+def test_a_disk_without_room_for_a_byte_ends_a_run_with_one_line_and_code_5(job):
+    (last,) = itertools.islice(folders.disk_full(job), 1)
+    assert "checkpoints in a row could not be written" in last
 
 
 def test_a_run_that_does_not_survive_is_noticed(job):

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from mcl_jax.paths import output_folder
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 
-def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
-    """Lets `fill` write into a temporary folder beside `out`, then moves the files there.
+def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
+    """Lets `fill` write into a temporary folder, beside `out` on disks, then moves the files there.
 
     Files of the same names in `out` are replaced, others are left alone.
 
@@ -29,15 +31,17 @@ def write(out: Path, fill: Callable[[Path], None]) -> list[Path]:
       UserError: if `out` is a file or may not be written; and whatever `fill` raises, with nothing
         left behind.
     """
-    out = Path(output_folder(out, "--out"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    out = storage.locate(output_folder(out, "--out"))
+    storage.reachable(out)
+    storage.make_folder(out.parent)
+    beside = out.parent if storage.renames(out) else None
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=beside))
     try:
         fill(temporary)
-        out.mkdir(exist_ok=True)
+        storage.make_folder(out)
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
-            (temporary / name).replace(out / name)
+            storage.adopt(temporary / name, out / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / name for name in names]

@@ -9,7 +9,6 @@ The checkpoint's own config says the rest (section `knn`).
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -33,7 +32,7 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
-    from mcl_jax.runtime import checkpoint
+    from mcl_jax.runtime import checkpoint, storage
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if not WORKDIR.value:
@@ -49,4 +48,4 @@ def main(_: Sequence[str]) -> None:
     if JSON.value:
         evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
         result = {"step": meta["step"], "config": evaluated, "values": values}
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")

@@ -34,12 +34,13 @@ def main(_: Sequence[str]) -> int:
     if "study" not in config:
         cli.fail("--config has no section 'study'; use configs/study_photos.py")
 
+    from mcl_jax.runtime import storage
     from mcl_jax.runtime.compile_cache import compile_cache
     from mcl_jax.study import figures, rows, runs, table
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     results = Path(RESULTS.value or config.study.results)
-    document, workdir = Path(DOCUMENT.value), Path(WORKDIR.value)
+    document, workdir = Path(DOCUMENT.value), storage.locate(WORKDIR.value)
     if FIGURE.value == "iou":
         path = document.with_name(f"{document.stem}_iou.png")
         names = list(config.study.rows)

@@ -13,7 +13,6 @@ The checkpoint's own config says the rest (section `svm`). See docs/measures.md.
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -50,14 +49,14 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax import program, sharding
     from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
-    from mcl_jax.runtime import checkpoint
+    from mcl_jax.runtime import checkpoint, storage
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if PROCESSES.value:
         jax.distributed.initialize()
     state, meta = checkpoint.read(WORKDIR.value)
     config = cli.complete(meta["config"], program.plain_config(base.get_config()), OVERRIDES)
-    if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
+    if JSON.value and not storage.has_folder(storage.absolute(JSON.value)):
         raise UserError(f"--json {JSON.value}: there is no such folder")
     if SHOTS.value is not None:
         cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
@@ -70,4 +69,4 @@ def main(_: Sequence[str]) -> None:
     print(head, svm_measure.as_text(result, config["svm"]["costs"]), sep="\n")
     if JSON.value:
         result = {"step": meta["step"]} | svm.described(config, files) | result
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")

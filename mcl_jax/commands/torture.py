@@ -23,7 +23,7 @@ SCRATCH = flags.DEFINE_string(
 
 
 def main(_: Sequence[str]) -> int:
-    from mcl_jax.faults import data, runs, torture
+    from mcl_jax.faults import data, folders, runs, torture
 
     with tempfile.TemporaryDirectory() as temporary:
         parent = Path(SCRATCH.value or temporary).absolute()
@@ -42,6 +42,10 @@ def main(_: Sequence[str]) -> int:
             changes = torture.device_changes(job, (8, 4, 2, 8), data.LOSS_TOLERANCE)
             said = [f"{n} devices: losses within {worst:.1e}" for n, worst in changes]
             _say("other numbers of devices", said)
+            _say("second owner", [*folders.second_owner(job)])
+            _say("disk full for everything", [*folders.disk_full(job)])
+            _say("data folder gone", [*folders.data_gone(job)])
+            _say("data changed", [*folders.data_changed(job)])
             _say("images", data.images(scratch / "images", IMAGES.value, SEED.value))
             _say("decoding worker killed", data.worker_killed(SEED.value))
             _say("mistakes", data.mistakes(job))

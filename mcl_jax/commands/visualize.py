@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> None:
     from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import activation, pictures, visualize
-    from mcl_jax.runtime import checkpoint
+    from mcl_jax.runtime import checkpoint, storage
 
     for name in ("count", "rows"):
         if getattr(options, name) < 1:
@@ -51,8 +51,9 @@ def main(options: argparse.Namespace) -> None:
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
-    out = Path(paths.output_folder(options.out or options.checkpoint / "pictures", "--out"))
-    out.mkdir(parents=True, exist_ok=True)
+    place = options.out or storage.locate(options.checkpoint) / "pictures"
+    out = storage.locate(paths.output_folder(place, "--out"))
+    storage.make_folder(out)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
     written = pictures.write(out, networks, images, options.rows)
     step = f"step {read[0][1]['step']}, {len(images.names)} images"

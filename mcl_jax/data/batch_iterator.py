@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from mcl_jax.data.decode import DecodeError, Repair, decode_to_canvas
 from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.quiet_opencv import quiet_opencv
-from mcl_jax.data.record import Record, Source
+from mcl_jax.data.record import Source
 from mcl_jax.errors import UserError
 
 _NAMES_SHOWN = 3
@@ -137,16 +138,25 @@ class BatchIterator:
 
 
 def _diagnose(source: Source, index: int) -> tuple[str, str]:
-    """(name, reason) of an unreadable record, read once more since workers send only its index."""
-    record = None
+    """(name, reason) of an unreadable record, read once more since workers send only its index.
+
+    Raises:
+      UserError: the folder that it was in is gone.
+    """
+    name = f"record {index}"
     try:
         record = source[index]
+        name = record.name
         decode_to_canvas(record.data, 1)
         reason = "readable on a second try"
-    except (DecodeError, OSError) as error:
+    except DecodeError as error:
         reason = str(error)
-    return _name(source, index, record), reason
-
-
-def _name(source: Source, index: int, record: Record | None) -> str:
-    return record.name if record is not None else f"record {index}"
+    except OSError as error:
+        name, reason = str(error.filename or name), error.strerror or str(error)
+        folder = os.path.dirname(name)
+        if isinstance(error, FileNotFoundError) and folder and not os.path.isdir(folder):
+            raise UserError(
+                f"{name} cannot be read: the folder {folder} is not there any more. Put it back, then "
+                "run the same command again"
+            ) from error
+    return name, reason

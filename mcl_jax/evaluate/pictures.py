@@ -4,14 +4,14 @@ Shapes: see visualize.py.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mcl_jax.evaluate import activation, visualize
 from mcl_jax.report import sheets
+from mcl_jax.runtime.storage import Place
 
 
 def write(
-    folder: Path,
+    folder: Place,
     checkpoints: Sequence[activation.Checkpoint],
     images: visualize.Images,
     rows: int,

@@ -3,6 +3,7 @@
 The network is small enough that starting takes longer than training.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -60,8 +61,10 @@ class Job:
     program: tuple[str, ...] = PRETRAIN
     xla_flags: str = "--xla_backend_optimization_level=1"
 
-    def start(self, workdir: Path, *flags: str, devices: int = 1) -> "subprocess.Popen[bytes]":
-        """The process; its messages go to WORKDIR.log."""
+    def start(
+        self, workdir: Path, *flags: str, devices: int = 1, piped: bool = False
+    ) -> "subprocess.Popen[bytes]":
+        """The process; its messages go to WORKDIR.log, `piped`: through a process that may write."""
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {self.xla_flags}",
             "JAX_COMPILATION_CACHE_DIR": str(self.scratch / "cache"),
@@ -69,13 +72,13 @@ class Job:
             "JAX_PLATFORMS": "cpu",
         }
         config = ["--config", "demo", f"--workdir={workdir}"]
-        with log_of(workdir).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *self.program, *config, *SMALL, *self.flags, *flags],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        command = [sys.executable, *self.program, *config, *SMALL, *self.flags, *flags]
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(log_of(workdir).open("ab"))
+            if piped:
+                sink = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+                log = stack.enter_context(sink.stdin)
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def run(self, workdir: Path, *flags: str, devices: int = 1) -> tuple[int, str]:
         """(exit code, all messages of this and earlier processes on this workdir)."""

@@ -7,12 +7,12 @@ follows the reader's system.
 import base64
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mcl_jax.paths import shown
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 FILE = "card.html"
 
@@ -101,11 +101,12 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
     return f'<div class="scroll"><table>\n{body}\n</table></div>\n'
 
 
-def picture(path: Path, words: str) -> str:
+def picture(path: Place, words: str) -> str:
     """A PNG inside the page; nothing if there is none."""
-    if not path.is_file():
+    try:
+        data = base64.b64encode(storage.read(path)).decode()
+    except FileNotFoundError:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">\n'
 
 
@@ -123,7 +124,7 @@ def code(text: str) -> str:
 
 
 def run_parts(
-    config: Mapping[str, Any], step: int, lines: Sequence[Mapping[str, Any]], workdir: Path | None
+    config: Mapping[str, Any], step: int, lines: Sequence[Mapping[str, Any]], workdir: Place | None
 ) -> list[str]:
     """What a pre-training run is: figures, settings, curves and montage.
 
@@ -163,8 +164,6 @@ def _learned(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Place, text: str) -> None:
     """Writes a page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    storage.write(path, text)

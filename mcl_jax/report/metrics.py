@@ -1,11 +1,12 @@
-"""Metrics to disk: JSON lines, the record; what else shows them is in writers.py."""
+"""Metrics to disk or bucket: JSON lines, the record; what else shows them is in writers.py."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mcl_jax.report.writers import About, View, open_views
+from mcl_jax.runtime import log, storage
 
 FILE = "metrics.jsonl"
 STANDARD = About()
@@ -13,6 +14,8 @@ STANDARD = About()
 
 class MetricWriter:
     """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo.
+
+    A disk or bucket that fails never raises, see `runtime/log.py`.
 
     Args:
       workdir: of the run.
@@ -22,39 +25,47 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: str | Path, resume_step: int, enabled: bool, about: About = STANDARD
+        self,
+        workdir: str | os.PathLike,
+        resume_step: int,
+        enabled: bool,
+        about: About = STANDARD,
     ):
-        self._path = Path(workdir) / FILE
         self._enabled = enabled
         self._views: list[View] = []
         if not enabled:
             return
-        kept = [line for line in read(workdir) if line["step"] <= resume_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
-        self._views = open_views(Path(workdir), resume_step, about)
+        folder = storage.absolute(workdir)
+        kept = "".join(
+            json.dumps(line) + "\n" for line in read(folder) if line["step"] <= resume_step
+        )
+        self._lines = log.open_log(folder / FILE, keep=kept.encode())
+        self._views = open_views(folder, resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled or not values:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+        self._lines.write((json.dumps({"step": step} | values) + "\n").encode())
+        self._lines.flush()
         for view in self._views:
             view.write(step, values)
 
+    def sync(self) -> None:
+        """Blocks until the lines written so far have left, or could not."""
+        if self._enabled:
+            self._lines.sync()
+
     def close(self) -> None:
+        if self._enabled:
+            self._lines.close()
         for view in self._views:
             view.close()
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """All finished lines of a workdir's metrics; a line cut by a kill is left out."""
-    path = Path(workdir) / FILE
-    if not path.exists():
-        return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in log.read(storage.locate(workdir) / FILE).decode(errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

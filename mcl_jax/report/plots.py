@@ -3,12 +3,14 @@
 Shapes: canvases float [n, H, H, 3], normalized; counts canvases per level.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
+
+from mcl_jax.runtime import storage
 
 
 def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -17,8 +19,13 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    storage.write(storage.locate(path), lambda file: figure.savefig(file, dpi=dpi, format="png"))
+
+
 def sheet(
-    path: str | Path,
+    path: str | os.PathLike,
     rows: Mapping[str, np.ndarray],
     mean: Sequence[float],
     std: Sequence[float],
@@ -40,10 +47,10 @@ def sheet(
             axis.set_axis_off()
             if column < len(pixels):
                 axis.imshow(pixels[column], interpolation="nearest")
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
-def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def curves(path: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> None:
     """Loss, retrieval, cosines, feature spread, learning rate and kNN over steps, as one PNG."""
     shown = (
         ("loss", ("loss",)),
@@ -69,10 +76,10 @@ def curves(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=7)
-    figure.savefig(path, dpi=100)
+    save(figure, path, dpi=100)
 
 
-def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str) -> None:
+def size_histogram(path: str | os.PathLike, sizes: Mapping[str, np.ndarray], title: str) -> None:
     """Distributions of instance sizes over one logarithmic axis, as one PNG.
 
     Args:
@@ -97,7 +104,7 @@ def size_histogram(path: str | Path, sizes: Mapping[str, np.ndarray], title: str
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _per_level(prefix: str, lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import mcl_jax
 from mcl_jax.report import card, metrics, plots
+from mcl_jax.runtime.optional import optional
+from mcl_jax.runtime.storage import Place
 
 
 class RunPage:
@@ -21,7 +22,7 @@ class RunPage:
         again as often.
     """
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path, total_steps: int, every_s: float):
+    def __init__(self, config: Mapping[str, Any], workdir: Place, total_steps: int, every_s: float):
         self._config, self._workdir, self._total = config, workdir, total_steps
         self._every_s, self._written = every_s, time.monotonic()
         self._pool = ThreadPoolExecutor(1)
@@ -42,6 +43,10 @@ class RunPage:
         self._write(0)
 
     def _write(self, refresh_s: float) -> None:
+        with optional("curves.png and card.html"):
+            self._write_both(refresh_s)
+
+    def _write_both(self, refresh_s: float) -> None:
         lines = metrics.read(self._workdir)
         plots.curves(self._workdir / "curves.png", lines)
         step = max((line["step"] for line in lines), default=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
+from mcl_jax.runtime import storage
 
 FILES = {
     "montages": "montage.png",
@@ -39,7 +40,9 @@ def learned(workdir: Path) -> tuple[str, bool]:
         good = good and knn[-1] > knn[0]
     else:
         said.append("kNN        not measured: the images have no labels (class sub-folders)")
-    said += [f"{name:<12} {p}" for name, x in FILES.items() for p in sorted(workdir.glob(x))]
+    folder = storage.locate(workdir)
+    for name, pattern in FILES.items():
+        said += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
     return "\n".join(said), good
 
 
@@ -59,8 +62,9 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
         except UserError:
             missing.append(str(workdir))
             continue
-        path = workdir / "config.json"
-        configs[workdir] = dict(_flat(json.loads(path.read_text()))) if path.is_file() else {}
+        path = storage.locate(workdir) / "config.json"
+        there = storage.is_file(path)
+        configs[workdir] = dict(_flat(json.loads(storage.read(path)))) if there else {}
         rows[workdir] = _row(lines, losses, configs[workdir].get("data.batch_size"))
     if not rows:
         raise UserError(f"none of {', '.join(missing)} has a metrics.jsonl with losses")

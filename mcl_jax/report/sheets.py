@@ -196,4 +196,4 @@ def _save(figure, path: Path, title: str) -> None:
         if not axis.images:
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path, dpi=110)

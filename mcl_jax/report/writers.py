@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import log as log_files
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 log = logging.getLogger(__name__)
 # What pip installs, by the writer.
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+_PREFIX = "mcl_jax"  # of paths whose event files are logs of ours
 ID_FILE = "{}_run.txt"  # in the workdir: by which id a service knows this run
 
 
@@ -55,7 +59,7 @@ def demand_installed(writers: tuple[str, ...]) -> None:
             )
 
 
-def open_views(workdir: Path, resume_step: int, about: About) -> list[View]:
+def open_views(workdir: Place, resume_step: int, about: About) -> list[View]:
     """The views that `log.writers` names, in its order."""
     return [
         _Guarded(name, lambda make=VIEWS[name]: make(workdir, resume_step, about))
@@ -67,13 +71,14 @@ def open_views(workdir: Path, resume_step: int, about: About) -> list[View]:
 class TensorBoard:
     """Event files in WORKDIR/tensorboard."""
 
-    def __init__(self, workdir: Path, resume_step: int, about: About):
+    def __init__(self, workdir: Place, resume_step: int, about: About):
         # here, for it imports torch where there is one: seconds that only the writing process needs
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter, record_writer
 
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
-        )
+        storage.make_folder(workdir / "tensorboard")
+        record_writer.register_writer_factory(_PREFIX, _EventFiles)
+        folder = f"{_PREFIX}:{workdir / 'tensorboard'}"
+        self._events = SummaryWriter(folder, purge_step=resume_step + 1, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -81,6 +86,18 @@ class TensorBoard:
 
     def close(self) -> None:
         self._events.close()
+
+
+class _EventFiles:
+    """How tensorboardX opens a file: its own writing thread would die of a full disk."""
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """The folder was made before."""
+
+    @staticmethod
+    def open(path: str) -> log_files.Log:
+        return log_files.open_log(storage.locate(path.removeprefix(f"{_PREFIX}:")))
 
 
 class Wandb:

@@ -1,1 +1,1 @@
-"""What keeps a run alive: checkpoints, jobs of several hosts, signals, health, which code ran."""
+"""What keeps a run alive: storage, one owner, checkpoints, several hosts, signals, health, origin."""

@@ -3,11 +3,12 @@
 `meta` is JSON: the plain config, the step, and what produced the checkpoint.
 """
 
+import contextlib
 import json
-import shutil
+import os
 import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,46 +17,50 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mcl_jax import paths
-from mcl_jax.errors import UserError
-from mcl_jax.runtime import hosts, integrity, renamed_keys
-from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER, ITEMS, UNFINISHED, find
+from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
+from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
+from mcl_jax.runtime.optional import one_line
+from mcl_jax.runtime.orbax_parts import quiet_orbax, state_handler
+from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
 
-
-def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Has process 0 write the replicated state alone.
-
-    By default orbax lets every device write a slice of every array: thousands of small programs to
-    compile and run while the next step waits (R50 on 8 CPU devices: 29 s for the first save and 3 s
-    for later ones, against 2.4 s and 0.3 s).
-    """
-    handlers = ocp.type_handlers
-    registry = handlers.create_type_handler_registry(
-        (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
-        (np.ndarray, handlers.NumpyHandler()),
-        (np.number, handlers.ScalarHandler()),
-    )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+FAILURES = 3  # saves in a row that fail before the run ends
+PATIENCE_S = 120.0  # that a save may take longer than until the next one
 
 
 class Checkpointer:
     """Asynchronous, atomic, sealed with digests, the newest `keep` kept. Use as a context manager.
 
-    Orbax writes to a temporary name and renames when complete, so a killed save never looks like a
-    checkpoint; what it left behind is removed at the next start.
+    Orbax writes to a temporary name and renames when complete (or commits, in a bucket), so a killed
+    save never looks like a checkpoint; what it left behind is removed at the next start. So this is
+    for the folder's owner, see lease.py.
+
+    A save that fails is reported, and the run goes on; after `FAILURES` in a row it ends.
+
+    Attributes:
+      before_commit: called in a background thread when a save is complete but for its name.
     """
 
-    def __init__(self, workdir: str | Path, keep: int):
-        self._folder = Path(workdir).absolute() / FOLDER
+    def __init__(self, workdir: str | os.PathLike, keep: int):
+        self._folder = storage.absolute(workdir) / FOLDER
         self._saving: int | None = None
         self._failed: int | None = None
+        self._failures = 0
+        self.before_commit: Callable[[], None] = lambda: None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet_orbax())
+        self._in_the_way: set[int] = set()  # steps of damaged ones that were not moved
+        if jax.process_index() == 0:
+            checkpoint_folders.clean(self._folder)
+            left = checkpoint_folders.unfinished(self._folder)
+            self._in_the_way = {int(folder.name) for folder in left if folder.name.isdigit()}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
-            cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"state": state_handler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpointer":
@@ -63,8 +68,14 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         # with a process lost, closing would wait for it at a barrier; a save under way has no name
-        if not (kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
-            self._manager.close()
+        lost = kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+        with self._quiet:
+            try:
+                if not lost:
+                    self._manager.close()
+            except Exception:  # the failed save that ends the run is told already
+                if kind is None:
+                    raise
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -94,7 +105,9 @@ class Checkpointer:
         step, problem = -1, None
         if jax.process_index() == 0:
             try:
-                step = self._newest_intact()
+                steps = self._manager.all_steps()
+                step, here = checkpoint_folders.newest_intact(self._folder, steps)
+                self._in_the_way |= here
             except (OSError, UserError) as error:
                 problem = error
         if jax.process_count() > 1:
@@ -111,37 +124,6 @@ class Checkpointer:
             )
         self._manager.reload()
         return None if step < 0 else step
-
-    def _newest_intact(self) -> int:
-        """-1 if there is no checkpoint at all."""
-        damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            reason = integrity.damage(self._folder / str(step))
-            if reason is None:
-                for newer, why in damaged.items():
-                    self._set_aside(newer, why, step)
-                return step
-            damaged[step] = reason
-        if damaged:  # left where they are: the next start must not take the folder for a new one
-            reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
-            raise UserError(
-                f"no checkpoint in {self._folder} is intact ({reasons}). Put an intact copy back, or "
-                "start anew with another --workdir"
-            )
-        return -1
-
-    def _set_aside(self, step: int, reason: str, intact: int) -> None:
-        aside = self._folder.parent / DAMAGED
-        aside.mkdir(exist_ok=True)
-        place = aside / str(step)
-        while place.exists():
-            place = place.with_name(f"{place.name}-again")
-        (self._folder / str(step)).rename(place)
-        print(
-            f"the checkpoint of step {step} is damaged ({reason}): moved to {place}, going on from "
-            f"the one before, step {intact}",
-            file=sys.stderr,
-        )
 
     def _restore(
         self, step: int, abstract: TrainState, explain: Callable[[dict[str, Any]], str]
@@ -166,11 +148,27 @@ class Checkpointer:
 
         A save that fails is reported and leaves older checkpoints as they are. A run of one process
         goes on. In a job, the process that failed ends at once, and the others as for a lost host.
+
+        Raises:
+          CannotSave: this many saves in a row have failed.
         """
         step = int(state.step)
-        self._await_last()
-        if step == self.latest_step():
+        if self._hangs():
+            self._failed, self._failures = step, self._failures + 1
+            print(
+                f"the checkpoint of step {self._saving} is still being written after "
+                f"{PATIENCE_S:.0f} s; that of step {step} is left out",
+                file=sys.stderr,
+            )
+        else:
+            self._await_last()
+        if step in (self.latest_step(), self._failed) and self._failures < FAILURES:
             return
+        if self._failures >= FAILURES:
+            raise CannotSave(
+                f"{self._failures} checkpoints in a row could not be written, see above; the newest "
+                f"is of step {self.latest_step()}. {self._advice()}"
+            )
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta | {"step": step})
         )
@@ -178,6 +176,9 @@ class Checkpointer:
         try:
             if jax.process_count() == 1:  # one process of a job could not tell the others
                 self._check_space(state)
+            if step in self._in_the_way:
+                storage.remove(self._folder / str(step))
+                self._in_the_way.remove(step)
             self._manager.save(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._report(error)
@@ -185,9 +186,21 @@ class Checkpointer:
     def _check_space(self, state: TrainState) -> None:
         """Before orbax finds out page by page."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
+        free = storage.free(self._folder)
+        if free is not None and free < needed:
             raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+    def _hangs(self) -> bool:
+        """Whether the last save is still under way after `PATIENCE_S`: a bucket may be away for long.
+
+        Processes of a job would not agree on it, so they wait.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while jax.process_count() == 1 and self._manager.is_saving_in_progress():
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.01)
+        return False
 
     def _await_last(self) -> None:
         try:
@@ -195,12 +208,14 @@ class Checkpointer:
         except Exception as error:  # as above
             self._report(error)
         else:
-            self._saving = None
+            if self._saving is not None:
+                self._saving, self._failures = None, 0
 
     def _report(self, error: Exception) -> None:
         if self._saving is not None:
             self._failed, self._saving = self._saving, None
-        reason = " ".join(str(error).split())[:200]
+            self._failures += 1
+        reason = one_line(error)
         if jax.process_count() > 1:
             hosts.leave(
                 f"stopped: the checkpoint of step {self._failed} was not written, unless its own disk "
@@ -208,38 +223,45 @@ class Checkpointer:
                 f"command; the run goes on from the newest in {self._folder}. ({reason})"
             )
         print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
-        for unfinished in self._folder.glob(UNFINISHED):
-            # its threads may still write; the next start removes what is left then
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._manager.reload()  # it has struck the oldest off its list, but not removed it
+        with contextlib.suppress(OSError):  # its threads may still write; the next start cleans up
+            checkpoint_folders.clean(self._folder)
+            self._manager.reload()  # it has struck the oldest off its list, but not removed it
 
     def _seal(self) -> None:
         """Called by orbax when a save is complete, right before it gets its name."""
         if jax.process_index() == 0:
-            for unfinished in self._folder.glob(UNFINISHED):
-                integrity.seal(unfinished, ITEMS)
+            self.before_commit()
+            for folder in checkpoint_folders.unfinished(self._folder):
+                if folder.name.partition(".")[0] == str(self._saving):
+                    integrity.seal(folder, ITEMS)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
 
         Raises:
-          UserError: if the last one could not be written.
+          CannotSave: if the last one could not be written.
         """
         self._await_last()
         newest = self.latest_step()
         if self._failed is not None and (newest is None or self._failed > newest):
-            raise UserError(
+            raise CannotSave(
                 f"the checkpoint of step {self._failed} was not written, see above; the newest is of "
-                f"step {newest}. Make room, then run the same command again"
+                f"step {newest}. {self._advice()}"
             )
 
+    def _advice(self) -> str:
+        what = (
+            "Make room" if storage.renames(self._folder) else "See that the bucket can be written"
+        )
+        return f"{what}, then run the same command again"
 
-def _saved_shapes(folder: Path) -> Any:
+
+def _saved_shapes(folder: Place) -> Any:
     """A step's state as a tree of orbax's metadata, which have shapes."""
     return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint as numpy, without needing its config or devices.
 
     Args:
@@ -273,24 +295,25 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, meta
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    return _modern(json.loads((folder / "meta" / "metadata").read_text()))
+def _read_meta(folder: Place) -> dict[str, Any]:
+    return _modern(json.loads(storage.read(folder / "meta" / "metadata")))
 
 
 def _modern(meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {"config": renamed_keys.modern(meta["config"])} if "config" in meta else meta
 
 
-def write(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> Path:
+def write(workdir: str | os.PathLike, state: TrainState, meta: dict[str, Any]) -> Place:
     """Writes one checkpoint into a workdir that `mcl-jax pretrain` can resume.
 
     Raises:
       UserError: if the workdir already holds checkpoints, or may not be written to.
     """
-    folder = Path(paths.output_folder(workdir, "--out")).absolute() / FOLDER
-    if folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir()):
+    folder = storage.absolute(paths.output_folder(workdir, "--out")) / FOLDER
+    storage.reachable(folder)
+    if any(name.isdigit() for name in storage.names(folder)):
         raise UserError(f"{workdir} already holds checkpoints; choose a new folder")
-    with Checkpointer(workdir, keep=1) as checkpointer:
+    with lease.hold(workdir), Checkpointer(workdir, keep=1) as checkpointer:
         checkpointer.save(state, meta)
         checkpointer.wait()
     return folder / str(int(state.step))

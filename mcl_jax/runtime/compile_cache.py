@@ -1,31 +1,56 @@
 """Where compiled programs are kept between runs."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.optional import tell
+from mcl_jax.runtime.storage import Place
+
+_XLA = "jax_persistent_cache_enable_xla_caches"
+
 
 @contextlib.contextmanager
-def compile_cache(folder: Path) -> Iterator[None]:
+def compile_cache(folder: Place) -> Iterator[None]:
     """Keeps compiled programs in `folder`, as long as the context is open.
 
     A cache that is set already stays: $JAX_COMPILATION_CACHE_DIR says where, or a caller did. JAX
-    has one cache a process, so this is for the program's main thread.
+    has one cache a process, so this is for the program's main thread. A cache that cannot be read
+    or written costs time alone, and is told once.
 
     Example:
       with compile_cache(workdir / "xla_cache"):
           compiled = program.lower_step(run).compile()
     """
-    if jax.config.jax_compilation_cache_dir:
-        yield
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    compilation_cache.reset_cache()  # JAX opens the cache at the first compilation, once
+    given, xla = jax.config.jax_compilation_cache_dir, getattr(jax.config, _XLA)
+    show, warnings.showwarning = warnings.showwarning, _show
     try:
+        if not given:
+            place = storage.absolute(folder)
+            _use(str(place), xla if storage.renames(place) else "none")  # XLA writes to disks alone
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+        warnings.showwarning = show
+        if not given:
+            _use(None, xla)
+
+
+_show_others = warnings.showwarning
+
+
+def _show(message: Warning, *more, **also) -> None:
+    """JAX warns of every program that it could not read from the cache or write to it."""
+    if "persistent compilation cache" in str(message):
+        tell("the compile cache", message)
+    else:
+        _show_others(message, *more, **also)
+
+
+def _use(folder: str | None, xla: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update(_XLA, xla)
+    compilation_cache.reset_cache()  # JAX opens the cache at the first compilation, once

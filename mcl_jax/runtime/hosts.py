@@ -1,14 +1,14 @@
 """Several processes as one job: joining it, and leaving it when a host is lost."""
 
 import os
-import sys
 from typing import NoReturn
 
 import jax
 from orbax.checkpoint import multihost
 
+from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
-from mcl_jax.exit_codes import LOST_HOST
+from mcl_jax.runtime import leaving
 
 
 def join(
@@ -75,5 +75,4 @@ def leave_after(error: Exception, workdir: os.PathLike) -> NoReturn:
 
 def leave(message: str) -> NoReturn:
     """Ends this process of a job at once, which ends the others: see `leave_after`."""
-    print(message, file=sys.stderr, flush=True)
-    os._exit(LOST_HOST)
+    leaving.leave(message, exit_codes.LOST_HOST)

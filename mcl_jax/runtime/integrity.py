@@ -1,58 +1,52 @@
 """Is a checkpoint what was saved, and what is expected? Digests of its files, shapes of its arrays."""
 
-import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
+
 FILE = "sha256.json"
 
 
-def seal(folder: str | Path, parts: Sequence[str]) -> None:
-    """Writes `sha256.json` into the folder: size and SHA-256 of every file in those sub-folders."""
-    folder = Path(folder)
+def seal(folder: Place, parts: Sequence[str]) -> None:
+    """Writes `sha256.json` into the folder: size and digest of every file in those sub-folders.
+
+    Digests are SHA-256; of objects in a bucket the MD5 that it has of each ('md5:...').
+    """
     digests = {
-        str(path.relative_to(folder)): [path.stat().st_size, _sha256(path)]
-        for part in parts
-        for path in sorted((folder / part).rglob("*"))
-        if path.is_file()
+        name: [stat.size, stat.digest or storage.digest(folder / name)]
+        for name, stat in storage.stats(folder).items()
+        if name.partition("/")[0] in parts
     }
-    (folder / FILE).write_text(json.dumps(digests, indent=1) + "\n")
+    storage.write(folder / FILE, json.dumps(digests, indent=1) + "\n")
 
 
-def damage(folder: str | Path) -> str | None:
+def damage(folder: Place) -> str | None:
     """What is wrong with a sealed folder's files, in words; None if nothing is.
 
     Raises:
       OSError: if a file that is there cannot be read, which need not be damage (a file system away).
     """
-    folder = Path(folder)
     try:
-        digests = json.loads((folder / FILE).read_text())
-        files = {folder / name: tuple(entry) for name, entry in digests.items()}
+        sealed = json.loads(storage.read(folder / FILE))
+        expected = {name: (int(size), str(digest)) for name, (size, digest) in sealed.items()}
     except FileNotFoundError:
         return f"{FILE} is missing"
     except (ValueError, AttributeError, TypeError) as error:
         return f"{FILE} is no list of digests: {error}"
-    for path, (size, digest) in files.items():
-        name = path.relative_to(folder)
-        try:
-            found = path.stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if _sha256(path) != digest:
-                return f"the content of {name} has changed"
-        except FileNotFoundError:
+    found = storage.stats(folder)
+    for name, (size, digest) in expected.items():
+        if name not in found:
             return f"{name} is missing"
+        if found[name].size != size:
+            return f"{name} has {found[name].size} bytes instead of {size}"
+        if found[name].digest != digest and storage.digest(folder / name, like=digest) != digest:
+            return f"the content of {name} has changed"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def difference(saved: Any, expected: Any) -> str | None:

@@ -1,9 +1,7 @@
 """SIGTERM and Ctrl-C: save what is there and end."""
 
-import os
 import signal
 import socket
-import sys
 import threading
 from types import FrameType
 
@@ -11,6 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from mcl_jax.exit_codes import STOPPED
+from mcl_jax.runtime import leaving
 
 
 class Preempted(Exception):
@@ -78,9 +77,7 @@ class Preemption:
             if received[0] not in self._previous:
                 continue
             if not self._has_work:
-                print("stopped before the first new step: nothing to save", file=sys.stderr)
-                sys.stderr.flush()
-                os._exit(STOPPED)
+                leaving.leave("stopped before the first new step: nothing to save", STOPPED)
             self._requested.set()
 
     def guard_work(self) -> None:

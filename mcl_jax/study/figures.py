@@ -61,7 +61,7 @@ def against_labels(
         axis.set_title({"tuned": "everything tuned"}.get(mode, f"frozen {mode}"), fontsize=11)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8, title="row (seeds)", title_fontsize=8)
-    figure.savefig(path, dpi=120)
+    plots.save(figure, path, dpi=120)
 
 
 def gains_by_iou(
@@ -100,4 +100,4 @@ def gains_by_iou(
     axis.set_title(name, fontsize=11)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    plots.save(figure, path, dpi=120)

@@ -4,12 +4,10 @@ Every finished run is one JSON file, written when all of it is done; what exists
 again, so a study goes on where it stopped and several processes may share the work.
 """
 
-import contextlib
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,10 @@ from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.pyramid import COARSEST
 from mcl_jax.report import metrics
-from mcl_jax.runtime import atomic, provenance
+from mcl_jax.runtime import lease, provenance, storage
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.runtime.preemption import Preempted
+from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 from mcl_jax.study import rows
@@ -40,7 +39,7 @@ class Stopped(Exception):
 
 
 def complete(
-    config: ConfigDict, row: str, seed: int, workdir: Path, results: Path, owner: bool = False
+    config: ConfigDict, row: str, seed: int, workdir: Place, results: Path, owner: bool = False
 ) -> bool:
     """Runs what is missing of (row, seed); False where it was done or is another process's.
 
@@ -65,31 +64,18 @@ def complete(
             )
         return False
     folder = workdir / f"{row}-seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _claim(folder / "running") as mine:
-        if not mine:
-            print(f"{row}, seed {seed}: another process is at it", file=sys.stderr, flush=True)
-            return False
-        result = measure(config, row, seed, folder, owner)
-        text = json.dumps(result, indent=1) + "\n"
-        atomic.replace(path, lambda file: file.write(text.encode()))
+    try:
+        with lease.hold(folder):
+            result = measure(config, row, seed, folder, owner)
+            storage.write_result(path, json.dumps(result, indent=1) + "\n")
+    except lease.Held as error:
+        print(f"{row}, seed {seed}: left out, {error}", file=sys.stderr, flush=True)
+        return False
     return True
 
 
-@contextlib.contextmanager
-def _claim(path: Path) -> Iterator[bool]:
-    """Whether this process alone works on a run; a lock that dies with its owner."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def measure(
-    config: ConfigDict, row: str, seed: int, folder: Path, owner: bool = False
+    config: ConfigDict, row: str, seed: int, folder: Place, owner: bool = False
 ) -> dict[str, Any]:
     """Pre-trains one run (or resumes it) and scores it.
 

@@ -8,10 +8,9 @@ ZONE=${ZONE:-us-west4-a}
 TYPE=${TYPE:-v5litepod-256}              # the slice; plan it first: mcl-jax plan
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}  # the VM image that belongs to the type
 REPO=${REPO:-}                           # git URL that the hosts can clone
-SHARE=${SHARE:-}                         # NFS export for checkpoints, HOST:/PATH (Filestore)
-BUCKET=${BUCKET:-}                       # bucket with the prepared data set
+BUCKET=${BUCKET:-}                       # bucket with the prepared data set; runs go to its runs/
 CONFIG=${CONFIG:-configs/mcl.py}
-RUN=${RUN:-r50}                          # name of the run's folder on the share
+RUN=${RUN:-r50}                          # name of the run's folder
 FLAGS=${FLAGS:-}                         # further flags of mcl-jax pretrain
 
 do_it() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
@@ -27,23 +26,21 @@ case "${1:-}" in
     ;;
   setup)
     : "${REPO:?REPO=URL is missing: where the hosts clone this repository from}"
-    : "${SHARE:?SHARE=HOST:/PATH is missing: all hosts need one folder for checkpoints}"
     : "${BUCKET:?BUCKET=NAME is missing: where the prepared data set lies}"
     on_all_hosts "set -e
-      sudo apt-get update -q && sudo apt-get install -qy nfs-common fuse gcsfuse
-      sudo mkdir -p /mnt/share /mnt/data && sudo chmod 777 /mnt/data
-      mountpoint -q /mnt/share || sudo mount $SHARE /mnt/share
-      sudo chmod 777 /mnt/share
+      sudo apt-get update -q && sudo apt-get install -qy fuse gcsfuse
+      sudo mkdir -p /mnt/data && sudo chmod 777 /mnt/data
       mountpoint -q /mnt/data || gcsfuse --implicit-dirs -o ro $BUCKET /mnt/data
       [ -d mcl_jax ] || git clone -q $REPO mcl_jax
       [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
       cd mcl_jax && ~/.local/bin/uv venv -q --python 3.11 --allow-existing
-      ~/.local/bin/uv pip install -q -e '.[tpu]'"
+      ~/.local/bin/uv pip install -q -e '.[tpu,gcs]'"
     ;;
   run)
+    : "${BUCKET:?BUCKET=NAME is missing: where the run goes}"
     # every host the same command; JAX on a TPU VM finds the others by itself
     on_all_hosts "cd mcl_jax && { nohup .venv/bin/mcl-jax pretrain --config $CONFIG \
---workdir /mnt/share/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS \
+--workdir gs://$BUCKET/runs/$RUN --config.data.data_dir=/mnt/data --distributed $FLAGS \
 </dev/null >~/$RUN.log 2>&1 & }"
     ;;
   log) on_all_hosts "tail -n 2 ~/$RUN.log" ;;

@@ -6,10 +6,10 @@ boxes.png, and state.npz while it is not finished. What is finished is never com
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
-from mcl_jax.runtime import atomic, provenance
+from mcl_jax.runtime import lease, optional, provenance, storage
+from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 
 RESULT_FILE, PICTURE_FILE = "result.json", "boxes.png"
@@ -92,7 +93,7 @@ def budgets(texts: Sequence[str]) -> tuple[int | None, ...]:
 def run(
     subject: Subject,
     data: Data,
-    output: str | Path,
+    output: str | os.PathLike,
     *,
     modes: Sequence[str],
     labels: Sequence[int | None],
@@ -105,7 +106,7 @@ def run(
     Args:
       subject: the network.
       data: of `data.load`.
-      output: folder, created.
+      output: folder, created; owned as long as this runs, see lease.py.
       modes: of `probe.MODES`; empty: all that apply.
       labels: budgets in images; None: all.
       seed: see `probe.probe`.
@@ -121,7 +122,8 @@ def run(
       UserError: as `probe.probe`, all before the first training; for a folder of other probes.
       training.Stopped: asked by `conduct`; the same call goes on later.
     """
-    output, fitting = Path(output), applicable(subject)
+    output, fitting = storage.absolute(output), applicable(subject)
+    storage.reachable(output)
     modes = tuple(modes) or fitting
     for mode in modes:
         if mode in probe.MODES and mode not in fitting:
@@ -140,30 +142,31 @@ def run(
     }  # fmt: skip
     _warn_of_missing_classes(data, [p for (mode, _), p in prepared.items() if mode == modes[0]])
     rows = []
-    output.mkdir(parents=True, exist_ok=True)
-    for (mode, count), one in prepared.items():
-        name = f"{mode}-{'all' if count is None else count}-seed{seed}"
-        print(
-            f"{name}: {len(one.train)} images to train on, {len(one.test)} to test", file=sys.stderr
-        )
-        rows.append(_row(subject, one, output / name, mesh, conduct))
-    text = json.dumps(rows, indent=1) + "\n"
-    atomic.replace(output / RESULT_FILE, lambda file: file.write(text.encode()))
+    optional.begin()
+    with lease.hold(output):
+        for (mode, count), one in prepared.items():
+            name = f"{mode}-{'all' if count is None else count}-seed{seed}"
+            print(
+                f"{name}: {len(one.train)} images to train on, {len(one.test)} to test",
+                file=sys.stderr,
+            )
+            rows.append(_row(subject, one, output / name, mesh, conduct))
+        storage.write_result(output / RESULT_FILE, json.dumps(rows, indent=1) + "\n")
     return rows
 
 
 def _row(
-    subject: Subject, prepared: probe.Prepared, folder: Path, mesh: Mesh, conduct: Conduct
+    subject: Subject, prepared: probe.Prepared, folder: Place, mesh: Mesh, conduct: Conduct
 ) -> dict[str, Any]:
     """One probe, or its result if it is finished."""
     path = folder / RESULT_FILE
     # As it is read back: tuples become lists.
     identity = json.loads(json.dumps(prepared.identity))
-    if path.exists():
-        row = json.loads(path.read_text())
+    if storage.exists(path):
+        row = json.loads(storage.read(path))
         check_identity(row["identity"], identity, folder)
         return row
-    folder.mkdir(exist_ok=True)
+    storage.make_folder(folder)
     probed = probe.measure(prepared, mesh, replace(conduct, folder=folder))
     s = prepared.detector.settings
     row = {
@@ -184,10 +187,11 @@ def _row(
         "unreadable": sorted({*prepared.train.unreadable, *prepared.test.unreadable}),
         "identity": identity,
     }
-    _draw(folder / PICTURE_FILE, prepared, probed)
-    text = json.dumps(row, indent=1) + "\n"
-    atomic.replace(path, lambda file: file.write(text.encode()))
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    with optional.optional(PICTURE_FILE):
+        _draw(folder / PICTURE_FILE, prepared, probed)
+    storage.write_result(path, json.dumps(row, indent=1) + "\n")
+    with optional.optional(f"removal of {STATE_FILE}"):
+        storage.remove(folder / STATE_FILE)
     return row
 
 
@@ -206,7 +210,7 @@ def _warn_of_missing_classes(data: Data, prepared: Sequence[probe.Prepared]) -> 
             )
 
 
-def _draw(path: Path, prepared: probe.Prepared, probed: probe.Probed) -> None:
+def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
     """The first test images with true boxes and the best detections."""
     count = min(_PICTURED, len(prepared.test))
     batch, names = prepared.test.read(range(count)), prepared.train.class_names

@@ -7,11 +7,11 @@ The order of images, their mirroring and their sizes depend on (seed, step), so 
 goes on from its last saved state and ends bit by bit as the uninterrupted one on the same devices.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ from mcl_jax.evaluate.detection.functions import Functions, Inputs, compiled
 from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.report.progress import Bar
-from mcl_jax.runtime import atomic
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 STATE_FILE = "state.npz"
 Variables = dict[str, Any]
@@ -47,7 +48,7 @@ class Conduct:
       stops: called with the number of finished steps; True saves the state and raises `Stopped`.
     """
 
-    folder: Path | None = None
+    folder: Place | None = None
     threads: int = 2
     progress: bool = False
     stops: Callable[[int], bool] = lambda step: False
@@ -209,7 +210,7 @@ def _plain_inputs(
 class _State:
     """The saved state of one training."""
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]):
+    def __init__(self, folder: Place | None, identity: Mapping[str, Any]):
         self._path = None if folder is None else folder / STATE_FILE
         self._identity = json.loads(json.dumps(identity))
 
@@ -217,20 +218,20 @@ class _State:
         leaves = jax.tree.leaves(jax.device_get(tree))
         arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
         about = {"step": step, "identity": json.dumps(self._identity)}
-        atomic.replace(self._path, lambda file: np.savez(file, **about, **arrays))
+        storage.write_result(self._path, lambda file: np.savez(file, **about, **arrays))
 
     def load(self, tree: Any, functions: Functions) -> tuple[int, Any]:
         """(finished steps, the saved tree), or (0, the given tree)."""
-        if self._path is None or not self._path.exists():
+        if self._path is None or not storage.exists(self._path):
             return 0, tree
-        with np.load(self._path) as arrays:
+        with np.load(io.BytesIO(storage.read(self._path))) as arrays:
             check_identity(json.loads(str(arrays["identity"])), self._identity, self._path.parent)
             leaves, structure = jax.tree.flatten(tree)
             saved = [arrays[f"leaf{i}"] for i in range(len(leaves))]
             return int(arrays["step"]), functions.replicate(jax.tree.unflatten(structure, saved))
 
 
-def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], folder: Place) -> None:
     """UserError if what a folder was made with is not what it shall go on with."""
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

@@ -6,13 +6,14 @@ crops depend on (seed, step), so a killed evaluation goes on from its last saved
 the uninterrupted one bit by bit on the same devices.
 """
 
+import io
 import json
 import math
+import os
 import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,22 +28,25 @@ from mcl_jax.evaluate.linear.classifier import Classifiers
 from mcl_jax.evaluate.linear.evaluation import Evaluation
 from mcl_jax.report.metrics import MetricWriter
 from mcl_jax.report.progress import Bar
-from mcl_jax.runtime import atomic
+from mcl_jax.runtime import lease, optional, storage
 from mcl_jax.runtime.preemption import Preemption
+from mcl_jax.runtime.storage import Place
 
 INPUTS = ("image", "extent", "label")
 STATE_FILE = "classifiers.npz"
 RESULT_FILE = "result.json"
 
 
-def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict[str, Any] | None:
+def run(
+    evaluation: Evaluation, output: str | os.PathLike, owner: bool = False
+) -> dict[str, Any] | None:
     """Trains the classifiers and tests them; the same folder resumes or repeats its result.
 
     Several processes need a folder that all of them see.
 
     Args:
       evaluation: of `linear.build`.
-      output: folder, created.
+      output: folder, created; owned as long as this runs, see lease.py.
       owner: of the process, see `Preemption`.
 
     Returns:
@@ -60,15 +64,22 @@ def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict
       >>> backbone = evaluation.frozen_backbone(state)
       >>> run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
     """
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = storage.absolute(output)
+    storage.reachable(output)
+    optional.begin()
+    with lease.hold(output):
+        return _run(evaluation, output, owner)
+
+
+def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] | None:
+    storage.make_folder(output)
     conditions = identity(evaluation)
     saved = _load(output / STATE_FILE, conditions)
     settings = evaluation.settings
     state = saved or classifier.new(len(settings.lrs), evaluation.channels, evaluation.classes)
     start, result_path = int(state.step), output / RESULT_FILE
-    if start == evaluation.total_steps and result_path.exists():
-        return json.loads(result_path.read_text())
+    if start == evaluation.total_steps and storage.exists(result_path):
+        return json.loads(storage.read(result_path))
     first_process = jax.process_index() == 0
     writer = MetricWriter(output, start, enabled=first_process)
     try:
@@ -86,7 +97,7 @@ def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict
         result = _result(evaluation, _test(evaluation, state))
         if first_process:
             text = json.dumps(result, indent=2) + "\n"
-            atomic.replace(result_path, lambda file: file.write(text.encode()))
+            storage.write_result(result_path, text)
         rows = {f"{k}/lr{row['lr']:g}": row[k] for row in result["rows"] for k in row if k != "lr"}
         writer.write(evaluation.total_steps, rows)
         return result
@@ -97,7 +108,7 @@ def run(evaluation: Evaluation, output: str | Path, owner: bool = False) -> dict
 def _train(
     evaluation: Evaluation,
     state: Classifiers,
-    output: Path,
+    output: Place,
     conditions: Mapping[str, Any],
     writer: MetricWriter,
     preemption: Preemption,
@@ -242,18 +253,18 @@ def identity(evaluation: Evaluation) -> dict[str, Any]:
     return json.loads(json.dumps(conditions))
 
 
-def _save(path: Path, state: Classifiers, conditions: Mapping[str, Any]) -> None:
+def _save(path: Place, state: Classifiers, conditions: Mapping[str, Any]) -> None:
     arrays = {"step": state.step, "identity": np.asarray(json.dumps(conditions))}
     for name in state.params:
         arrays |= {name: state.params[name], f"velocity_{name}": state.velocity[name]}
-    atomic.replace(path, lambda file: np.savez(file, **arrays))
+    storage.write_result(path, lambda file: np.savez(file, **arrays))
 
 
-def _load(path: Path, conditions: Mapping[str, Any]) -> Classifiers | None:
+def _load(path: Place, conditions: Mapping[str, Any]) -> Classifiers | None:
     """The saved state as numpy; None if there is none."""
-    if not path.exists():
+    if not storage.exists(path):
         return None
-    with np.load(path) as arrays:
+    with np.load(io.BytesIO(storage.read(path))) as arrays:
         before = json.loads(str(arrays["identity"]))
         for name in sorted({*before, *conditions}):
             if before.get(name) != conditions.get(name):

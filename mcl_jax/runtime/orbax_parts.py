@@ -1,0 +1,57 @@
+"""Where orbax is used otherwise than it is made: who writes the state, and what a failed save logs."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_LOGGERS = ("absl", "asyncio")
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Inside, errors that orbax or its event loops log are dropped: they are raised as well.
+
+    A save that fails is told in one line; orbax logs pages for every array of it.
+    """
+    raised = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        # an array's write ends after the loop that waited for it
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            raised(unraisable)
+
+    sys.unraisablehook = hook
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_is_wanted)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = raised
+        for name in _LOGGERS:
+            logging.getLogger(name).removeFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    failed = record.levelno >= logging.ERROR
+    return not (failed and ("orbax" in record.pathname or "orbax" in record.getMessage()))
+
+
+def state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Has process 0 write the replicated state alone.
+
+    By default orbax lets every device write a slice of every array: thousands of small programs to
+    compile and run while the next step waits (R50 on 8 CPU devices: 29 s for the first save and 3 s
+    for later ones, against 2.4 s and 0.3 s).
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
+        (np.ndarray, handlers.NumpyHandler()),
+        (np.number, handlers.ScalarHandler()),
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

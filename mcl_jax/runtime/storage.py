@@ -1,0 +1,300 @@
+"""How a path is read, written whole, created, listed and removed: on a disk or in a bucket.
+
+A path is a `pathlib.Path`, or an `etils.epath.Path` for gs://BUCKET/NAME. Both can be joined with
+`/` and have `name` and `parent`; for everything else use the functions here (and `log.py` for what
+grows). Nothing else asks which kind a path is. Every function raises OSError if the disk or the
+bucket fails. None of them is called in the training loop's steps.
+"""
+
+import base64
+import contextlib
+import fnmatch
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from etils import epath
+
+from mcl_jax.errors import CannotSave, UserError
+
+Place = Path | epath.Path
+Content = bytes | str | Callable[[IO[bytes]], Any]
+
+_EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
+
+
+class BucketError(OSError, UserError):
+    """A bucket that does not answer, or refuses; scripts tell it in one line."""
+
+
+def locate(path: str | os.PathLike) -> Place:
+    """What a user calls a folder or file, as a path that the functions here take.
+
+    Example:
+      >>> locate("gs://bucket/run") / "card.html"
+      PosixGPath('gs://bucket/run/card.html')
+
+    Raises:
+      UserError: for a URL that is no gs:// one, and without gcsfs for one that is.
+    """
+    text = os.fspath(path)
+    # pathlib makes gs:/bucket of gs://bucket
+    match = re.match(r"([A-Za-z][A-Za-z0-9+]*)://?(?=[^/])", text)
+    if match is None or (match[1] != "gs" and not text.startswith(f"{match[1]}://")):
+        return Path(text)  # never an epath: it takes /gs/folder for a bucket (etils issue 734)
+    if match[1] != "gs":
+        raise UserError(f"{text}: only folders and gs://BUCKET/NAME can be used")
+    _client()
+    return epath.Path(f"gs://{text[match.end() :]}")
+
+
+def absolute(path: str | os.PathLike) -> Place:
+    """`locate`, independent of the current folder."""
+    place = locate(path)
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def reachable(place: Place) -> None:
+    """UserError with what to do, unless a bucket is there and may be read; one request."""
+    if isinstance(place, Path):
+        return
+    bucket = place.parts[2]
+    try:
+        with _bucket(place) as files:
+            files.call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+    except FileNotFoundError:
+        raise UserError(f"{place}: there is no bucket {bucket!r}") from None
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{place}: the bucket cannot be read ({reason}); for credentials run `gcloud auth "
+            "application-default login`, or give this machine's account access to it"
+        ) from error
+
+
+def read(place: Place) -> bytes:
+    """The whole content."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    with _bucket(place) as files:
+        return files.cat_file(str(place))
+
+
+def write(place: Place, content: Content) -> None:
+    """Writes a file that is there wholly or not at all, whenever the process is killed.
+
+    Args:
+      place: of the file; its folder exists.
+      content: bytes, text (UTF-8), or a function that is given the open binary file.
+    """
+    if isinstance(place, Path):
+        _replace(place, content)
+        return
+    with _bucket(place) as files:  # an object appears when all of it is there
+        files.pipe_file(str(place), _bytes(content))
+
+
+def write_result(place: Place, content: Content) -> None:
+    """`write` of what a run is for; CannotSave if the disk or bucket fails."""
+    try:
+        write(place, content)
+    except OSError as error:
+        raise CannotSave(
+            f"{place} cannot be written: {' '.join(str(error).split())[:200]}. Make room, then run the "
+            "same command again"
+        ) from error
+
+
+def adopt(file: Path, place: Place) -> None:
+    """Moves a finished file of this machine to its place."""
+    if isinstance(place, Path):
+        file.replace(place)
+    else:
+        write(place, file.read_bytes())
+        file.unlink()
+
+
+def create(place: Place, content: bytes) -> None:
+    """Writes a new file; FileExistsError if there is one, also if it appears at the same moment."""
+    if isinstance(place, Path):
+        with place.open("xb") as file:  # O_EXCL: also on NFS
+            file.write(content)
+        return
+    with _bucket(place) as files:
+        files.pipe_file(str(place), content, mode="create")
+
+
+def exists(place: Place) -> bool:
+    """Whether there is a file or folder; on a bucket, a folder is there once it holds something."""
+    if isinstance(place, Path):
+        return place.exists()
+    with _bucket(place) as files:
+        return files.exists(str(place))
+
+
+def is_file(place: Place) -> bool:
+    """Whether there is a file of that name, and no folder."""
+    if isinstance(place, Path):
+        return place.exists() and not place.is_dir()
+    with _bucket(place) as files:
+        return files.isfile(str(place))
+
+
+def has_folder(place: Place) -> bool:
+    """Whether the folder is there that a file would be written to; a bucket needs none."""
+    return place.parent.is_dir() if isinstance(place, Path) else True
+
+
+def names(folder: Place) -> list[str]:
+    """What is in a folder, sorted; nothing if it is not there."""
+    if isinstance(folder, Path):
+        return sorted(os.listdir(folder)) if folder.is_dir() else []
+    try:
+        with _bucket(folder) as files:
+            found = files.ls(str(folder), detail=False)
+    except FileNotFoundError:
+        return []
+    inside = f"{str(folder).removeprefix('gs://').rstrip('/')}/"
+    return sorted(path[len(inside) :].rstrip("/") for path in found if len(path) > len(inside))
+
+
+def matching(folder: Place, pattern: str) -> list[Place]:
+    """Paths below a folder that fit FOLDER/*.SUFFIX or a name, sorted; logs in parts count as one."""
+    head, _, name = pattern.rpartition("/")
+    inside = folder / head if head else folder
+    found = {re.sub(r"\.\d{4,}-\d{6,}$", "", each) for each in names(inside)}
+    return [inside / each for each in sorted(found) if fnmatch.fnmatch(each, name)]
+
+
+def make_folder(place: Place) -> None:
+    """With its parents; a bucket needs no folders."""
+    if isinstance(place, Path):
+        place.mkdir(parents=True, exist_ok=True)
+
+
+def remove(place: Place) -> None:
+    """Removes a file, or a folder with all that is in it; nothing happens if it is not there."""
+    if not isinstance(place, Path):
+        with contextlib.suppress(FileNotFoundError), _bucket(place) as files:
+            files.rm(str(place), recursive=True)
+    elif place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def remove_empty(folder: Place) -> None:
+    """Removes a folder; OSError if something is in it. A bucket has no empty folders."""
+    if isinstance(folder, Path):
+        folder.rmdir()
+
+
+def free(place: Place) -> int | None:
+    """Bytes that still fit; None: no limit."""
+    return shutil.disk_usage(place).free if isinstance(place, Path) else None
+
+
+def renames(place: Place) -> bool:
+    """Whether a folder gets another name at once. Elsewhere that copies every byte, so there a
+    folder is finished by a last object, and set aside by a marker."""
+    return isinstance(place, Path)
+
+
+class Stat(NamedTuple):
+    """A file's size in bytes, and the digest that the bucket knows of it ('md5:HEX'; '' on disks)."""
+
+    size: int
+    digest: str
+
+
+def stats(folder: Place) -> dict[str, Stat]:
+    """Of every file below a folder, by its name relative to that; of a bucket with one listing."""
+    if isinstance(folder, Path):
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(p.relative_to(folder)): Stat(p.stat().st_size, "") for p in paths}
+    inside = f"{str(folder).removeprefix('gs://')}/"
+    with _bucket(folder) as files:
+        found = files.find(str(folder), detail=True)
+    return {
+        path.removeprefix(inside): Stat(int(info["size"]), _md5(info))
+        for path, info in sorted(found.items())
+    }
+
+
+def digest(place: Place, like: str = "") -> str:
+    """The digest of one file, which is read for it: MD5 if another one is `like` that, or SHA-256."""
+    kind = "md5" if like.startswith("md5:") else "sha256"
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+    else:
+        found = hashlib.new(kind, read(place), usedforsecurity=False).hexdigest()
+    return f"md5:{found}" if kind == "md5" else found
+
+
+def _md5(info: dict[str, Any]) -> str:
+    found = info.get("md5Hash", "")  # objects composed of others have none
+    return f"md5:{base64.b64decode(found).hex()}" if found else ""
+
+
+def _replace(path: Path, content: Content) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(_bytes(content))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _bytes(content: Content) -> bytes:
+    if callable(content):
+        content(buffer := io.BytesIO())
+        return buffer.getvalue()
+    return content.encode() if isinstance(content, str) else content
+
+
+def _client() -> Any:
+    """Google's file system as etils asks for it, so that both share one client."""
+    server = os.environ.get(_EMULATOR)
+    if server:  # it speaks no gRPC, and wants no credentials
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise UserError("gs:// needs gcsfs: pip install 'mcl_jax[gcs]'") from None
+    import fsspec
+
+    # its last retry logs a traceback; what it raises is told in one line where it matters
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    if server:
+        fsspec.config.conf.setdefault("gcs", {}).setdefault("token", "anon")
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+@contextlib.contextmanager
+def _bucket(place: Place) -> Iterator[Any]:
+    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
+    files = _client()
+    files.invalidate_cache()  # of listings, which other processes change
+    try:
+        yield files
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BucketError(f"{place}: {reason}") from error

@@ -1,0 +1,285 @@
+"""Workdirs in a bucket, against a server on this machine that speaks Google's protocol."""
+
+import json
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from flax import struct
+
+from mcl_jax import sharding, train
+from mcl_jax.convert import __main__ as convert
+from mcl_jax.errors import UserError
+from mcl_jax.report import metrics
+from mcl_jax.runtime import checkpoint, lease, log, machine, storage
+
+
+@pytest.fixture
+def workdir(gcs, request):
+    """A folder of the bucket for one test."""
+    yield storage.locate(f"gs://mcl/{request.node.name}")
+    gcs.outage = None
+
+
+def test_objects_are_written_whole_created_once_listed_and_removed(workdir):
+    assert storage.names(workdir) == [] and not storage.exists(workdir)
+    storage.write(workdir / "a.txt", "hello")
+    storage.write(workdir / "sub" / "b.bin", lambda file: file.write(b"123"))
+    assert storage.names(workdir) == ["a.txt", "sub"] and storage.exists(workdir)
+    assert storage.read(workdir / "a.txt") == b"hello"
+    assert storage.is_file(workdir / "a.txt") and not storage.is_file(workdir)
+    md5 = storage.digest(workdir / "a.txt", like="md5:")
+    assert storage.stats(workdir)["a.txt"] == (5, md5)
+    assert storage.stats(workdir)["sub/b.bin"].size == 3
+    with pytest.raises(FileExistsError):
+        storage.create(workdir / "a.txt", b"mine")
+    assert storage.read(workdir / "a.txt") == b"hello"
+    with pytest.raises(FileNotFoundError):
+        storage.read(workdir / "none")
+    storage.remove(workdir / "sub")
+    storage.remove(workdir / "none")
+    assert storage.names(workdir) == ["a.txt"]
+
+
+def test_paths_are_understood_as_users_and_argparse_give_them(gcs, tmp_path):
+    given = storage.locate("gs://mcl/run")
+    assert str(given / "x") == "gs://mcl/run/x" and given.name == "run"
+    assert storage.locate(type(tmp_path)("gs://mcl/run")) == given  # pathlib eats a slash
+    for local in ("/gs/mcl", "runs/a:b", "~/x", "gs"):
+        assert storage.locate(local) == type(tmp_path)(local)
+    with pytest.raises(UserError, match="s3://b/x: only folders and gs://"):
+        storage.locate("s3://b/x")
+
+
+def test_a_log_is_a_few_objects_and_one_stream(gcs, workdir, monkeypatch):
+    monkeypatch.setattr(log, "PART_BYTES", 100)
+    monkeypatch.setattr(log, "UPLOAD_S", 0.05)
+    place = workdir / "metrics.jsonl"
+    grown = log.open_log(place, keep=b"")
+    lines = [f"{i:039}\n".encode() for i in range(8)]
+    for line in lines[:5]:
+        grown.write(line)
+        grown.flush()
+        grown.sync()
+    grown.write(b"no whole line")
+    grown.sync()
+    assert log.read(place) == b"".join(lines[:5])
+    grown._closed.set()  # as a kill leaves it
+    assert len(storage.names(workdir)) == 2
+    again = log.open_log(place, keep=b"".join(lines[:2]))
+    assert log.read(place) == b"".join(lines[:2])
+    gcs.requests.clear()
+    for line in lines[5:]:
+        again.write(line)
+        again.flush()
+    again.close()
+    assert log.read(place) == b"".join(lines[:2] + lines[5:])
+    assert gcs.requests["POST"] <= 3
+    assert {name[-11:-7] for name in storage.names(workdir)} == {"0001"}
+
+
+def test_a_bucket_has_one_owner_too(workdir, monkeypatch):
+    with lease.hold(workdir):
+        assert storage.names(workdir / lease.FOLDER) == ["1.json"]
+        said = []
+
+        def other():
+            with pytest.raises(lease.Held) as refusal, lease.hold(workdir):
+                pass
+            said.append(str(refusal.value))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert "is in use: host " in said[0]
+    assert storage.names(workdir / lease.FOLDER) == []
+    monkeypatch.setattr(lease, "EXPIRED_S", 0.2)
+    monkeypatch.setattr(lease, "_POLL_S", 0.05)
+    record = machine.myself() | {"host": "elsewhere", "boot": "there", "machine": "another"}
+    storage.write(workdir / lease.FOLDER / "4.json", json.dumps(record))
+    with lease.hold(workdir):
+        assert storage.names(workdir / lease.FOLDER) == ["5.json"]
+
+
+@struct.dataclass
+class Tree:
+    """What `Checkpointer` takes: a tree with a step."""
+
+    step: np.int32
+    weights: jax.Array
+
+
+def tree(step):
+    return Tree(np.int32(step), jnp.arange(1000.0) + step)
+
+
+def steps(workdir):
+    return [int(name) for name in storage.names(workdir / "checkpoints")]
+
+
+def restored(checkpointer):
+    found = checkpointer.restore(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree(0))))
+    return None if found is None else int(found[0].step)
+
+
+def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, capsys):
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert restored(checkpointer) is None
+        committed = []
+        checkpointer.before_commit = lambda: committed.append(steps(workdir))
+        for step in (1, 2, 3):
+            checkpointer.save(tree(step), {"config": {}})
+        checkpointer.wait()
+        assert len(committed) == 3
+    assert steps(workdir) == [2, 3]
+    read, meta = checkpoint.read("gs://mcl/" + workdir.name)
+    assert meta["step"] == 3 and np.array_equal(read["weights"], tree(3).weights)
+
+    # a save that was killed before its commit; an array of the newest that was changed
+    storage.write(workdir / "checkpoints" / "4" / "state" / "cut", b"1")
+    folder = workdir / "checkpoints" / "3"
+    name = max(storage.stats(folder).items(), key=lambda item: item[1].size)[0]
+    content = bytearray(storage.read(folder / name))
+    content[len(content) // 2] ^= 1
+    storage.write(folder / name, bytes(content))
+    with pytest.raises(UserError, match="checkpoints/3 is damaged: the content of state/"):
+        checkpoint.read(workdir)
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert steps(workdir) == [2, 3]
+        assert restored(checkpointer) == 2
+        said = capsys.readouterr().err
+        assert "step 3 is damaged" in said and "the one before, step 2" in said
+        assert (
+            "has changed" in json.loads(storage.read(workdir / "damaged_checkpoints/3"))["reason"]
+        )
+    assert storage.exists(folder / name)  # set aside where it is
+    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+        assert restored(checkpointer) == 2
+        assert storage.exists(folder / name)
+        checkpointer.save(tree(3), {"config": {}})  # the run comes by again
+        checkpointer.wait()
+    assert checkpoint.read(workdir)[1]["step"] == 3
+
+
+def test_an_outage_is_waited_for_and_a_longer_one_told_once(gcs, workdir, capsys, monkeypatch):
+    meta = {"config": {}}
+    with checkpoint.Checkpointer(workdir, keep=3) as checkpointer:
+        checkpointer.save(tree(1), meta)
+        checkpointer.wait()
+        gcs.outage = 503
+        threading.Timer(3.0, setattr, (gcs, "outage", None)).start()
+        checkpointer.save(tree(2), meta)
+        checkpointer.wait()
+        assert steps(workdir) == [1, 2] and capsys.readouterr().err == ""
+        # none that comes back before the next save is due
+        monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.5)
+        away = threading.Event()
+        checkpointer.before_commit = lambda: (setattr(gcs, "outage", "hang up"), away.set())
+        checkpointer.save(tree(3), meta)
+        away.wait(60)
+        checkpointer.save(tree(4), meta)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "step 4 is left out" in said
+        checkpointer.before_commit = lambda: None
+        gcs.outage = None
+        monkeypatch.setattr(checkpoint, "PATIENCE_S", 60.0)
+        checkpointer.save(tree(5), meta)
+        checkpointer.wait()
+    assert steps(workdir) == [2, 3, 5]
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = tiny_config()
+    config.data.split, config.data.batch_size = "train[:32]", 16
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.neck, config.model.head_convs, config.montage.levels = "c4", 1, 1
+    config.optimizer.epochs, config.optimizer.warmup_epochs = 30.0, 0.0
+    config.log.every_steps, config.log.checkpoint_steps, config.log.montages = 1, 2, 0
+    config.log.collapse_patience = 1000  # nothing is learned on 32 random scenes
+    with pytest.MonkeyPatch.context() as patched:
+        one = sharding.make_mesh(jax.devices()[:1])
+        patched.setattr(sharding, "mesh_for", lambda _: one)
+        yield config
+
+
+@pytest.fixture
+def cache(tmp_path_factory):
+    """Compiled programs outside the bucket, shared by tests."""
+    folder = tmp_path_factory.getbasetemp() / "bucket-cache"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def run(gcs, small):
+    """A run in the bucket, in two parts."""
+    workdir = storage.locate("gs://mcl/trained")
+    for _ in range(2):
+        train.pretrain(small, workdir, stop_after=3)
+    return workdir
+
+
+def test_a_run_in_a_bucket_repeats_the_one_on_disk(run, small, cache, tmp_path):
+    train.pretrain(small, tmp_path / "whole", stop_after=6)
+    lines = [metrics.read(place) for place in (tmp_path / "whole", run)]
+    losses = [[(line["step"], line["loss"]) for line in each] for each in lines]
+    assert losses[0] == losses[1] and [step for step, _ in losses[1]] == list(range(1, 7))
+    inside = storage.names(run)
+    assert {"config.json", "card.html", "curves.png", "xla_cache", "tensorboard"} <= {*inside}
+    assert "owner" not in inside and not any(name.endswith(".tmp") for name in inside)
+    assert storage.names(run / "xla_cache")
+    events = storage.names(run / "tensorboard")
+    assert len(events) == 2 and all("tfevents" in name for name in events)
+    records = b"".join(storage.read(run / "tensorboard" / name) for name in events)
+    assert records.count(b"images_per_s") == 6
+    assert storage.read(run / "curves.png").startswith(b"\x89PNG")
+    assert b"data:image/png" in storage.read(run / "card.html")
+
+
+def test_steps_cost_no_request(gcs, small, cache, monkeypatch):
+    monkeypatch.setattr(log, "UPLOAD_S", 1e3)  # and heartbeats every 10 s: by time, not by step
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 1e3)
+    config = small.copy_and_resolve_references()
+    config.log.checkpoint_steps = 1000
+    counts = {}
+    for count in (5, 25):
+        gcs.requests.clear()
+        train.pretrain(config, f"gs://mcl/counted{count}", stop_after=count)
+        counts[count] = gcs.requests.total()
+    assert counts[25] - counts[5] <= 4  # of tensorstore's retries and polls; 0 a step
+    assert counts[5] > 20
+
+
+def test_what_is_in_a_bucket_is_converted_into_a_bucket_and_to_disk(run, tmp_path, capsys):
+    for out in ("gs://mcl/exported", str(tmp_path / "exported")):
+        convert.main([str(run), "--to", "torchvision", "--out", out])
+        assert f"wrote {out}/mcl_" in capsys.readouterr().out
+        place = storage.locate(out)
+        report = json.loads(storage.read(place / "report.json"))
+        assert storage.digest(place / report["file"]) == report["sha256"]
+        assert "mcl resnet10" in storage.read(place / "card.html").decode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(401, "the bucket cannot be read .*gcloud auth"), (403, "give this machine's account access")],
+)
+def test_no_credentials_and_no_permission_are_one_line(answer, message, gcs, workdir):
+    gcs.outage = answer
+    with pytest.raises(UserError, match=message) as refusal:
+        train.check_workdir(str(workdir))
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_such_bucket_and_no_gcsfs_are_one_line(gcs, monkeypatch):
+    with pytest.raises(UserError, match="there is no bucket 'nowhere'"):
+        train.check_workdir("gs://nowhere/run")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs:// needs gcsfs: pip install 'mcl_jax\[gcs\]'"):
+        train.check_workdir("gs://mcl/run")
