@@ -122,3 +122,94 @@ def test_every_file_is_checked_trained_resumed_and_evaluated(path, folder, capfd
         line.startswith(f"{count} of {count} arrays come from the file, 0 ") for line in said
     )
     shutil.rmtree(out)
+
+
+FPN = ROOT / "configs" / "detectron2" / "coco_mask_rcnn_fpn_1x.yaml"
+SUBSET = ROOT / "configs" / "detectron2" / "coco_retinanet_1percent.yaml"
+
+
+@pytest.mark.parametrize(
+    "path, arguments, words",
+    [
+        (
+            FPN,
+            ("DATASETS.TEST", "('coco_2017_vall',)"),
+            "no data set 'coco_2017_vall' (DATASETS); did",
+        ),
+        (
+            FPN,
+            ("DATASETS.TRAIN", "('coco_2014_train',)"),
+            "the data set coco_2014_train is not there",
+        ),
+        (FPN, ("DATASETS.TEST", "('ade20k_sem_seg_val',)"), "no evaluator for ade20k_sem_seg_val"),
+        (
+            SUBSET,
+            ("--num-gpus", "2", "--subsets", "nowhere"),
+            "1percent.json does not exist; scripts/",
+        ),
+        (
+            FPN,
+            ("SOLVER.IMS_PER_BATCH", "3", "--num-gpus", "2"),
+            "must be a multiple of --num-gpus 2",
+        ),
+        (FPN, ("MODEL.ROI_HEADS.NAME", "MyHeads"), "Detectron2 cannot build the model"),
+        (FPN, ("MODEL.FPN.NORM", ""), "MODEL.FPN.NORM must be 'SyncBN', for the file holds norms"),
+        (FPN, ("MODEL.RESNETS.DEPTH", "101"), "a ResNet-50, the configuration builds a ResNet-101"),
+        (FPN, ("MODEL.DEVICE", "cuda"), "finds 0 GPUs here; MODEL.DEVICE cpu runs without, slowly"),
+        (FPN, ("--num-gpus", "2"), "--num-gpus 2 with MODEL.DEVICE cpu: give --num-gpus 1"),
+        (
+            FPN,
+            ("OUTPUT_DIR", "/dev/null/run"),
+            "OUTPUT_DIR /dev/null/run cannot be written to: Not a",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(
+    path, arguments, words, folder, monkeypatch
+):
+    from mcl_jax.errors import UserError
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(folder)
+    options = [x for pair in SMALL.items() for x in pair]
+    with pytest.raises(UserError) as caught:
+        run(path, "--weights", folder / "mcl_resnet50.pkl", *options, *arguments)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (folder / "output").exists()
+
+
+@pytest.mark.parametrize("flags", [("--resume",), ("--eval-only",)])
+def test_weights_that_do_not_fit_are_refused_by_resume_and_eval_only_too(flags, folder):
+    """Names with `backbone.bottom_up.` fit no C4 detector: Detectron2 only warns."""
+    from mcl_jax.convert.files import formats
+
+    from mcl_jax.errors import UserError
+
+    arrays = formats.read_pickle(folder / "mcl_resnet50.pkl")
+    starts = {"fpn": "backbone.", "box": "roi_heads."}
+    full = {starts.get(n[:3], "backbone.bottom_up.") + n: x for n, x in arrays.items()}
+    formats.write_pickle(folder / "full.pkl", full, {})
+    path = ROOT / "configs" / "detectron2" / "coco_mask_rcnn_c4_1x.yaml"
+    options = [x for pair in SMALL.items() for x in pair]
+    with pytest.raises(UserError, match="do not fill the backbone"):
+        run(path, "--weights", folder / "full.pkl", *flags, *options)
+
+
+def test_the_evaluators_packages_are_looked_at(folder):
+    """What pip gives today for lvis and cityscapesscripts uses names that numpy lost."""
+    from mcl_jax.convert.finetuning import datasets, packages
+
+    from mcl_jax.errors import UserError
+
+    packages.lend_public_names()
+    datasets.demand_evaluators(("coco_2017_val", "voc_2007_test", "keypoints_coco_2017_val"))
+    datasets.demand_readers(("coco_2017_val", "lvis_v1_train", "cityscapes_fine_sem_seg_train"))
+    for name, lost in (("lvis_v1_val", "float"), ("cityscapes_fine_sem_seg_val", "in1d")):
+        if hasattr(np, lost):
+            datasets.demand_evaluators((name,))
+            continue
+        with pytest.raises(
+            UserError, match=rf"np.{lost} .* which numpy .* no longer has; pip inst"
+        ):
+            datasets.demand_evaluators((name,))

@@ -32,7 +32,7 @@ MODULES = (
 
 
 def demand_imports(source: Path, package: str | None, subject: str, otherwise: str = "") -> None:
-    """Imports all that a module will import.
+    """Imports a package, and all that a module will import.
 
     Args:
       source: file of a module of Detectron2 that evaluates or reads a data set.
@@ -43,7 +43,7 @@ def demand_imports(source: Path, package: str | None, subject: str, otherwise: s
     Raises:
       UserError: what is missing, and what would do.
     """
-    for module in imports(source):
+    for module in [*filter(None, [package]), *imports(source)]:
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -120,12 +120,13 @@ def _outside_of_try(node: ast.AST) -> Iterator[ast.AST]:
 def lost_names(source: Path) -> list[str]:
     """Names of numpy that a file uses and the installed numpy does not have."""
     nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
-    called = {
-        alias.asname or alias.name
+    called = {"np", "numpy"}  # also where it comes with `import *`, as in cityscapesscripts
+    called |= {
+        alias.asname
         for node in nodes
         if isinstance(node, ast.Import)
         for alias in node.names
-        if alias.name == "numpy"
+        if alias.name == "numpy" and alias.asname
     }
     used = {
         node.attr
