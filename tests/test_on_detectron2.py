@@ -183,7 +183,6 @@ def test_mistakes_are_one_line_before_anything_is_written(
 def test_weights_that_do_not_fit_are_refused_by_resume_and_eval_only_too(flags, folder):
     """Names with `backbone.bottom_up.` fit no C4 detector: Detectron2 only warns."""
     from mcl_jax.convert.files import formats
-
     from mcl_jax.errors import UserError
 
     arrays = formats.read_pickle(folder / "mcl_resnet50.pkl")
@@ -199,7 +198,6 @@ def test_weights_that_do_not_fit_are_refused_by_resume_and_eval_only_too(flags, 
 def test_the_evaluators_packages_are_looked_at(folder):
     """What pip gives today for lvis and cityscapesscripts uses names that numpy lost."""
     from mcl_jax.convert.finetuning import datasets, packages
-
     from mcl_jax.errors import UserError
 
     packages.lend_public_names()

@@ -81,7 +81,7 @@ def demand_numpy(source: Path, package: str | None, subject: str, otherwise: str
 def advice(package: str | None) -> str:
     """What to install."""
     needs = {
-        "lvis": "pip install lvis opencv-python-headless 'numpy<1.24'",
+        "lvis": "pip install lvis matplotlib opencv-python-headless 'numpy<1.24'",
         PUBLIC: "pip install cityscapesscripts shapely 'numpy<2.4'",
         "pycocotools": "pip install pycocotools",
     }

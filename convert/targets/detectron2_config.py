@@ -116,7 +116,7 @@ def is_c4(a: Architecture, parts: Sequence[str]) -> bool:
 
     Its head is a stage of bottlenecks, whatever the depth: ResNet-18 and 34 have no such thing.
     """
-    _, bottleneck = architecture(a.backbone)
+    _, bottleneck = blocks_of(a.backbone)
     return tuple(parts) == ("backbone",) and bottleneck
 
 
