@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mcl_jax.convert.files import content, weights
 from mcl_jax.convert.files.refusals import few
-from mcl_jax.convert.finetuning.expected import DEPTHS
 from mcl_jax.errors import UserError
 
 # Detectron2 reads a file itself: two formats by the suffix, and names without a prefix.
@@ -21,6 +20,14 @@ CONVERT = (
     "python -m convert FILE --from detectron2 --out RUN, then python -m convert RUN --to "
     "detectron2 --out exported, makes one that it loads"
 )
+# Detectron2's ResNets: depth -> (blocks of res2..res5, whether they are bottlenecks)
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
 COUNTER = "num_batches_tracked"  # of BatchNorm; nothing reads it
 
 # Parts of a detector by the names of its parameters, and what is new in every fine-tuning.

@@ -9,17 +9,10 @@ from __future__ import annotations  # Detectron2's environments go down to Pytho
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mcl_jax.convert.checks.detectron2_check import DEPTHS
 from mcl_jax.errors import UserError
 
 Shapes = dict  # name -> shape
-# depth -> (blocks of res2..res5, whether they are bottlenecks)
-DEPTHS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-}
 BACKBONES = {  # name -> (what stands before its parameters, whether an FPN is on top)
     "build_resnet_backbone": ("backbone.", False),
     "build_resnet_fpn_backbone": ("backbone.bottom_up.", True),
