@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mcl_jax.convert.finetuning import (
@@ -117,3 +118,13 @@ def test_mistakes_are_one_line(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def test_counts_that_are_no_python_ints_are_found(monkeypatch):
+    monkeypatch.setattr(np, "count_nonzero", lambda x: 1)
+    packages.demand_plain_counts("x")
+    monkeypatch.setattr(np, "count_nonzero", lambda x: np.int64(1))
+    with pytest.raises(
+        UserError, match="^x: cityscapesscripts.* no longer gives a Python int; pip"
+    ):
+        packages.demand_plain_counts("x")

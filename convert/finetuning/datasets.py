@@ -121,6 +121,8 @@ def demand_evaluators(names: tuple[str, ...]) -> None:
         )
         packages.demand_imports(source, PACKAGES[kind], subject, UNMEASURED)
         packages.demand_numpy(source, PACKAGES[kind], subject, UNMEASURED)
+        if kind == "cityscapes_instance":
+            packages.demand_plain_counts(subject, UNMEASURED)
 
 
 def evaluator_class(kind: str) -> Any:

@@ -78,11 +78,24 @@ def demand_numpy(source: Path, package: str | None, subject: str, otherwise: str
             )
 
 
+def demand_plain_counts(subject: str, otherwise: str = "") -> None:
+    """UserError where numpy counts in numbers of its own, which cityscapesscripts writes as JSON.
+
+    Args:
+      subject, otherwise: see `demand_imports`.
+    """
+    if not isinstance(np.count_nonzero(np.ones(1)), int):
+        raise UserError(
+            f"{subject}: {PUBLIC}{version(PUBLIC)} writes what np.count_nonzero gives as JSON, and "
+            f"numpy {np.__version__} no longer gives a Python int; {advice(PUBLIC)}{otherwise}"
+        )
+
+
 def advice(package: str | None) -> str:
     """What to install."""
     needs = {
         "lvis": "pip install lvis matplotlib opencv-python-headless 'numpy<1.24'",
-        PUBLIC: "pip install cityscapesscripts shapely 'numpy<2.4'",
+        PUBLIC: "pip install cityscapesscripts shapely 'numpy<2.3'",
         "pycocotools": "pip install pycocotools",
     }
     return needs.get(package or "", "install it")
