@@ -82,10 +82,11 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
-def test_every_file_is_checked_trained_resumed_and_evaluated(path, folder, capfd):
+def test_every_file_is_checked_trained_resumed_and_evaluated(path, folder, capfd, monkeypatch):
     from mcl_jax.convert.finetuning import configuration, expected, library, task
     from mcl_jax.errors import UserError
 
+    monkeypatch.chdir(folder)  # cityscapesscripts leaves a file where it is
     out = folder / path.stem
     weights = ("--weights", folder / "mcl_resnet50.pkl")
     options = [x for pair in SMALL.items() for x in pair] + ["OUTPUT_DIR", out]
