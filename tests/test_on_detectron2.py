@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("detectron2")
 torch = pytest.importorskip("torch")
 
+# Detectron2 and its packages use deprecated names; that is theirs to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
 ROOT = Path(__file__).parents[1]
 ROWS = sorted(
     path
