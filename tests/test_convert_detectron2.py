@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import yaml
 from convert_states import (
-    DATA,
     NUMERICS,
     R18,
     R50,
@@ -29,6 +28,7 @@ from convert_states import (
 
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
+from mcl_jax.convert.finetuning import configuration
 from mcl_jax.convert.names import architectures, table
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.encoder import Encoder, predictors
@@ -192,7 +192,7 @@ def read_config(path):
 
 def test_config_has_only_keys_and_types_of_detectron2(r50, r50_pickle):
     leaves = read_config(r50[1] / "mask_rcnn_R_50_FPN_1x.yaml")
-    lines = (DATA / "detectron2_config_keys.txt").read_text().splitlines()
+    lines = configuration.KEYS.read_text().splitlines()
     known = {key: kind for key, kind, _ in (line.split("\t") for line in lines)}
     assert {key: type(value).__name__ for key, value in leaves.items()} == {
         key: known.get(key) for key in leaves

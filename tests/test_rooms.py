@@ -16,6 +16,7 @@ FLOORS = (
     ("mcl_jax.convert.targets",),
     ("mcl_jax.convert.export", "mcl_jax.convert.imports"),
     ("mcl_jax.convert.recognition", "mcl_jax.convert.transform"),
+    ("mcl_jax.convert.finetuning",),
     ("mcl_jax.convert.checks",),
     ("mcl_jax.convert.names",),
     ("mcl_jax.convert.files",),

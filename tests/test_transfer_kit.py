@@ -1,6 +1,5 @@
 """configs/detectron2 and configs/openmmlab, scripts/finetune_detectron2.py, scripts/coco_subset.py."""
 
-import ast
 import json
 import re
 import subprocess
@@ -8,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from convert_states import DATA, R50, arrays_of, export, meta_of, model_keys, random_state
+from convert_states import R50, arrays_of, meta_of, model_keys, random_state
 
 from mcl_jax.convert.checks import detectron2_check
-from mcl_jax.errors import UserError
+from mcl_jax.convert.finetuning import configuration, traps
 
 ROOT = Path(__file__).parents[1]
 KIT = sorted((ROOT / "configs" / "detectron2").glob("*.yaml"))
@@ -28,19 +27,8 @@ def weights():
 
 
 def schema():
-    rows = [x.split("\t") for x in (DATA / "detectron2_config_keys.txt").read_text().splitlines()]
+    rows = [x.split("\t") for x in configuration.KEYS.read_text().splitlines()]
     return {key: kind for key, kind, _ in rows}
-
-
-def set_leaf(config, key, value):
-    """A copy of a nested configuration with one key changed (None: taken out)."""
-    config = json.loads(json.dumps(config))
-    *parents, leaf = key.split(".")
-    node = config
-    for parent in parents:
-        node = node[parent]
-    node.pop(leaf) if value is None else node.update({leaf: value})
-    return config
 
 
 def test_there_is_a_file_for_every_row_of_the_papers():
@@ -60,10 +48,10 @@ def test_there_is_a_file_for_every_row_of_the_papers():
 
 @pytest.mark.parametrize("path", KIT, ids=lambda path: path.stem)
 def test_keys_and_types_are_detectron2s_and_no_trap_is_left(path):
-    config = detectron2_check.read_config(path)
-    leaves, known = detectron2_check.leaves(config), schema()
+    config = configuration.read_yaml(path)
+    leaves, known = configuration.leaves(config), schema()
     assert {key: type(x).__name__ for key, x in leaves.items()} == {k: known.get(k) for k in leaves}
-    assert detectron2_check.traps(config) == []
+    assert traps.find(configuration.read(path)) == []
     solver = config["SOLVER"]
     assert list(solver["STEPS"]) == sorted(solver["STEPS"])
     assert solver["STEPS"][-1] < solver["MAX_ITER"]
@@ -138,73 +126,9 @@ def test_the_exported_weights_fill_the_model_of_every_file(path, weights):
     assert lines[0].startswith(f"{len(found)} of") and not any("NOT" in line for line in lines)
 
 
-def test_weights_that_fill_the_backbone_in_part_are_refused(weights):
-    model = shapes_of(ROWS[0])
-    broken = {name: shape for name, shape in weights.items() if name != "res4.2.conv1.weight"}
-    with pytest.raises(UserError, match="1 arrays are missing, first .*res4.2.conv1.weight"):
-        detectron2_check.loaded(model, broken)
-    with pytest.raises(UserError, match="of another shape: .*stem.conv1.weight"):
-        detectron2_check.loaded(model, weights | {"stem.conv1.weight": (32, 3, 7, 7)})
-    full = {f"backbone.bottom_up.{name}": shape for name, shape in weights.items()}
-    with pytest.raises(UserError, match="do not fill the backbone"):
-        detectron2_check.loaded(
-            shapes_of(ROOT / "configs/detectron2/coco_mask_rcnn_c4_1x.yaml"), full
-        )
-    other = detectron2_check.loaded(model, weights | {"box_head.conv1.weight": (1, 1, 3, 3)})
-    assert other[-1] == "NOT loaded, another shape: roi_heads.box_head.conv1.weight"
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
-        ("MODEL.RESNETS.STRIDE_IN_1X1", None),
-        ("INPUT.FORMAT", "BGR"),
-        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
-        ("MODEL.PIXEL_STD", None),
-        ("MODEL.BACKBONE.FREEZE_AT", 2),
-        ("MODEL.RESNETS.NORM", "FrozenBN"),
-        ("MODEL.FPN.NORM", ""),
-        ("MODEL.ROI_BOX_HEAD.NORM", None),
-        ("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
-        ("TEST.PRECISE_BN.ENABLED", False),
-    ],
-)
-def test_every_trap_is_named(key, value):
-    config = detectron2_check.read_config(ROOT / "configs/detectron2/coco_mask_rcnn_fpn_1x.yaml")
-    (trap,) = detectron2_check.traps(set_leaf(config, key, value))
-    assert trap.startswith(f"{key} is {'not set' if value is None else value!r}"[: len(key) + 4])
-
-
 def run(script, *arguments):
     command = [sys.executable, f"scripts/{script}.py", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_the_check_of_the_fine_tuning_script(tmp_path):
-    export(R50, random_state(R50, 0), tmp_path)
-    own = tmp_path / "mask_rcnn_R_50_FPN_1x.yaml"
-    done = run("finetune_detectron2", own, "--weights", tmp_path / "mcl_resnet50.pkl", "--check")
-    assert done.returncode == 0 and done.stderr == "" and "WARNING" not in done.stdout
-    assert "325 arrays (backbone, FPN, box head)" in done.stdout
-    own.write_text(own.read_text().replace("FORMAT: RGB", "FORMAT: BGR"))
-    done = run("finetune_detectron2", own, "--control", "supervised", "--check")
-    assert "WARNING: INPUT.FORMAT is 'BGR', must be 'RGB'" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("nowhere.yaml", "--control", "random"), "nowhere.yaml cannot be read"),
-        (("README.md", "--control", "random"), "README.md is not YAML"),
-        ((ROWS[0], "--weights", "x.pkl"), "x.pkl is not a file; give a file of weights"),
-        ((ROWS[0], "--weights", ROWS[0]), "no format of weights begins with"),
-        ((ROWS[0], "--control", "random"), "Detectron2 is not installed"),
-    ],
-)
-def test_mistakes_are_one_line(arguments, message):
-    done = run("finetune_detectron2", *arguments)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
 @pytest.mark.parametrize("path", OPENMMLAB, ids=lambda path: path.stem)
@@ -297,11 +221,3 @@ def test_bad_annotation_files_are_one_line(tmp_path, text, arguments, message):
         path.write_text(text)
     done = run("coco_subset", path, *arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
-
-
-def test_configurations_with_tuples_and_bases_are_read_as_detectron2_does(tmp_path):
-    (tmp_path / "base.yaml").write_text("A:\n  B: (1, 2)\n  C: 3\n")
-    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nA:\n  C: 4\n  D: [x]\n")
-    read = detectron2_check.read_config(tmp_path / "own.yaml")
-    assert read == {"A": {"B": (1, 2), "C": 4, "D": ["x"]}}
-    assert ast.literal_eval("(1, 2)") == read["A"]["B"]

@@ -1,20 +1,18 @@
-"""Checks before fine-tuning in Detectron2: the traps of a configuration, and what a file loads.
+"""Checks before fine-tuning in Detectron2: what a file of weights holds, and what a model takes of it.
 
 Needs no JAX and no Detectron2: scripts/finetune_detectron2.py runs it in Detectron2's environment.
-Configurations here are nested dicts, `_BASE_` resolved.
 """
 
-import ast
+from __future__ import annotations  # Detectron2's environments go down to Python 3.9
+
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from mcl_jax.convert.files import content, weights
+from mcl_jax.convert.files.refusals import few
 from mcl_jax.errors import UserError
 
-BASE = "_BASE_"
 # Detectron2 reads a file itself: two formats by the suffix, and names without a prefix.
 SUFFIX = {"pickle": ".pkl", "torch": ".pth"}
 PREFIXES = ("", "model.", "module.", "model.module.")
@@ -22,85 +20,26 @@ CONVERT = (
     "python -m convert FILE --from detectron2 --out RUN, then python -m convert RUN --to "
     "detectron2 --out exported, makes one that it loads"
 )
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+# Detectron2's ResNets: depth -> (blocks of res2..res5, whether they are bottlenecks)
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+COUNTER = "num_batches_tracked"  # of BatchNorm; nothing reads it
 
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A Detectron2 YAML with its `_BASE_`s merged below it.
-
-    Raises:
-      UserError: for a file that is missing or no YAML of keys and values.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no keys and values")
-    base = content.pop(BASE, None)
-    content = _parsed(content)
-    return _merged(read_config(path.parent / base), content) if base else content
-
-
-def _parsed(tree: dict[str, Any]) -> dict[str, Any]:
-    """Tuples, which YAML does not have, out of their texts."""
-
-    def value(x: Any) -> Any:
-        if isinstance(x, dict):
-            return _parsed(x)
-        return ast.literal_eval(x) if isinstance(x, str) and x.startswith("(") else x
-
-    return {key: value(x) for key, x in tree.items()}
-
-
-def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    both = dict(base)
-    for key, x in own.items():
-        nested = isinstance(x, dict) and isinstance(base.get(key), dict)
-        both[key] = _merged(base[key], x) if nested else x
-    return both
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'MODEL.FPN.NORM': 'SyncBN', ...}"""
-    found = {}
-    for key, x in tree.items():
-        found |= leaves(x, f"{prefix}{key}.") if isinstance(x, Mapping) else {prefix + key: x}
-    return found
-
-
-def traps(config: Mapping[str, Any]) -> list[str]:
-    """What of a configuration makes Detectron2 train something else than the weights are, in words.
-
-    What a configuration does not say counts as Detectron2's own default, a trap in most cases.
-    """
-    own = leaves(config)
-    found = []
-
-    def demand(key: str, right: Any, why: str) -> None:
-        if own.get(key, "Detectron2's default") != right:
-            found.append(f"{key} is {own.get(key, 'not set')!r}, must be {right!r}: {why}")
-
-    unlike = "the pre-trained network is another one, though it loads without complaint"
-    demand("MODEL.RESNETS.STRIDE_IN_1X1", False, unlike)
-    demand("INPUT.FORMAT", "RGB", "pre-training saw RGB")
-    demand("MODEL.PIXEL_MEAN", MEAN, "ImageNet's in RGB order; the format does not reorder it")
-    demand("MODEL.PIXEL_STD", STD, "ImageNet's in RGB order")
-    demand("MODEL.BACKBONE.FREEZE_AT", 0, "the paper freezes nothing")
-    norms = ["RESNETS"]
-    if "FPN" in config.get("MODEL", {}):
-        norms.append("FPN")
-    if own.get("MODEL.ROI_HEADS.NAME") == "StandardROIHeads":
-        norms.append("ROI_BOX_HEAD")
-        head = "the pre-trained box head has four convolutions and one linear layer"
-        demand("MODEL.ROI_BOX_HEAD.NUM_CONV", 4, head)
-        demand("MODEL.ROI_BOX_HEAD.NUM_FC", 1, head)
-    for part in norms:
-        demand(f"MODEL.{part}.NORM", "SyncBN", "as in pre-training; others lose its statistics")
-    demand("TEST.PRECISE_BN.ENABLED", True, "statistics of the last steps alone cost AP")
-    return found
+# Parts of a detector by the names of its parameters, and what is new in every fine-tuning.
+BACKBONE = ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "roi_heads.res5.")
+NEW = ("roi_heads.res5.norm.",)
+# A layer of a name -> the key that says which norm it has.
+NORMS = {
+    r"(^|\.)fpn_": "MODEL.FPN.NORM",
+    r"(^|\.)box_head\.": "MODEL.ROI_BOX_HEAD.NORM",
+    r"(^|\.)mask_head\.": "MODEL.ROI_MASK_HEAD.NORM",
+    r"(^|\.)(stem|res\d)\.": "MODEL.RESNETS.NORM",
+}
 
 
 def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
@@ -128,16 +67,20 @@ def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
             f"{path.name} lacks 'model' or '__author__', so that Detectron2 would take it for a "
             f"file of Caffe2: {CONVERT}"
         )
-    names = found.behind_prefix
-    if tree.get("matching_heuristics") is not True and "stem.conv1.weight" in names.values():
+    leaves = weights.flatten(tree, path.name)
+    names = {
+        name[len(found.prefix) :]: tuple(x.shape)
+        for name, x in leaves.items()
+        if name.startswith(found.prefix) and len(x.shape)
+    }
+    if tree.get("matching_heuristics") is not True and "stem.conv1.weight" in names:
         raise UserError(
             f"{path.name} has short names (stem.conv1.weight) and no 'matching_heuristics', so "
             f"that Detectron2 would load none: {CONVERT}"
         )
     starts = {"backbone": "stem.", "FPN": "fpn_", "box head": "box_head."}
-    parts = [part for part, start in starts.items() if any(n.startswith(start) for n in names)]
-    shapes = {name: found.arrays[own].shape for own, name in names.items()}
-    return shapes, [f"{path}: {len(shapes)} arrays ({', '.join(parts)})"]
+    parts = [part for part, start in starts.items() if any(f".{start}" in f".{n}" for n in names)]
+    return names, [f"{path}: {len(names)} arrays ({', '.join(parts)})"]
 
 
 def match(model: Iterable[str], names: Iterable[str]) -> dict[str, str]:
@@ -159,38 +102,128 @@ def match(model: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-# Parts of a detector by the names of its parameters, and what is new in every fine-tuning.
-BACKBONE = ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "roi_heads.res5.")
-NEW = ("roi_heads.res5.norm.",)
-
-
 def loaded(model: Mapping[str, tuple], weights: Mapping[str, tuple]) -> list[str]:
     """What a model takes from a file, part by part, in words; shapes by name on both sides.
 
+    Args:
+      model: of the whole model, or of the parts that weights can fill (expected.parts).
+      weights: of the file.
+
     Raises:
-      UserError: unless all of the backbone is taken: Detectron2 itself only warns.
+      UserError: unless all of the backbone is taken, and all of it used, and every layer is taken
+        whole or not at all: Detectron2 itself only warns.
     """
     found = match(model, weights)
-    learned = [key for key in model if not key.endswith("num_batches_tracked")]
+    learned = [key for key in model if not key.endswith(COUNTER)]
     taken = {key for key, name in found.items() if tuple(model[key]) == tuple(weights[name])}
     skipped = sorted(set(found) - taken)
-    missing = [
-        key
-        for key in learned
-        if key.startswith(BACKBONE) and not key.startswith(NEW) and key not in taken
+    unused = [
+        name for name in set(weights) - {found[key] for key in taken} if not name.endswith(COUNTER)
     ]
-    if missing or not taken:
-        shown = ", ".join((missing or learned)[:3])
-        shapes = f"; of another shape: {', '.join(skipped[:3])}" if skipped else ""
-        raise UserError(
-            f"the weights do not fill the backbone: {len(missing)} arrays are missing, first "
-            f"{shown}{shapes}"
-        )
-    unused = len(set(weights) - {found[key] for key in taken})
+    _demand_backbone(model, weights, taken, skipped)
+    _demand_same_stages(model, weights, unused)
+    _demand_whole_layers(model, weights, {key: found[key] for key in taken})
     scratch = [key for key in learned if key not in taken]
-    modules = sorted({".".join(key.split(".")[:3]) for key in scratch})
+    arrays = len([key for key in learned if key in taken])
     return [
-        f"{len(taken)} of {len(learned)} arrays come from the file, {unused} of it are not used",
-        f"from scratch: {', '.join(modules)}",
+        f"{arrays} of {len(learned)} arrays come from the file, {len(unused)} of it are not used"
+        + (f": {', '.join(_layers(unused))}" if unused else ""),
+        *([f"from scratch: {', '.join(_layers(scratch))}"] if scratch else []),
         *(f"NOT loaded, another shape: {key}" for key in skipped),
     ]
+
+
+def _demand_backbone(
+    model: Mapping[str, tuple],
+    weights: Mapping[str, tuple],
+    taken: Iterable[str],
+    skipped: Iterable[str],
+) -> None:
+    """UserError unless the file fills the backbone."""
+    taken, skipped = set(taken), list(skipped)
+    learned = [key for key in model if not key.endswith(COUNTER)]
+    backbone = [key for key in learned if key.startswith(BACKBONE) and not key.startswith(NEW)]
+    missing = [key for key in backbone if key not in taken]
+    if not missing and taken:
+        return
+    shapes = f"; of another shape: {', '.join(skipped[:3])}" if skipped else ""
+    own, theirs = network(model), network(weights)
+    another = f"; the file holds {theirs}, the configuration builds {own}" if own != theirs else ""
+    raise UserError(
+        f"the weights do not fill the backbone: {len(missing)} arrays are missing, first "
+        f"{few(missing or learned)}{shapes}{another}"
+    )
+
+
+def network(names: Iterable[str]) -> str:
+    """Which ResNet names belong to: 'a ResNet-50'; 'no backbone' where none of its stages is there."""
+    blocks = {stage: 0 for stage in "2345"}
+    names = list(names)
+    for name in names:
+        if place := re.search(r"(?:^|\.)res(\d)\.(\d+)\.", name):
+            blocks[place[1]] = max(blocks.get(place[1], 0), int(place[2]) + 1)
+    counts = tuple(blocks[stage] for stage in "2345")
+    bottleneck = any(re.search(r"(?:^|\.)res\d\.\d+\.conv3\.", name) for name in names)
+    for depth, kind in DEPTHS.items():
+        if kind == (counts, bottleneck):
+            return f"a ResNet-{depth}"
+    return f"stages of {counts} blocks" if any(counts) else "no backbone"
+
+
+def _demand_same_stages(
+    model: Mapping[str, tuple], weights: Mapping[str, tuple], unused: Iterable[str]
+) -> None:
+    """UserError where a stage of the file has more blocks than the model's."""
+    stages = {place[1] for key in model if (place := re.search(r"(?:^|\.)(res\d)\.\d+\.", key))}
+    more = sorted(
+        name
+        for name in unused
+        if (place := re.search(r"(?:^|\.)(res\d)\.\d+\.(conv|shortcut)", name))
+        and place[1] in stages
+        and ".norm." not in name
+    )
+    if more and network(model) != network(weights):
+        raise UserError(
+            f"the file holds {network(weights)}, the configuration builds {network(model)} "
+            f"(MODEL.RESNETS.DEPTH): {few(more)} would be left out"
+        )
+
+
+def _demand_whole_layers(
+    model: Mapping[str, tuple], weights: Mapping[str, tuple], taken: Mapping[str, str]
+) -> None:
+    """UserError where a convolution is taken without its norm or bias, or these without it."""
+    ours, theirs = _by_layer(model), _by_layer(weights)
+    for layer, file_layer in sorted({(_layer(key), _layer(name)) for key, name in taken.items()}):
+        wanted, held = ours[layer], theirs[file_layer]
+        if {leaf for leaf in wanted if f"{layer}.{leaf}" in taken} == wanted == held:
+            continue
+        if wanted == held:
+            raise UserError(f"{layer} would be loaded in part: of another shape is the rest of it")
+        key = next((key for pattern, key in NORMS.items() if re.search(pattern, layer)), "its NORM")
+        norms = any(leaf.startswith("norm.") for leaf in held)
+        right = "'SyncBN', for the file holds norms"
+        if not norms:
+            right = "'' (no norm), for the file holds biases, as --fold-norms writes them"
+        raise UserError(
+            f"{layer} would be loaded in part: the model has {', '.join(sorted(wanted))}, the file "
+            f"{', '.join(sorted(held))}; {key} must be {right}"
+        )
+
+
+def _layer(name: str) -> str:
+    """'backbone.fpn_lateral2' of its weight, bias and norm.running_mean."""
+    return name.rsplit(".", 1)[0].removesuffix(".norm")
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    return sorted({_layer(name) for name in names})
+
+
+def _by_layer(names: Iterable[str]) -> dict[str, set[str]]:
+    """Layer -> what it consists of."""
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        if not name.endswith(COUNTER):
+            layers.setdefault(_layer(name), set()).add(name[len(_layer(name)) + 1 :])
+    return layers

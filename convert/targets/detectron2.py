@@ -75,9 +75,8 @@ def not_taken(job: Job) -> dict[str, str]:
 def files(job: Job) -> dict[str, str]:
     """The fine-tuning configuration."""
     a = job.architecture
-    depth = a.backbone.removeprefix("resnet")
-    text = detectron2_config.text(a, str(job.weights), job.folded)
-    return {f"mask_rcnn_R_{depth}_FPN_1x.yaml": text}
+    text = detectron2_config.text(a, str(job.weights), job.parts, folded=job.folded)
+    return {detectron2_config.name(a, job.parts): text}
 
 
 TARGET = Target(

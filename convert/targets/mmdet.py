@@ -37,6 +37,7 @@ CONV_HEAD = (
     'type="ConvFCBBoxHead", num_shared_convs={convs}, num_shared_fcs=1, '
     "in_channels={fpn}, conv_out_channels={fpn}{norm}"
 )
+NEW_HEAD = "in_channels={fpn}"  # no part of it is pre-trained: MMDetection's own
 
 
 def files(job: Job) -> dict[str, str]:
@@ -51,6 +52,7 @@ def files(job: Job) -> dict[str, str]:
         title, base = f"R{depth}-FPN", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
         frozen = 'dict(type="BN", requires_grad=True)' if job.folded else "norm_cfg"
         backbone = RESNET.format(depth=depth, width=a.width, norm=frozen)
+    head = CONV_HEAD if "head" in job.parts else NEW_HEAD
     text = CONFIG.format(
         title=title,
         base=base,
@@ -59,7 +61,7 @@ def files(job: Job) -> dict[str, str]:
         channels=list(stage_channels(a)),
         fpn=a.fpn_channels,
         norm_of_part=norm,
-        head=CONV_HEAD.format(convs=a.head_convs, fpn=a.fpn_channels, norm=norm),
+        head=head.format(convs=a.head_convs, fpn=a.fpn_channels, norm=norm),
         weights=str(job.weights),
     )
     return {f"mask-rcnn_{a.backbone}_fpn_1x_coco.py": text}

@@ -1,0 +1,149 @@
+"""The configuration of a fine-tuning in Detectron2: YAML, options, traps, and their mistakes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mcl_jax.convert.finetuning import (
+    command,
+    configuration,
+    task,
+    traps,
+)
+from mcl_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+KIT = ROOT / "configs" / "detectron2"
+FPN, C4, RETINANET = (
+    KIT / f"coco_{name}.yaml" for name in ("mask_rcnn_fpn_1x", "mask_rcnn_c4_1x", "retinanet_1x")
+)
+SCRIPT = ROOT / "scripts" / "finetune_detectron2.py"
+
+
+def check(*arguments):
+    """`--check`, in this process."""
+    command.run(task.parse("", [*map(str, arguments), "--check"]))
+
+
+def one_line(error):
+    assert "\n" not in str(error) and len(str(error)) < 500
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("SOLVER.MAX_ITR", "3"), "no key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
+        (("solver.max_iter", "3"), "did you mean SOLVER.MAX_ITER?"),
+        (("MAX_ITER", "3"), "did you mean SOLVER.MAX_ITER?"),
+        (("SOLVER", "3"), "it is a section"),
+        (("SOLVER.MAX_ITER",), "SOLVER.MAX_ITER has no partner"),
+        (("SOLVER.MAX_ITER", "3", "OUTPUT_DIR"), "OUTPUT_DIR has no partner"),
+        (("SOLVER.MAX_ITER", "many"), "SOLVER.MAX_ITER must be a int, not 'many'"),
+        (("SOLVER.BASE_LR", "1"), "SOLVER.BASE_LR must be a float, not 1 (int): 1.0"),
+        (("MODEL.WEIGHTS", "a.pkl"), "give the file with --weights"),
+        (("--num-gpus", "0"), "--num-gpus 0 must be at least 1"),
+        (("--num-gpus", "two"), "argument --num-gpus: invalid int value"),
+        (("--evaluate",), "unrecognized arguments: --evaluate"),
+    ],
+)
+def test_wrong_options_are_one_line(options, words):
+    with pytest.raises(UserError) as caught:
+        check(FPN, "--control", "random", *options)
+    assert words in one_line(caught.value)
+
+
+def test_options_are_read_as_detectron2_reads_them():
+    given = (
+        "SOLVER.STEPS",
+        "[5, 7]",
+        "MODEL.PIXEL_MEAN",
+        "(1.0, 2.0, 3.0)",
+        "OUTPUT_DIR",
+        "runs/1",
+    )
+    settings = configuration.read(FPN, (*given, "SOLVER.MAX_ITER", "9", "SEED", "-1"))
+    assert settings["SOLVER.STEPS"] == (5, 7) and settings["MODEL.PIXEL_MEAN"] == [1.0, 2.0, 3.0]
+    assert settings["OUTPUT_DIR"] == "runs/1" and settings["SOLVER.MAX_ITER"] == 9
+    assert set(settings) == set(configuration.known_defaults())
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("MODEL:\n  FPN: [1\n", ", line 3: expected ',' or ']'"),
+        ("MODEL:\n\tFPN: 1\n", ", line 2: found character '\\t'"),
+        ("A: !!python/tuple [1]\n", ", line 1: could not determine a constructor"),
+        ("MODEL:\n  MASK_ONN: True\n", "no key MODEL.MASK_ONN; did you mean MODEL.MASK_ON?"),
+        ("MODEL:\n  MASK_ON: 3\n", "MODEL.MASK_ON must be a bool, not 3 (int)"),
+        ("SOLVER:\n  STEPS: (1, 2\n", "SOLVER.STEPS must be a tuple, not '(1, 2' (str)"),
+        ("MODEL: 3\n", "no key MODEL: it is a section"),
+        ("1: 2\n", "has the key 1"),
+        ("VERSION: 1\n", "has VERSION 1; write it with VERSION: 2"),
+        ("_BASE_: own.yaml\n", "is its own _BASE_"),
+        ("_BASE_: gone.yaml\n", "gone.yaml cannot be read: No such file"),
+        ("- 1\n", "holds no keys and values"),
+        ("", "holds no keys and values"),
+        (b"\xff\xfe", "is not text in UTF-8"),
+    ],
+)
+def test_files_with_mistakes_are_one_line(text, words, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        check(path, "--control", "random")
+    assert words in one_line(caught.value)
+
+
+def test_configurations_with_tuples_and_bases_are_read_as_detectron2_does(tmp_path):
+    (tmp_path / "base.yaml").write_text("A:\n  B: (1, 2)\n  C: 3\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nA:\n  C: 4\n  D: [x]\n")
+    read = configuration.read_yaml(tmp_path / "own.yaml")
+    assert read == {"A": {"B": (1, 2), "C": 4, "D": ["x"]}}
+    assert ast.literal_eval("(1, 2)") == read["A"]["B"]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+        ("INPUT.FORMAT", "BGR"),
+        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+        ("MODEL.BACKBONE.FREEZE_AT", 2),
+        ("MODEL.RESNETS.NORM", "FrozenBN"),
+        ("MODEL.FPN.NORM", ""),
+        ("MODEL.ROI_BOX_HEAD.NORM", ""),
+        ("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", 2),
+        ("MODEL.ROI_MASK_HEAD.NORM", ""),
+        ("TEST.PRECISE_BN.ENABLED", False),
+    ],
+)
+def test_every_trap_is_named(key, value):
+    settings = configuration.read(FPN)
+    assert traps.find(settings) == [] and settings[key] != value
+    (trap,) = traps.find(settings | {key: value})
+    assert trap.startswith(f"{key} is {value!r}, must be {settings[key]!r}: ")
+
+
+def test_the_installed_detectron2_s_defaults_are_traps():
+    settings = configuration.known_defaults()
+    named = {trap.split(" is ")[0] for trap in traps.find(settings)}
+    assert named == {
+        "MODEL.RESNETS.STRIDE_IN_1X1",
+        "INPUT.FORMAT",
+        "MODEL.PIXEL_MEAN",
+        "MODEL.PIXEL_STD",
+        "MODEL.BACKBONE.FREEZE_AT",
+        "MODEL.RESNETS.NORM",
+        "TEST.PRECISE_BN.ENABLED",
+    }
+
+
+def test_traps_know_what_a_file_holds():
+    assert traps.holding(["stem.conv1.weight"]) == traps.Holding(True, 0, False)
+    assert traps.holding(["backbone.fpn_output2.bias", "roi_heads.box_head.conv1.norm.bias"]) == (
+        traps.Holding(False, 1, True)
+    )
