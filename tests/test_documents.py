@@ -34,6 +34,7 @@ OTHERS = {
         "kubectl",
     ),
     *("mkdir", "pip", "sbatch", "sh", "source", "tar", "unzip", "uv", "wget", "xpk", "do", "ls"),
+    *("gcsfuse", "tensorboard"),
 }
 OWN = re.compile(r"(?:\S*/)?(mcl-jax|python3?|bash)$")
 

@@ -17,13 +17,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, IO, NamedTuple, TypeAlias
 
 from etils import epath
 
 from mcl_jax.errors import CannotSave, UserError
 
-Place = Path | epath.Path
+Place: TypeAlias = Path | epath.Path
 Content = bytes | str | Callable[[IO[bytes]], Any]
 
 _EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
