@@ -4,7 +4,7 @@ import argparse
 
 import jax
 
-from mcl_jax import cli
+from mcl_jax import cli, paths
 from mcl_jax.configs import base, path_of
 from mcl_jax.convert import checkpoints, imports, recognition
 from mcl_jax.convert.arguments import BASE, OFFICIAL, parser
@@ -18,7 +18,8 @@ EXPORT_FLAGS = ("parts", "average", "divide_weights", "fold_norms")
 
 def convert(options: argparse.Namespace) -> list[str]:
     """Does what was asked; returns the lines to print."""
-    options.source, options.out = storage.locate(options.source), storage.locate(options.out)
+    options.source = storage.locate(paths.expanded(options.source, "source"))
+    options.out = storage.locate(paths.expanded(options.out, "--out"))
     if options.origin:
         return read(options)
     if options.config:

@@ -254,7 +254,7 @@ BOMBS = [
 ]
 
 
-@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: str(bomb.__reduce__()[0]))
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__reduce__()[0].__name__)
 def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, bomb):
     monkeypatch.chdir(tmp_path)
     tree = {"state_dict": {"conv1.weight": np.zeros(3)}, "x": bomb}

@@ -123,6 +123,15 @@ def test_why_there_are_no_labels_and_what_to_give_is_said_once(tmp_path, caplog,
         assert why_unlabeled(open_source(given[1].rstrip(","), "train", None)) == ""
 
 
+def test_splits_among_other_folders_are_classes_but_not_without_a_word(tmp_path, caplog):
+    dataset = write_images(tmp_path, ["train/1.png", "val/2.png", "extra/3.png"])
+    source = open_source(dataset, "train", None)
+    assert source.class_names == ("extra", "train", "val")
+    (message,) = told(caplog)
+    assert "sub-folders train, val are taken for classes" in message
+    assert message.endswith(f"give {dataset}/train")
+
+
 def test_flat_folders_are_not_worth_a_word(tmp_path, caplog):
     source = open_source(write_images(tmp_path, ["1.png", "2.png"]), "train", None)
     assert not caplog.records and "no sub-folders" in why_unlabeled(source)

@@ -6,12 +6,18 @@ import random
 import re
 import resource
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from mcl_jax import paths
+from mcl_jax import path_flags, paths, train
+from mcl_jax.configs import base
 from mcl_jax.errors import UserError
+from mcl_jax.report import card
 
+ROOT = Path(__file__).parents[1]
 DOORS = (paths.existing_file, paths.existing_folder, paths.output_file, paths.output_folder)
 
 
@@ -218,3 +224,74 @@ def test_open_files_do_not_leak(place):
     for _ in range(50):
         paths.output_folder("folder/new", "x")
     assert len(os.listdir("/proc/self/fd")) == there < limit
+
+
+def outcome(script, *arguments):
+    """(exit code, lines of stderr) of a command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *arguments],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+COMMANDS = [
+    ("pretrain.py", "--config", ROOT / "configs/demo.py", "--workdir", os.fsdecode(b"caf\xe9")),
+    ("knn.py", "--workdir", "nowhere", "--json", "nowhere/x.json"),
+    ("linear_svm.py", "--workdir", "x", "--train_json", "folder"),
+    ("linear_eval.py", "--workdir", "x", "--output", "file"),
+    ("prepare_data.py", "folder", "--folder", "file", "--name", "x", "--data_dir", "new"),
+    ("coco_subset.py", "folder"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_commands_refuse_paths_in_one_line_and_write_nothing(place, command):
+    before = listing(place)
+    code, lines = outcome(*command)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert listing(place) == before
+
+
+def test_workdirs_that_cannot_be_written_are_refused_before_training(place):
+    config = base.get_config()
+    before = listing(place)
+    for path, words in (("file/sub", "file' is a file"), ("broken", "does not exist")):
+        for refuse in (train.check_workdir, lambda path: train.pretrain(config, path)):
+            with pytest.raises(UserError, match=f"workdir '{path}' .*{words}"):
+                refuse(path)
+    assert listing(place) == before
+
+
+def test_every_path_flag_of_the_commands_has_a_door():
+    """A new string flag is put into DOORS, or here."""
+    others = {
+        *("dataset", "split", "train_split", "test_split", "bank_split", "query_split", "schedule"),
+        *("topology", "coordinator", "study", "control", "profile", "cache"),
+    }
+    texts = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "mcl_jax/commands").glob("*.py")]
+    found = {
+        name
+        for path in texts
+        for name in re.findall(r"DEFINE_string\(\s*f?\"([\w{}]+)\"", path.read_text("utf-8"))
+    }
+    assert {"json", "workdir", "output"} <= found
+    assert found - {"{part}_{kind}"} <= others | set(path_flags.DOORS)
+
+
+def test_any_name_can_be_printed_and_put_on_a_page():
+    """Where output is ASCII alone, letters are escaped; a page is UTF-8 whatever the names are."""
+    code = (
+        "import os, sys; from mcl_jax import cli\n"
+        "with cli.mistakes_in_one_line():\n"
+        "    print(os.fsdecode(b'caf\\xe9'), '\\u00e9')\n"
+        "    raise cli.UserError(os.fsdecode(b'caf\\xe9') + ' \\u00e9')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert done.stdout.count(b"\\") == 2 and done.stderr.startswith(b"error: caf\\udce9 \\xe9")
+    page = card.page(os.fsdecode(b"caf\xe9"), "\udce9", ["<p>été</p>"])
+    assert "caf\ufffd" in page and "été" in page and page.encode("utf-8")

@@ -256,7 +256,7 @@ def test_tfrecord_checksum_is_crc32c():
 
 def test_tfrecord_is_refused_with_the_command_then_rewritten(tfrecord, tmp_path):
     target, original = tfrecord
-    with pytest.raises(UserError, match=r"prepare_data.py tfrecord\s+--input"):
+    with pytest.raises(UserError, match=r"mcl-jax prepare tfrecord\s+--input"):
         open_source("tfds:pets", "train", str(tmp_path / "old"))
     data_dir = str(tmp_path / "new")
     text = prepare_tfrecord.prepare_tfrecord(input_dir=str(target), data_dir=data_dir)

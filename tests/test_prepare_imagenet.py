@@ -121,7 +121,7 @@ def test_imagenet_label_files_agree(imagenet, tmp_path, form):
 def test_imagenet_mistakes_are_told(imagenet, changes, message):
     with pytest.raises(UserError, match=message):
         prepare_imagenet.prepare_imagenet(**(imagenet | changes))
-    with pytest.raises(UserError, match="prepare_data.py imagenet"):
+    with pytest.raises(UserError, match="mcl-jax prepare imagenet"):
         open_source("tfds:imagenet2012", "train", imagenet["data_dir"])
 
 

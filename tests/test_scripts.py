@@ -129,7 +129,7 @@ def test_every_config_file_builds():
     [
         ("pretrain.py", ["--config", f"{REPO}/configs/mcl.py:detko"], "unknown word 'detko'"),
         ("compare_methods.py", ["--config", f"{REPO}/configs/demo.py"], "no section 'study'"),
-        ("knn.py", ["--workdir", "/nowhere"], "/nowhere does not exist"),
+        ("knn.py", ["--workdir", "/nowhere"], "/nowhere' does not exist"),
         ("linear_eval.py", ["--workdir", "/nowhere"], "--output FOLDER is missing"),
         ("instance_sizes.py", ["--dataset", "scene"], "unknown data set 'scene'"),
     ],

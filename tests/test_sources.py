@@ -127,8 +127,8 @@ def test_default_directory_of_tfds(prepared, monkeypatch):
         ("folder:/nowhere", "train", "folder '/nowhere' does not exist"),
         ("tfds:", "train", "unknown data set 'tfds:'"),
         ("tfds:a b", "train", "'a b' is not NAME"),
-        ("tfds:other", "train", "data_dir holds: mine.*prepare_data.py"),
-        ("tfds:imagenet2012", "train", "prepare_data.py imagenet"),
+        ("tfds:other", "train", "data_dir holds: mine.*mcl-jax prepare"),
+        ("tfds:imagenet2012", "train", "mcl-jax prepare imagenet"),
         ("tfds:mine:2.0.0", "train", "version 2.0.0"),
         ("tfds:mine", "test", r"split 'test' cannot be read.*train \(8\), validation \(2\)"),
         ("tfds:mine", "train[", r"split 'train\[' cannot be read"),
@@ -142,7 +142,7 @@ def test_mistakes_are_told(prepared, dataset, split, message):
 
 
 def test_wrong_data_dir_and_missing_config_are_told(prepared, tmp_path):
-    with pytest.raises(UserError, match="'/nowhere' does not exist.*prepare_data.py coco"):
+    with pytest.raises(UserError, match="'/nowhere' does not exist.*mcl-jax prepare coco"):
         open_source("tfds:coco/2017", "train", "/nowhere")
     os.makedirs(tmp_path / "data" / "many")
     os.rename(os.path.join(prepared, "mine"), tmp_path / "data" / "many" / "one")

@@ -95,11 +95,11 @@ def test_sheets_of_own_images(run, runs, photos, tmp_path, method):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("nowhere",), "nowhere does not exist"),
-        (("{run}", "missing.png"), "missing.png does not exist; give image files"),
+        (("nowhere",), "nowhere' does not exist"),
+        (("{run}", "missing.png"), "missing.png' does not exist; give image files"),
         (("{run}", "{bad}"), "no image can be read (9.jpg:"),
         (("{run}", "--count", "0"), "--count 0 must be at least 1"),
-        (("{run}", "--against", "nowhere"), "nowhere does not exist"),
+        (("{run}", "--against", "nowhere"), "nowhere' does not exist"),
     ],
 )
 def test_mistakes_are_one_line(run, runs, photos, arguments, message):

@@ -21,6 +21,7 @@ from mcl_jax.convert.names.views import Entry, View
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.paths import shown
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
@@ -53,6 +54,8 @@ def export(
       source: what the user called the checkpoint.
       changes: what was done to `state` before, in words.
     """
+    if out.is_dir():
+        raise UserError(f"--out {shown(out)!r} is a folder; give a file, .pth or .npz")
     config = meta["config"]
     a, levels = architectures.from_config(config), config["montage"]["levels"]
     architectures.demand_resnet(a, "the authors' code")

@@ -8,7 +8,7 @@ import json
 import random
 from pathlib import Path
 
-from mcl_jax import cli
+from mcl_jax import cli, paths
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
 
@@ -22,8 +22,16 @@ def draw(image_ids: list[int], percent: float, seed: int) -> list[int]:
     to keep the same in all versions, which it does not of `shuffle` and `sample`.
     """
     generator = random.Random(seed)
-    order = sorted((generator.random(), image_id) for image_id in sorted(image_ids))
-    return sorted(image_id for _, image_id in order[: max(1, round(len(order) * percent / 100))])
+    order = sorted(
+        (generator.random(), _rank(image_id)) for image_id in sorted(image_ids, key=_rank)
+    )
+    count = max(1, round(len(order) * percent / 100))
+    return [image_id for _, image_id in sorted(rank for _, rank in order[:count])]
+
+
+def _rank(image_id: int | str) -> tuple[bool, int | str]:
+    """Numbers before texts: a file may have both."""
+    return isinstance(image_id, str), image_id
 
 
 def subset(content: dict, chosen: list[int]) -> dict:
@@ -51,7 +59,7 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f"--percent {wrong[0]:g} must be above 0 and at most 100")
     content = coco_json.read(options.annotations).content
     ids = [image["id"] for image in content["images"]]
-    out = options.out or options.annotations.parent
+    out = Path(paths.output_folder(options.out or options.annotations.parent, "--out"))
     out.mkdir(parents=True, exist_ok=True)
     for percent in options.percent:
         chosen = draw(ids, percent, options.seed)

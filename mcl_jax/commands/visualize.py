@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mcl_jax import cli
+from mcl_jax import cli, paths
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -51,7 +51,8 @@ def main(options: argparse.Namespace) -> None:
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
-    out = storage.locate(options.out or options.checkpoint / "pictures")
+    place = options.out or storage.locate(options.checkpoint) / "pictures"
+    out = storage.locate(paths.output_folder(place, "--out"))
     storage.make_folder(out)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
     written = pictures.write(out, networks, images, options.rows)

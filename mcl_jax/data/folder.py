@@ -143,6 +143,12 @@ def _class_folders(root: str, files: list[str]) -> tuple[list[str] | None, str]:
             f"give folder:{shown}/{paths.shown(train)} for one of them, with its sub-folders as "
             "classes"
         )
+    splits = [name for name in first_level if name.lower() in _SPLIT_NAMES]
+    if len(splits) > 1:
+        left_out.tell_once(
+            f"folder {shown}: its sub-folders {', '.join(splits)} are taken for classes, since there "
+            f"are others beside them; if they are splits, give folder:{shown}/{splits[0]}"
+        )
     return first_level, ""
 
 

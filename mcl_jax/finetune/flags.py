@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import settings
 from mcl_jax.finetune.job import Job
-from mcl_jax.paths import existing_file, existing_folder, expanded, output_folder
+from mcl_jax.paths import expanded
 
 DATA = ("train_json", "train_images", "test_json", "test_images")
 WORDS = {
@@ -59,16 +59,13 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Job:
     names = {field.name for field in dataclasses.fields(settings.Settings)}
     own = settings.Settings(**{name: options[name] for name in names})
     rest = {name: x for name, x in options.items() if name not in names and name != "random"}
-    return Job(**(rest | _checked(rest)), settings=own)
+    return Job(**(rest | _expanded(rest)), settings=own)
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Path]:
-    """The paths among the options, expanded; UserError for one that cannot be used."""
-    doors = {name: existing_file if "json" in name else existing_folder for name in DATA}
-    checked = {name: Path(door(options[name], f"--{name}")) for name, door in doors.items()}
-    if options["weights"] is not None:
-        checked["weights"] = Path(expanded(options["weights"], "--weights"))
-    return checked | {"folder": Path(output_folder(options["folder"], "folder"))}
+def _expanded(options: Mapping[str, Any]) -> dict[str, Path]:
+    """The paths among the options; what reads them looks whether they are there."""
+    names = [name for name in ("folder", "weights", *DATA) if options[name] is not None]
+    return {name: Path(expanded(options[name], f"--{name}")) for name in names}
 
 
 def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mcl_jax import paths
 from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
@@ -306,9 +307,9 @@ def write(workdir: str | os.PathLike, state: TrainState, meta: dict[str, Any]) -
     """Writes one checkpoint into a workdir that `mcl-jax pretrain` can resume.
 
     Raises:
-      UserError: if the workdir already holds checkpoints.
+      UserError: if the workdir already holds checkpoints, or may not be written to.
     """
-    folder = storage.absolute(workdir) / FOLDER
+    folder = storage.absolute(paths.output_folder(workdir, "--out")) / FOLDER
     storage.reachable(folder)
     if any(name.isdigit() for name in storage.names(folder)):
         raise UserError(f"{workdir} already holds checkpoints; choose a new folder")

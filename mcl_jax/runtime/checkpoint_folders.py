@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable
 
+from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import integrity, storage
 from mcl_jax.runtime.storage import Place
@@ -119,11 +120,12 @@ def set_aside(folder: Place, step: int, reason: str) -> Place:
 
 def _finished(path: str | os.PathLike) -> tuple[Place, list[int]]:
     """(checkpoints folder, steps in ascending order)."""
-    path = storage.absolute(path)
+    hint = "give a --workdir of mcl-jax pretrain"
+    path = storage.absolute(paths.existing_folder(path, "checkpoint", hint))
     storage.reachable(path)
     inside = storage.names(path)
-    if not inside and not storage.exists(path):
-        raise UserError(f"{path} does not exist; give a --workdir of mcl-jax pretrain")
+    if not inside and not storage.exists(path):  # of a bucket
+        raise UserError(f"{path} does not exist; {hint}")
     if path.name.isdigit() and "state" in inside:
         return path.parent, [int(path.name)]
     folder = path / FOLDER if FOLDER in inside else path

@@ -24,7 +24,7 @@ _LABELS = "its lines should be a synset, an id, or a name and a synset"
 _META = "give meta.mat of the devkit, or a text file with 'id synset' per line"
 _KAGGLE = (
     "if it is Kaggle's, unpack it and use its folder ILSVRC/Data/CLS-LOC/train with "
-    "`prepare_data.py folder`, or as data.dataset=folder:..."
+    "`mcl-jax prepare folder`, or as data.dataset=folder:..."
 )
 
 
