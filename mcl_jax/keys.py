@@ -22,7 +22,7 @@ class Purpose(enum.IntEnum):
     JIGSAW = 4  # DetCo's local patches
     DROP_PATH = 5  # residual branches left out (Swin)
     PROBE = 6  # detection probe and linear classifiers
-    LABEL_BUDGET = 7  # which labelled images the detection probe may see
+    LABEL_BUDGET = 7  # which labeled images the detection probe may see
     PROBE_AUGMENT = 8  # size and place of the detection probe's training images
 
 
