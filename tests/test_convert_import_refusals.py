@@ -88,7 +88,7 @@ def test_the_pickle_reader_takes_what_detectron2_and_older_pickles_hold(tmp_path
         ),
         ("torchvision", "a.pth", b"no file of torch", "cannot be read with torch.load"),
         ("safetensors", "a.safetensors", b"nothing", "is not a readable .safetensors"),
-        ("timm", "missing.pth", None, "is not a file"),
+        ("timm", "missing.pth", None, "does not exist; give a file of weights"),
     ],
 )
 def test_unreadable_files_are_one_line(tmp_path, capsys, origin, name, content, message):
