@@ -265,8 +265,8 @@ def test_a_data_set_without_boxes_is_told(coco, tmp_path):  # noqa: F811
     [
         ({"dataset": "folder:/x"}, "unknown data set with boxes 'folder:/x'"),
         ({"train_json": "{photos}", "train_folder": ""}, "the train set's folder of images is miss"),
-        ({"train_json": "{photos}", "train_folder": "/nowhere"}, "/nowhere does not exist"),
-        ({"train_json": "/no.json", "train_folder": "/"}, "/no.json does not exist"),
+        ({"train_json": "{photos}", "train_folder": "/nowhere"}, "'/nowhere' does not exist"),
+        ({"train_json": "/no.json", "train_folder": "/"}, "'/no.json' does not exist"),
         ({"train_json": "{photos}", "train_folder": "{empty}"}, "lacks 0.png, the first image of"),
         ({"train_json": "{photos}", "train_folder": "{here}"}, "the test set's annotation file is"),
         (
