@@ -105,7 +105,7 @@ def test_two_preparing_at_once_leave_one_sound_data_set(small, tmp_path):
 
 def test_unwritable_data_dir_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write data_dir"):
+    with pytest.raises(UserError, match="data_dir .* is a file; give a folder"):
         builder.prepare_scenes(str(tmp_path / "file"))
 
 
