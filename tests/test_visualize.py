@@ -73,7 +73,7 @@ def run(monkeypatch, capsys):
         try:
             runpy.run_path(str(ROOT / "scripts" / "visualize.py"), run_name="__main__")
         except SystemExit as stop:
-            code = stop.code
+            code = stop.code or 0  # None is success
         return code, *capsys.readouterr()
 
     return script
