@@ -3,9 +3,9 @@
     python scripts/compare_methods.py --config configs/study_photos.py:cpu
     python scripts/compare_methods.py --config configs/study_photos.py:gpu,/data/photos
 
-Data: a folder with `pretrain/CLASS/*.jpg` and `detection/{train,test}` beside
-`detection/instances_{train,test}.json` (docs/study.md says which photographs we used); `photos` in the
-current folder unless the argument names another.
+Data: a folder with `pretrain/CLASS/*.jpg` and `detection/instances_{train,test}.json`, which name their
+images from `detection/` on (docs/study.md says which photographs we used); `photos` in the current
+folder unless the argument names another.
 
 Sizes: `cpu` is a ResNet-18 of width 16 at 64 px, three levels, 20 epochs, 22 minutes a row on one core
 (measured); `gpu` a ResNet-18 of width 64 at 128 px, four levels, 40 epochs, made for one H100 (not
@@ -84,7 +84,7 @@ def _probe(config: ConfigDict, folder: PurePath, size: str) -> None:
     probe.dataset = "coco_json"
     for side in ("train", "test"):
         probe[f"{side}_json"] = str(folder / f"instances_{side}.json")
-        probe[f"{side}_folder"] = str(folder / side)
+        probe[f"{side}_folder"] = str(folder)  # its files are named train/000002.jpg
     probe.train_images = probe.eval_images = 0
     probe.image_size = 160
     probe.steps = 600 if size == "cpu" else 1500
