@@ -153,7 +153,7 @@ def _probe(
             ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
         )
     }
-    return probe.probe(
+    prepared = probe.prepare(
         plain,
         fill(Architecture, plain["model"]),
         run.objective.encoder.numerics,
@@ -162,5 +162,5 @@ def _probe(
         seed=plain["seed"],
         data=data,
         labels=labels or None,
-        conduct=Conduct(threads=plain["data"]["threads"]),
     )
+    return probe.measure(prepared, conduct=Conduct(threads=plain["data"]["threads"])).scores
