@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_flags
 
 from mcl_jax import exit_codes, path_flags
 from mcl_jax.errors import UserError
-from mcl_jax.runtime.optional import Forgiving
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
@@ -106,7 +105,6 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         path_flags.check()
         return main(argv)
 
-    sys.stderr = Forgiving(sys.stderr)  # a log on a full disk must not end a run
     with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
 

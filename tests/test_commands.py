@@ -149,6 +149,31 @@ def test_without_arguments_the_help_goes_to_stderr(capsys):
     assert ended(capsys, "--version")[1].strip() == __import__("mcl_jax").__version__
 
 
+@pytest.mark.parametrize(
+    "line, closed, code",
+    [
+        ("--help", "stdout", 0),
+        ("knn --help", "stdout", 0),
+        ("convert --help", "stdout", 0),
+        ("summary {run} {run}", "stdout", 0),
+        ("summary {run}", "stdout stderr", 1),  # it did not learn
+        ("summary nowhere", "stderr", 2),
+    ],
+)
+def test_a_reader_that_went_away_is_no_error(tmp_path, line, closed, code):
+    """As `| head -1` at its worst: nobody reads at all."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n')
+    read, write = os.pipe()
+    os.close(read)
+    streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE) | dict.fromkeys(
+        closed.split(), write
+    )
+    command = [sys.executable, "-m", "mcl_jax", *line.format(run=tmp_path).split()]
+    done = subprocess.run(command, **streams, text=True, check=False)
+    os.close(write)
+    assert done.returncode == code and not done.stderr, done
+
+
 @pytest.mark.parametrize("name, script", SCRIPTS.items())
 def test_a_script_is_its_command(name, script):
     text = (REPO / f"scripts/{script}.py").read_text()

@@ -12,12 +12,19 @@ from mcl_jax import exit_codes
 from mcl_jax.commands import registry, words
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
+from mcl_jax.runtime.optional import Abandoned, Forgiving
 
 HELP = ("-h", "--help", "-help")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line; None: this process's own."""
+    """Runs a command line; None: this process's own.
+
+    Who reads the output may stop at any time (`mcl-jax summary runs/* | head -1`); the command does
+    its work to the end, and its exit code is its own.
+    """
+    sys.stdout = Abandoned(sys.stdout)
+    sys.stderr = Forgiving(Abandoned(sys.stderr))  # nor must a log on a full disk end a run
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]

@@ -1,6 +1,7 @@
 """Writes that a run can do without: metrics, pictures, pages, signs of life."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,34 @@ class Forgiving:
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             self._stream.flush()
+
+
+class Abandoned:
+    """A stream whose reader may go away, as `| head -1` does: the rest is dropped, nothing raised."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._to_nobody():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._to_nobody():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _to_nobody(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # what it still holds must not fail again when Python ends
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
 
 
 def one_line(error: Exception) -> str:
