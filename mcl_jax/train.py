@@ -79,6 +79,7 @@ def pretrain(
     door.check(config)
     writers.demand_installed(tuple(config["log"]["writers"]))
     workdir = storage.absolute(paths.output_folder(workdir, "workdir"))
+    writers.demand_place(tuple(config["log"]["writers"]), workdir)
     storage.reachable(workdir)
     optional.begin()
     first_process = jax.process_index() == 0

@@ -12,6 +12,7 @@ from mcl_jax.commands.pretrain import first_and_last
 from mcl_jax.errors import UserError
 from mcl_jax.report import card, metrics, profile, run_page
 from mcl_jax.report.progress import Bar
+from mcl_jax.runtime import storage
 
 
 class Terminal(io.StringIO):
@@ -101,6 +102,15 @@ def test_some_steps_are_traced_and_the_longest_operations_told(tmp_path, capsys)
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     run(profile.Window(None, tmp_path / "none"), 2)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_trace_goes_into_a_bucket_too(gcs, tmp_path, capsys, monkeypatch):
+    workdir = storage.locate("gs://mcl/traced")
+    monkeypatch.chdir(tmp_path)
+    run(profile.Window((2, 2), workdir / "profile"), 2)
+    assert "trace of 1 steps in gs://mcl/traced/profile" in capsys.readouterr().err
+    assert any(name.endswith(".xplane.pb") for name in storage.stats(workdir))
+    assert not list(tmp_path.iterdir())  # no folder of the name gs:
 
 
 def test_a_run_that_ends_inside_closes_its_trace(tmp_path, capsys):

@@ -6,10 +6,14 @@ import sys
 
 import pytest
 
+import mcl_jax
+from mcl_jax import train
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics, writers
+from mcl_jax.runtime import storage
 from mcl_jax.settings.keys import WRITERS
 
+KINDS = ("wandb", "mlflow")
 CONFIG = {"seed": 1, "data": {"batch_size": 8, "split": "train"}}
 
 
@@ -53,6 +57,31 @@ def test_wandb_offline_holds_one_run_through_a_resumption(tmp_path, monkeypatch)
     found = [path for part in parts for path in part.glob("*.wandb")]
     content = b"".join(path.read_bytes() for path in found)
     assert found and b"top1/level0" in content and b"own project" in content
+
+
+def test_runs_in_a_bucket_leave_their_offline_files_on_this_machine(gcs, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    workdir = storage.locate("gs://mcl/seen")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = mcl_jax.load_config("demo", writers=("jsonl", "mlflow"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(
+        UserError, match="'mlflow', which cannot write to gs://mcl/seen: set MLFLOW"
+    ):
+        train.pretrain(config, workdir)
+    assert storage.names(workdir) == [] and not list(tmp_path.iterdir())
+
+    uri = (tmp_path / "runs").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for start, steps in ((0, (1, 2)), (2, (3,))):
+        log(workdir, start, steps, about("wandb", "mlflow"))
+    known = {kind: storage.read(workdir / f"{kind}_run.txt").decode().strip() for kind in KINDS}
+    history = MlflowClient(tracking_uri=uri).get_metric_history(known["mlflow"], "loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert list(tmp_path.glob(f"wandb/offline-run-*-{known['wandb']}/*.wandb"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "wandb"]  # none named gs:
 
 
 def test_a_writer_that_fails_is_left_and_said_once(tmp_path, monkeypatch, caplog):

@@ -16,6 +16,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.profiler import ProfileData
 
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.optional import optional
+from mcl_jax.runtime.storage import Place
+
 LONGEST = 10
 _DEVICE = re.compile(r"/device:(GPU|TPU)")
 # Lines of a device's plane that hold what ran, on a GPU and on a TPU; others, and on a GPU all but
@@ -68,19 +72,21 @@ class Window:
 
     Args:
       steps: (first, last), both inside, counted from 1 as the logs count; None: no trace.
-      folder: created; tensorboard and Perfetto read what is in it.
+      folder: created, on a disk or in a bucket; tensorboard and Perfetto read what is in it.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+    def __init__(self, steps: tuple[int, int] | None, folder: Place):
         self._first, self._last = steps or (0, 0)
         self._folder = folder
         self._begun = 0  # the step of which the trace is open; 0: none
+        self._writing = contextlib.ExitStack()
 
     def before(self, step: int, inputs: Any) -> None:
         """Call before a step is sent off; `inputs` are what it waits for."""
         if step == self._first or (self._first < step <= self._last and not self._begun):
             jax.block_until_ready(inputs)
-            jax.profiler.start_trace(self._folder)
+            self._local = self._writing.enter_context(storage.filled(self._folder))
+            jax.profiler.start_trace(self._local)
             self._begun = step
 
     def after(self, step: int, outputs: Any, program: jax.stages.Compiled) -> None:
@@ -89,7 +95,8 @@ class Window:
             jax.block_until_ready(outputs)
             jax.profiler.stop_trace()
             steps, self._begun = step - self._begun + 1, 0
-            events = list(read(self._folder))
+            events = list(read(self._local))
+            self._leave()
             result = summary(events, steps, sources(program.as_text()), LONGEST)
             print(f"trace of {steps} steps in {self._folder}", file=sys.stderr)
             print(as_text(result), file=sys.stderr, flush=True)
@@ -100,7 +107,12 @@ class Window:
             self._begun = 0
             with contextlib.suppress(RuntimeError):
                 jax.profiler.stop_trace()
+            self._leave()
             print(f"the run ended inside the trace in {self._folder}", file=sys.stderr)
+
+    def _leave(self) -> None:
+        with optional("the trace"):
+            self._writing.close()
 
 
 def read(folder: Path) -> Iterator[Event]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 from mcl_jax.errors import UserError
@@ -59,6 +58,19 @@ def demand_installed(writers: tuple[str, ...]) -> None:
             )
 
 
+def demand_place(writers: tuple[str, ...], workdir: Place) -> None:
+    """UserError for a writer that has nowhere to write to."""
+    if (
+        "mlflow" in writers
+        and storage.local(workdir) is None
+        and not os.environ.get("MLFLOW_TRACKING_URI")
+    ):
+        raise UserError(
+            f"log.writers holds 'mlflow', which cannot write to {workdir}: set MLFLOW_TRACKING_URI to "
+            "a server, or to a folder of this machine (file:///FOLDER)"
+        )
+
+
 def open_views(workdir: Place, resume_step: int, about: About) -> list[View]:
     """The views that `log.writers` names, in its order."""
     return [
@@ -103,24 +115,26 @@ class _EventFiles:
 class Wandb:
     """Weights & Biases: project `log.project`, the run's name is the workdir's.
 
-    $WANDB_MODE=offline leaves everything in WORKDIR/wandb, for `wandb sync`. A resumed run goes on
-    under its id; steps that it had reported already are kept as they were.
+    $WANDB_MODE=offline leaves everything in WORKDIR/wandb, for `wandb sync`; if the workdir is in a
+    bucket, in $WANDB_DIR/wandb or ./wandb. A resumed run goes on under its id; steps that it had
+    reported already are kept as they were.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, about: About):
+    def __init__(self, workdir: Place, resume_step: int, about: About):
         import wandb
 
         known = workdir / ID_FILE.format("wandb")
+        folder = storage.local(workdir) or os.environ.get("WANDB_DIR") or os.getcwd()
         self._run = wandb.init(
             project=about.project,
-            name=workdir.resolve().name,
-            dir=str(workdir),
-            id=known.read_text().strip() if known.is_file() else None,
+            name=_name(workdir),
+            dir=str(folder),
+            id=_known(known),
             resume="allow",
             config=dict(about.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        known.write_text(f"{self._run.id}\n")
+        storage.write(known, f"{self._run.id}\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -130,21 +144,28 @@ class Wandb:
 
 
 class Mlflow:
-    """MLflow: experiment `log.project`, at $MLFLOW_TRACKING_URI or in WORKDIR/mlruns."""
+    """MLflow: experiment `log.project`, at $MLFLOW_TRACKING_URI or in WORKDIR/mlruns.
 
-    def __init__(self, workdir: Path, resume_step: int, about: About):
+    In a bucket there is the first alone, see `demand_place`.
+    """
+
+    def __init__(self, workdir: Place, resume_step: int, about: About):
         from mlflow import MlflowClient
 
         with _file_store_allowed():
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").resolve().as_uri()
+            demand_place(("mlflow",), workdir)
+            folder = storage.local(workdir)
+            uri = os.environ.get("MLFLOW_TRACKING_URI")
+            if not uri and folder is not None:
+                uri = (folder / "mlruns").resolve().as_uri()
             self._client = MlflowClient(tracking_uri=uri)
-            known = workdir / ID_FILE.format("mlflow")
-            if known.is_file():
-                self._id = known.read_text().strip()
+            place = workdir / ID_FILE.format("mlflow")
+            if known := _known(place):
+                self._id = known
                 self._client.update_run(self._id, status="RUNNING")
             else:
-                self._id = self._new(workdir.resolve().name, about)
-                known.write_text(f"{self._id}\n")
+                self._id = self._new(_name(workdir), about)
+                storage.write(place, f"{self._id}\n")
 
     def _new(self, name: str, about: About) -> str:
         """The id of a run that is begun."""
@@ -168,11 +189,21 @@ class Mlflow:
         self._client.set_terminated(self._id)
 
 
-VIEWS: dict[str, Callable[[Path, int, About], View]] = {
+VIEWS: dict[str, Callable[[Place, int, About], View]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "mlflow": Mlflow,
 }
+
+
+def _known(place: Place) -> str | None:
+    """The id that a service gave this run; None: it is new."""
+    return storage.read(place).decode().strip() if storage.is_file(place) else None
+
+
+def _name(workdir: Place) -> str:
+    folder = storage.local(workdir)
+    return workdir.name if folder is None else folder.resolve().name
 
 
 class _Guarded:

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -109,6 +110,23 @@ def write_result(place: Place, content: Content) -> None:
             f"{place} cannot be written: {' '.join(str(error).split())[:200]}. Make room, then run the "
             "same command again"
         ) from error
+
+
+def local(place: Place) -> Path | None:
+    """As a path for libraries that write to disks alone; None: it is in a bucket."""
+    return place if isinstance(place, Path) else None
+
+
+@contextlib.contextmanager
+def filled(folder: Place) -> Iterator[Path]:
+    """A folder for such libraries: what they leave there is in `folder` when the context ends."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            adopt(file, folder / str(file.relative_to(scratch)))
 
 
 def adopt(file: Path, place: Place) -> None:
