@@ -132,6 +132,7 @@ def test_import_and_help_take_less_than_three_tenths_of_a_second(code):
         ("bench", "mcl-jax bench is one of step, data, probe, gpu; say which"),
         ("bench stp", "mcl-jax bench is one of step, data, probe, gpu; say which"),
         ("knn --nope=1", "Unknown command line flag 'nope'"),
+        ("pretrain --config dmo --workdir x", "no configuration 'dmo'; did you mean 'demo'?"),
         ("coco-subset", "the following arguments are required: annotations"),
         ("convert x --to detectron3 --out y", "argument --to: invalid choice: 'detectron3'"),
         ("summary nowhere", "nowhere has no metrics.jsonl with losses"),
@@ -147,6 +148,24 @@ def test_without_arguments_the_help_goes_to_stderr(capsys):
     code, out, err = ended(capsys)
     assert (code, out) == (2, "") and err.startswith("usage: mcl-jax COMMAND")
     assert ended(capsys, "--version")[1].strip() == __import__("mcl_jax").__version__
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(arguments, unbuffered):
+    """`mcl-jax --help | head -1`, with a pipe that nobody reads from the beginning."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "mcl_jax", *arguments],
+        cwd=REPO,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name, script", SCRIPTS.items())
@@ -169,8 +188,12 @@ def test_short_names_of_configurations(tmp_path, monkeypatch):
         *("--config", demo, "--config.seed=1"),
         *(f"--config={REPO}/configs/mcl.py:c4,loss=b", "--", "--config=demo"),
     ]
-    for name in ("configs/demo.py", "nosuch", "../demo", ""):
+    for name in ("configs/demo.py", "nosuch.py", "../demo", ""):
         assert path_of(name) == name
+    with pytest.raises(
+        UserError, match="no configuration 'dmo'; did you mean 'demo'[?] There are base"
+    ):
+        path_of("dmo:c4")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("")  # a file of the user's comes first
     assert path_of("demo") == "demo"

@@ -1,6 +1,7 @@
 """Writes that a run can do without: metrics, pictures, pages, signs of life."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,13 +50,39 @@ class Forgiving:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with self._forgiven():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._forgiven():
             self._stream.flush()
+
+    def _forgiven(self) -> contextlib.AbstractContextManager:
+        return contextlib.suppress(OSError)
+
+
+class Unread(Forgiving):
+    """A stream whose reader may leave, as in `mcl-jax ... | head`: then the rest goes nowhere."""
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # what is still in the stream's buffer would fail at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside, printing to a stdout or stderr that nobody reads any more is no error."""
+    out, errors = Unread(sys.stdout), Unread(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            out.flush()
+            errors.flush()
 
 
 def one_line(error: Exception) -> str:
