@@ -3,13 +3,14 @@
     python scripts/compare_methods.py --config configs/study_photos.py:cpu
     python scripts/compare_methods.py --config configs/study_photos.py:gpu,/data/photos
 
-Data: a folder with `pretrain/CLASS/*.jpg` and `detection/{train,test}` beside
-`detection/instances_{train,test}.json` (docs/study.md says which photographs we used); `photos` in the
-current folder unless the argument names another.
-
-Sizes: `cpu` is a ResNet-18 of width 16 at 64 px, three levels, 20 epochs, 22 minutes a row on one core
-(measured); `gpu` a ResNet-18 of width 64 at 128 px, four levels, 40 epochs, made for one H100 (not
-measured yet).
+Data:     photographs, `photos` in the current folder unless the argument names another folder: with
+          `pretrain/CLASS/*.jpg` and `detection/instances_{train,test}.json`, which name their images
+          from `detection/` on (docs/study.md says which photographs we used).
+Chips:    `cpu`: one core a run; a ResNet-18 of width 16 at 64 px, three levels, 20 epochs.
+          `gpu`: one GPU; a ResNet-18 of width 64 at 128 px, four levels, 40 epochs.
+Hours:    `cpu`: 22 minutes a row and seed on one idle core, and as long again for the scores
+          (measured). `gpu`: not measured yet; made for a minute a row on one H100.
+Expected: the table of docs/study.md (measured).
 
 All rows share photographs seen, network, optimizer, learning rate, augmentation and the target
 network's speed (momentum .99 to 1, MCL's and BYOL's published schedule); a row changes what its
@@ -25,6 +26,21 @@ from mcl_jax.errors import UserError
 
 SIZES = ("cpu", "gpu")
 CLASSES, TRAIN_IMAGES = 104, 1106  # of the photographs that we used
+MOSAIC = {
+    "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
+    "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
+}
+ROWS = {  # row -> its values of the configuration's keys
+    "random": {},
+    "supervised": {"method": "supervised", "supervised": {"pooling": "image"}},
+    "byol": {"method": "byol"},
+    "moco": {"method": "moco"},
+    "detco": {"method": "detco"},
+    "mosaic": MOSAIC,
+    "mcl_s1": {"montage": {"levels": 1}},
+    "mcl_b": {"loss": {"matching": "b"}},
+    "mcl": {},
+}
 
 
 def get_config(argument: str = "cpu") -> ConfigDict:
@@ -42,22 +58,27 @@ def get_config(argument: str = "cpu") -> ConfigDict:
     config.montage.levels = 3  # a fourth would be views of 8 px
     config.supervised.classes = CLASSES
     config.moco.queue_size = 4096
-    config.moco.temperature = config.loss.temperature
-    config.moco.norm = "shuffle"  # one device: without it, keys share their queries' statistics
-    config.moco.norm_group = 16
-    config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
-    config.detco.patch_size = 16
+    fit_methods(config)
     config.optimizer.epochs = 20.0
     config.ema.base, config.ema.final = 0.99, 1.0
     config.log.checkpoint_steps = 300
-    config.log.keep_checkpoints = 1
     config.log.montages = 0
-    config.log.collapse_patience = 1_000_000  # a collapsed row is scored like any other
     if size == "gpu":
         _enlarge(config)
     _probe(config, photos / "detection", size)
     _study(config, size)
     return config
+
+
+def fit_methods(config: ConfigDict) -> None:
+    """The demo's network and views for MoCo v2 and DetCo, and for rows that collapse."""
+    config.moco.temperature = config.loss.temperature
+    config.moco.norm = "shuffle"  # one device: without it, keys share their queries' statistics
+    config.moco.norm_group = 16
+    config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
+    config.detco.patch_size = 16
+    config.log.keep_checkpoints = 1
+    config.log.collapse_patience = 1_000_000  # a collapsed row is scored like any other
 
 
 def _enlarge(config: ConfigDict) -> None:
@@ -84,11 +105,11 @@ def _probe(config: ConfigDict, folder: PurePath, size: str) -> None:
     probe.dataset = "coco_json"
     for side in ("train", "test"):
         probe[f"{side}_json"] = str(folder / f"instances_{side}.json")
-        probe[f"{side}_folder"] = str(folder / side)
+        probe[f"{side}_folder"] = str(folder)  # its files are named train/000002.jpg
     probe.train_images = probe.eval_images = 0
     probe.image_size = 160
     probe.steps = 600 if size == "cpu" else 1500
-    probe.head_channels = 64 if size == "cpu" else 128
+    probe.head_channels = config.model.fpn_channels  # with 64 towers take 3 times the products
     probe.level_bounds = (16.0, 32.0, 64.0)
     probe.area_bounds = (32.0, 80.0)
 
@@ -107,26 +128,5 @@ def _study(config: ConfigDict, size: str) -> None:
     study.seeds = 3  # of the main rows; seed 0 of all rows comes first
     study.untrained = "random"  # the row that is scored as initialized
     study.main_rows = ("random", "supervised", "byol", "moco", "mcl_s1", "mcl")
-    study.rows = (
-        "random",
-        "supervised",
-        "byol",
-        "moco",
-        "detco",
-        "mosaic",
-        "mcl_s1",
-        "mcl_b",
-        "mcl",
-    )
-    differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys
-    differs.random = {}
-    differs.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
-    for method in ("byol", "moco", "detco"):
-        differs[method] = {"method": method}
-    differs.mosaic = {
-        "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
-        "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
-    }
-    differs.mcl_s1 = {"montage": {"levels": 1}}
-    differs.mcl_b = {"loss": {"matching": "b"}}
-    differs.mcl = {}
+    study.rows = tuple(ROWS)  # in the table's order
+    study.differs = ConfigDict({name: ROWS[name] for name in study.rows})

@@ -15,25 +15,19 @@ method is made of. No row is searched values for.
 
 from ml_collections import ConfigDict
 
-from mcl_jax.configs import demo
+from mcl_jax.configs import demo, study_photos
 
 
 def get_config() -> ConfigDict:
     config = demo.get_config()
     config.supervised.classes = 8
     config.moco.queue_size = 1024
-    config.moco.temperature = config.loss.temperature
-    config.moco.norm = "shuffle"  # one device: without it, keys share their queries' statistics
-    config.moco.norm_group = 16
-    config.detco.crop_size = 72  # px; 255 of 224 in proportion, a multiple of 3
-    config.detco.patch_size = 16
+    study_photos.fit_methods(config)
     config.optimizer.epochs = 12.0
     config.ema.base = 0.99
     config.ema.final = 1.0
     config.knn.every_epochs = 6.0
     config.log.checkpoint_steps = 200
-    config.log.keep_checkpoints = 1
-    config.log.collapse_patience = 1_000_000  # a collapsed row is scored like any other
 
     study = config.study = ConfigDict()
     study.results = "runs/study_scenes"  # folder of finished rows
@@ -49,20 +43,12 @@ def get_config() -> ConfigDict:
         *study.main_rows,
         *("mcl_s2", "mcl_s3", "mcl_b", "mcl_c", "mcl_d", "supervised_mcl"),
     )
-    differs = study.differs = ConfigDict()  # row -> its values of the configuration's keys
-    differs.random = {}
-    differs.supervised = {"method": "supervised", "supervised": {"pooling": "image"}}
-    for method in ("byol", "moco", "detco"):
-        differs[method] = {"method": method}
-    differs.mosaic = {
-        "montage": {"assembly": "mosaic", "levels": 2, "copies": (0, 4)},
-        "loss": {"matching": "b", "level_weights": (0.0, 1.0)},
-    }
-    differs.mcl = {}
-    differs.mcl_fast = {"ema": {"base": 0.9, "final": 0.99}}  # the demo's
-    for levels in (1, 2, 3):
+    differs = {name: study_photos.ROWS[name] for name in study.rows if name in study_photos.ROWS}
+    differs["mcl_fast"] = {"ema": {"base": 0.9, "final": 0.99}}  # the demo's
+    for levels in (2, 3):
         differs[f"mcl_s{levels}"] = {"montage": {"levels": levels}}
-    for mode in "bcd":
+    for mode in "cd":
         differs[f"mcl_{mode}"] = {"loss": {"matching": mode}}
-    differs.supervised_mcl = {"method": "supervised"}
+    differs["supervised_mcl"] = {"method": "supervised"}
+    study.differs = ConfigDict(differs)
     return config

@@ -186,3 +186,21 @@ def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, 
         checkpointer.wait()
     assert files() == ["1", "4"]
     assert checkpoint.read(tmp_path)[1]["step"] == 4
+
+
+def test_a_save_that_fails_at_once_is_not_waited_for(state, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATIENCE_S", 1.0)
+    folder, aside = tmp_path / "checkpoints", tmp_path / "aside"
+    with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(state.replace(step=np.int32(1)), {})
+        checkpointer.wait()
+        folder.rename(aside)
+        folder.write_bytes(b"")  # a file where the folder was: nothing can be made in it
+        checkpointer.save(state.replace(step=np.int32(2)), {})
+        folder.unlink()
+        aside.rename(folder)
+        checkpointer.save(state.replace(step=np.int32(3)), {})
+        checkpointer.wait()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the checkpoint of step 2 was not written" in said
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "3"]

@@ -107,7 +107,9 @@ def run(config, data, variables):
 
     def call(**changes):
         values = {"mode": "backbone+fpn", "seed": 1, "data": Data(data, data)} | changes
-        return probe.probe(config, architecture, NUMERICS, variables, **values)
+        mesh, conduct = (values.pop(name, None) for name in ("mesh", "conduct"))
+        prepared = probe.prepare(config, architecture, NUMERICS, variables, **values)
+        return probe.measure(prepared, mesh, conduct).scores
 
     return call
 

@@ -1,9 +1,9 @@
 """The configuration of a fine-tuning in Detectron2: YAML, options, traps, and their mistakes."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from detectron2_kit import FPN
 
 from mcl_jax.convert.finetuning import (
     command,
@@ -12,13 +12,6 @@ from mcl_jax.convert.finetuning import (
     traps,
 )
 from mcl_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-KIT = ROOT / "configs" / "detectron2"
-FPN, C4, RETINANET = (
-    KIT / f"coco_{name}.yaml" for name in ("mask_rcnn_fpn_1x", "mask_rcnn_c4_1x", "retinanet_1x")
-)
-SCRIPT = ROOT / "scripts" / "finetune_detectron2.py"
 
 
 def check(*arguments):

@@ -3,12 +3,12 @@
 What the real library makes of it: tests/test_on_detectron2.py. Shapes: OIHW and [C].
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from convert_states import R50, arrays_of, job_of, meta_of, model_keys
+from detectron2_kit import C4, FPN, KIT, RETINANET
 
 from mcl_jax.convert import transform
 from mcl_jax.convert.checks import detectron2_check, forward
@@ -25,13 +25,6 @@ from mcl_jax.convert.names import table
 from mcl_jax.convert.targets import detectron2_config
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-KIT = ROOT / "configs" / "detectron2"
-FPN, C4, RETINANET = (
-    KIT / f"coco_{name}.yaml" for name in ("mask_rcnn_fpn_1x", "mask_rcnn_c4_1x", "retinanet_1x")
-)
-SCRIPT = ROOT / "scripts" / "finetune_detectron2.py"
 
 
 def zeros(a):

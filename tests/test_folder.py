@@ -8,24 +8,11 @@ import shutil
 import subprocess
 import sys
 
-import cv2
-import numpy as np
 import pytest
+from image_folders import names_of, write_images
 
 from mcl_jax.data.record import data_digest, why_unlabeled
 from mcl_jax.data.sources import open_source
-
-
-def write_images(root, names):
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.full((4, 4, 3), i, np.uint8))
-    return f"folder:{root}"
-
-
-def names_of(source):
-    return [source[i].name for i in range(len(source))]
 
 
 def told(caplog):

@@ -4,26 +4,13 @@ import os
 import pickle
 import shutil
 
-import cv2
-import numpy as np
 import pytest
+from image_folders import names_of, write_images
 
 from mcl_jax.data.prepare.folder import prepare_folder
 from mcl_jax.data.record import data_digest, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
-
-
-def write_images(root, names):
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.full((4, 4, 3), i, np.uint8))
-    return f"folder:{root}"
-
-
-def names_of(source):
-    return [source[i].name for i in range(len(source))]
 
 
 def test_flat_folder_has_no_labels_and_is_sorted(tmp_path):

@@ -196,7 +196,7 @@ def pack(tmp_path):
         for i in range(10):
             pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
             cv2.imwrite(str(root / "detection" / side / f"{i}.png"), pixels)
-            images.append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 48})
+            images.append({"id": i, "file_name": f"{side}/{i}.png", "height": 40, "width": 48})
             box = [4 + i, 5, 20, 16]
             annotations.append({"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": box})
         categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "bus"}]
@@ -224,6 +224,12 @@ def test_the_study_runs_on_a_tiny_pack(pack, tmp_path):
     config.study.labels, config.study.train_images, config.study.modes = (4, 0), 10, ("backbone",)
     results, document = tmp_path / "results", tmp_path / "study.md"
     results.mkdir()
+    elsewhere = config.probe.test_folder
+    config.probe.test_folder = str(pack)
+    with pytest.raises(UserError, match="lacks test/0.png"):  # said before the hours of training
+        runs.complete(config, "mcl_s1", 0, tmp_path / "work", results)
+    assert not list((tmp_path / "work").rglob("checkpoints/*"))
+    config.probe.test_folder = elsewhere
     for row in ("random", "mcl_s1"):
         assert runs.complete(config, row, 0, tmp_path / "work", results)
         assert not runs.complete(config, row, 0, tmp_path / "work", results)

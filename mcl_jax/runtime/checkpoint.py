@@ -58,7 +58,11 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal,
+                # else its threads wait five minutes for a folder that could not be made
+                create_directories_asynchronously=not storage.renames(self._folder),
+            ),
         )
         handlers = {"state": state_handler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
@@ -195,6 +199,8 @@ class Checkpointer:
 
         Processes of a job would not agree on it, so they wait.
         """
+        if self._saving is None:  # orbax takes a save that failed at once for one under way
+            return False
         deadline = time.monotonic() + PATIENCE_S
         while jax.process_count() == 1 and self._manager.is_saving_in_progress():
             if time.monotonic() > deadline:

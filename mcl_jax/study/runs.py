@@ -95,6 +95,7 @@ def measure(
     mesh = sharding.mesh_for(plain)
     data = plain["data"]
     source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+    labeled = load(plain)  # before the hours of training: it may be missing
     run = program.build(plain, mesh, images=len(source))
     trained = row != config.study.untrained
     print(f"{row}, seed {seed}", file=sys.stderr, flush=True)
@@ -110,7 +111,7 @@ def measure(
     scores = KnnMonitor(run, source).evaluate(state)
     for mode in applicable(config, run, trained):
         for labels in config.study.labels:
-            probed = _probe(plain, run, state, mode, labels, trained)
+            probed = _probe(plain, run, state, labeled, mode, labels, trained)
             name = f"{mode}@{labels or 'all'}"
             scores |= {f"{name}/{key}": value for key, value in probed.items()}
     return about | {
@@ -138,6 +139,7 @@ def _probe(
     plain: Mapping[str, Any],
     run: program.Program,
     state: TrainState,
+    data: Data,
     mode: str,
     labels: int,
     trained: bool,
@@ -151,8 +153,7 @@ def _probe(
             ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
         )
     }
-    data: Data = load(plain)
-    return probe.probe(
+    prepared = probe.prepare(
         plain,
         fill(Architecture, plain["model"]),
         run.objective.encoder.numerics,
@@ -161,5 +162,5 @@ def _probe(
         seed=plain["seed"],
         data=data,
         labels=labels or None,
-        conduct=Conduct(threads=plain["data"]["threads"]),
     )
+    return probe.measure(prepared, conduct=Conduct(threads=plain["data"]["threads"])).scores

@@ -22,7 +22,7 @@ class Data(NamedTuple):
 
 
 def load(config: Mapping[str, Any]) -> Data:
-    """Opens what `probe` takes as `data`; the same configuration gives the same object again.
+    """Opens what `probe.prepare` takes as `data`; the same configuration gives the same object again.
 
     Args:
       config: `probe` is read, and `data.data_dir`, `data.max_unreadable_share`.
@@ -33,7 +33,7 @@ def load(config: Mapping[str, Any]) -> Data:
 
     Example:
       data = load(config)
-      scores = probe(config, architecture, numerics, variables, mode="tuned", seed=0, data=data)
+      prepared = prepare(config, architecture, numerics, variables, mode="tuned", seed=0, data=data)
     """
     probe, data = config["probe"], config["data"]
     names = ("dataset", "image_size", "train_images", "eval_images", "cache_gb")

@@ -49,56 +49,6 @@ class Probed(NamedTuple):
     test_s: float
 
 
-def probe(
-    config: Mapping[str, Any],
-    architecture: Architecture,
-    numerics: Numerics,
-    variables: Mapping[str, Any],
-    *,
-    mode: str,
-    seed: int,
-    data: Data,
-    labels: int | None = None,
-    mesh: Mesh | None = None,
-    conduct: Conduct | None = None,
-) -> dict[str, float]:
-    """Trains a detector on top of a pre-trained network and tests it.
-
-    Networks of the same sizes share one compilation.
-
-    Args:
-      config: `probe` and `augment.mean`, `augment.std` are read.
-      architecture, numerics: of the pre-trained network.
-      variables: {'params': {'backbone': ..., 'fpn': ...}, 'batch_stats': the same}. Without
-        'fpn' (a method that trains the backbone alone, or a C4 network) a random FPN is trained.
-      mode: of `MODES`. What stays frozen keeps its running statistics too; all that is trained has
-        one learning rate.
-      seed: of the new parts' parameters, of the order of images, and of the label budget.
-      data: of `data.load`.
-      labels: labeled images to train on, see `BoxedSet.first`; None: all.
-      mesh: devices to run on; None: the default device.
-      conduct: where the state is kept, bars, threads.
-
-    Returns:
-      As `average_precision` says: 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large' and more.
-
-    Raises:
-      UserError: settings that do not fit together; a mode that this network cannot have; more
-        labels than there are; no pycocotools (before any training).
-      training.Stopped: if `conduct` asks for it.
-
-    Example:
-      scores = probe(
-          config, architecture, numerics, variables, mode="backbone", seed=0, data=load(config),
-          labels=110,
-      )
-    """
-    prepared = prepare(
-        config, architecture, numerics, variables, mode=mode, seed=seed, data=data, labels=labels
-    )
-    return measure(prepared, mesh, conduct).scores
-
-
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A probe that is ready to run.
@@ -107,7 +57,7 @@ class Prepared:
       detector: what is trained and tested.
       by_part: what is taken over from pre-training, {part: {'params', 'batch_stats'}}.
       train, test: labeled images.
-      seed: see `probe`.
+      seed: see `prepare`.
       identity: what decides the result, for a folder to go on only with the same.
     """
 
@@ -130,7 +80,25 @@ def prepare(
     data: Data,
     labels: int | None = None,
 ) -> Prepared:
-    """Checks everything that `probe` is given, before anything is computed."""
+    """Checks everything that a probe is given, before anything is computed.
+
+    Probes of networks of the same sizes share one compilation.
+
+    Args:
+      config: `probe` and `augment.mean`, `augment.std` are read.
+      architecture, numerics: of the pre-trained network.
+      variables: {'params': {'backbone': ..., 'fpn': ...}, 'batch_stats': the same}. Without
+        'fpn' (a method that trains the backbone alone, or a C4 network) a random FPN is trained.
+      mode: of `MODES`. What stays frozen keeps its running statistics too; all that is trained has
+        one learning rate.
+      seed: of the new parts' parameters, of the order of images, and of the label budget.
+      data: of `data.load`.
+      labels: labeled images to train on, see `BoxedSet.first`; None: all.
+
+    Raises:
+      UserError: settings that do not fit together; a mode that this network cannot have; more
+        labels than there are; no pycocotools.
+    """
     coco_scores.pycocotools()  # missing: said before any training
     by_part = _parts(variables, mode)
     train = data.train.first(labels, seed)
@@ -156,7 +124,27 @@ def prepare(
 
 
 def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | None = None) -> Probed:
-    """Trains and tests, see `probe`."""
+    """Trains a detector on top of a pre-trained network and tests it.
+
+    Args:
+      prepared: of `prepare`.
+      mesh: devices to run on; None: the default device.
+      conduct: where the state is kept, bars, threads.
+
+    Returns:
+      `scores` are as `average_precision` says: 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium',
+      'ap_large' and more.
+
+    Raises:
+      training.Stopped: if `conduct` asks for it.
+
+    Example:
+      prepared = prepare(
+          config, architecture, numerics, variables, mode="backbone", seed=0, data=load(config),
+          labels=110,
+      )
+      scores = measure(prepared).scores
+    """
     mesh, conduct = mesh or one_device(), conduct or Conduct()
     detector, train = prepared.detector, prepared.train
     started = time.monotonic()

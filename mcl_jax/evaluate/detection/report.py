@@ -109,7 +109,7 @@ def run(
       output: folder, created; owned as long as this runs, see lease.py.
       modes: of `probe.MODES`; empty: all that apply.
       labels: budgets in images; None: all.
-      seed: see `probe.probe`.
+      seed: see `probe.prepare`.
       mesh: devices to run on.
       conduct: its folder is not read.
 
@@ -119,7 +119,7 @@ def run(
       'seconds', 'images_per_s', 'commit', 'unreadable', 'identity'.
 
     Raises:
-      UserError: as `probe.probe`, all before the first training; for a folder of other probes.
+      UserError: as `probe.prepare`, all before the first training; for a folder of other probes.
       training.Stopped: asked by `conduct`; the same call goes on later.
     """
     output, fitting = storage.absolute(output), applicable(subject)
