@@ -1,12 +1,18 @@
 """ml_collections configurations; base.py holds every key."""
 
+import difflib
 from pathlib import Path
+
+from mcl_jax.errors import UserError
 
 
 def path_of(name: str) -> str:
     """The file that a short name means: 'demo', or 'mcl:c4,loss=b' with arguments for it.
 
-    What names a file already, or nothing of this folder, stays as it is.
+    What names a file already, or has more than letters, digits and underscores, stays as it is.
+
+    Raises:
+      UserError: for a short name that is none of this folder's, with the nearest.
 
     Example:
       >>> path_of("mcl:c4").endswith("configs/mcl.py:c4")
@@ -15,7 +21,18 @@ def path_of(name: str) -> str:
       'own/config.py'
     """
     stem, colon, argument = name.partition(":")
-    if not stem.isidentifier() or Path(stem).is_file():
+    if not stem.isidentifier() or Path(stem).exists():
         return name
-    path = Path(__file__).with_name(f"{stem}.py")
-    return f"{path}{colon}{argument}" if path.is_file() else name
+    if stem not in (known := names()):
+        near = difflib.get_close_matches(stem, known, n=1)
+        did_you_mean = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(
+            f"no configuration {stem!r}{did_you_mean} There are {', '.join(known)}; of a file of your "
+            "own give the path, with its .py"
+        )
+    return f"{Path(__file__).with_name(f'{stem}.py')}{colon}{argument}"
+
+
+def names() -> list[str]:
+    """The short names of all configurations."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     # decoding threads per process, each makes a whole batch; 0: decode on demand
     data.threads = 8
     data.max_unreadable_share = 0.01  # of images seen; more stops the run
-    data.unreadable_grace = 100  # images seen before that share is judged
+    data.unreadable_grace = 100  # images seen before that share is judged, at most once all
 
     model = config.model = ConfigDict()
     model.backbone = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | swin_t

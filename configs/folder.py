@@ -5,7 +5,7 @@
 
 Data:     a folder of images; sub-folders are classes where there are any.
 Chips:    one GPU or a few; on several, B stays that of all of them together.
-Hours:    not measured; `scripts/bench_step.py --config configs/folder.py` measures a step.
+Hours:    not measured; `mcl-jax bench step --config folder` measures a step.
 Expected: depends on the images; docs/study.md has what small sets of photographs gave.
 
 The learning rate follows B (optimizer.base_lr per 256 images). InfoNCE compares with the other

@@ -1,6 +1,9 @@
 """Converts checkpoints: mcl-jax convert --help, or python -m convert --help."""
 
 import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -38,7 +41,14 @@ def convert(options: argparse.Namespace) -> list[str]:
     written, changes = checkpoints.write(request)
     if options.to == OFFICIAL:
         return [*written, *changes]
-    return [f"wrote {path}" for path in written]
+    lines = [f"wrote {path}" for path in written]
+    return lines + [f"note: {note}" for note in _notes(written)]
+
+
+def _notes(written: Sequence[Any]) -> list[str]:
+    """What the report of an export says that the user has to know."""
+    (path,) = (path for path in map(storage.locate, written) if path.name == "report.json")
+    return json.loads(storage.read(path))["notes"]
 
 
 def read(options: argparse.Namespace) -> list[str]:

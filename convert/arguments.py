@@ -6,7 +6,7 @@ from pathlib import Path
 from mcl_jax import cli
 from mcl_jax.settings.keys import EXPORTS as NAMES
 
-BASE = "configs/base.py"
+BASE = "base"
 OFFICIAL = "mcl-official"
 ORIGINS = (OFFICIAL, *NAMES)
 EXAMPLES = """examples:
@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   mcl-jax convert runs/mcl --to mcl-official --out mcl.pth
   mcl-jax convert runs/mcl --to detectron2 --average 5 --divide-weights 2 --out exported
   mcl-jax convert epoch_100.pth --from mcl-official --out runs/continued
-  mcl-jax convert resnet50.pth --from torchvision --config configs/mcl.py --out runs/supervised
+  mcl-jax convert resnet50.pth --from torchvision --config mcl --out runs/supervised
   mcl-jax convert moco_v2.pth.tar --from torchvision --network encoder_q --out runs/moco"""
 
 
@@ -62,7 +62,7 @@ def parser(program: str = "python -m convert") -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         help="config file to go on with (--from only), as for mcl-jax pretrain: FILE or "
-        f"FILE:ARGUMENT; without it {BASE} with the file's networks",
+        f"FILE:ARGUMENT; without it the configuration {BASE} with the file's networks",
     )
     parser.add_argument(
         "--network",

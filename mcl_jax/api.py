@@ -5,6 +5,7 @@ message is one line.
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def pretrain(
             out = storage.locate(workdir) / "exports" / target
             if _exported_step(out) != step:
                 export(workdir, target, out)
+                print(f"exported to {out}", file=sys.stderr)
 
     return train.pretrain(
         config,

@@ -2,13 +2,15 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from mcl_jax import exit_codes, path_flags
@@ -16,6 +18,9 @@ from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
 
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc")
+# JAX's "allocating 8 bytes", NumPy's "allocate 9.00 GiB"
+_ASKED = re.compile(r"[Aa]llocat\w+ ([\d.]+ ?\w+)")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
 
 
@@ -23,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Wrong arguments in one line, as everywhere in the project."""
 
     def error(self, message: str) -> NoReturn:
-        fail(message)
+        fail(f"{message}; {self.prog} --help tells more")
 
 
 def define_config() -> flags.FlagHolder:
@@ -35,7 +40,7 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
     """The loaded --config, checked at the door; a missing flag (where required) is a user error."""
     if not flag.present:
         if required:
-            fail("--config FILE is missing, e.g. --config configs/demo.py")
+            fail("--config FILE is missing, e.g. --config demo")
         return None
     files.demand_loaded(flag.value, _config_file(sys.argv))
     config = flag.value.lock()
@@ -101,12 +106,30 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
-        logging.set_verbosity(logging.WARNING)  # orbax and grain say a lot at INFO
+        plain_log()
         path_flags.check()
         return main(argv)
 
     with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
+
+
+class PlainHandler(logging.Handler):
+    """`warning: message` on stderr, as errors are told; absl begins with time, thread and file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk must not end a run
+            print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
+
+
+def plain_log() -> None:
+    """Log messages go to stderr as plain lines, from warnings on: orbax and grain say a lot at INFO."""
+    root = logging.getLogger()
+    root.removeHandler(absl_logging.get_absl_handler())
+    if not any(isinstance(handler, PlainHandler) for handler in root.handlers):
+        root.addHandler(PlainHandler())
+    root.setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 @contextlib.contextmanager
@@ -117,10 +140,23 @@ def mistakes_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), error.exit_code)
-    except (AssertionError, RuntimeError):
-        if (message := platform_mistake()) is None:
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED)
+    except (AssertionError, RuntimeError, MemoryError) as error:
+        if (message := memory_mistake(error) or platform_mistake()) is None:
             raise
         fail(message)
+
+
+def memory_mistake(error: Exception) -> str | None:
+    """One line about memory that is not there, be it JAX's or NumPy's; None for other errors."""
+    told = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(told):
+        return None
+    asked = _ASKED.search(told)
+    amount = f": {asked[1]} were asked for at once" if asked else ""
+    return f"out of memory{amount}. A smaller batch or smaller images need less"
 
 
 def platform_mistake() -> str | None:

@@ -10,6 +10,7 @@ UNHEALTHY = 3
 LOST_HOST = 4
 CANNOT_SAVE = 5
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 130  # what shells give for Ctrl-C
 
 MEANINGS = {
     DONE: "done",
@@ -19,4 +20,5 @@ MEANINGS = {
     LOST_HOST: "another process of the job was lost; start all of them again",
     CANNOT_SAVE: "checkpoints or results cannot be written any more: make room, then start again",
     STOPPED: "stopped by SIGTERM or Ctrl-C, everything is saved: start the same command again",
+    INTERRUPTED: "ended by Ctrl-C with nothing to save; what was finished before stays",
 }

@@ -27,7 +27,7 @@ from mcl_jax.report.progress import Bar
 from mcl_jax.report.run_page import RunPage
 from mcl_jax.report.step_log import Callback, StepLog
 from mcl_jax.report.throughput import Throughput
-from mcl_jax.runtime import hosts, lease, optional, provenance, storage
+from mcl_jax.runtime import hosts, lease, memory, optional, provenance, storage
 from mcl_jax.runtime.checkpoint import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
@@ -111,7 +111,9 @@ def pretrain(
                 if at_end:
                     at_end(start)
                 return state
+            _say("compiling the step, which takes minutes for a large network", first_process)
             compiled = program.lower_step(run).compile()
+            memory.demand_room(compiled)
             hosts.meet("compiled")
             _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
             log_every = config["log"]["every_steps"]

@@ -139,6 +139,7 @@ def test_exports_that_cannot_be_are_refused_before_training(tmp_path):
         (np.zeros((2, 64, 64), np.uint8), r"images have the shape \(2, 64, 64\); it must be"),
         (np.zeros((2, 64, 60, 3), np.uint8), "images are 64 x 60 px; both must be multiples of 32"),
         (np.zeros((2, 64, 64, 3), np.int32), "images are int32; they must be uint8"),
+        ([np.zeros((32, 32, 3)), np.zeros((32, 64, 3))], "images differ in size; resize them"),
         (np.full((1, 32, 32, 3), 255.0), "reach from 255 to 255; they must lie in"),
         (np.full((1, 32, 32, 3), np.nan), "must lie in"),
     ],
@@ -151,7 +152,8 @@ def test_wrong_images_are_named(network, images, message):
 @pytest.mark.parametrize(
     "name, values, message",
     [
-        ("nosuch", {}, "nosuch cannot be loaded: there is no such file"),
+        ("nosuch", {}, r"no configuration 'nosuch'\. There are base, demo"),
+        ("nosuch.py", {}, "nosuch.py cannot be loaded: there is no such file"),
         ("demo", {"batch_sise": 1}, "no key batch_sise; did you mean"),
         ("demo", {"temperature": 1.0}, "temperature may be loss.temperature or moco.temperature"),
         ("demo", {"batch_size": "many"}, "data.batch_size is 'many'; it must be a whole number"),

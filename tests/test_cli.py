@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import random
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from mcl_jax import cli
+from mcl_jax import cli, exit_codes
 from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
@@ -141,7 +142,7 @@ def test_a_wrong_value_in_a_config_file_is_refused_at_the_door(tmp_path):
 
 def test_config_files_that_are_not_there(tmp_path):
     assert "nofile.py cannot be loaded: there is no such file" in error_of("--config=nofile.py")
-    assert "it is a folder; give a file" in error_of(f"--config={tmp_path}")
+    assert "it is a folder; give a Python file" in error_of(f"--config={tmp_path}")
     assert error_of().startswith("--config FILE is missing")
     assert "takes 0 positional arguments" in error_of(f"{DEMO}:words")
     assert error_of(f"--config={REPO}/configs/mcl.py:detko").startswith("unknown word 'detko'")
@@ -239,3 +240,27 @@ def test_pretrain_refuses_and_writes_nothing(tmp_path, platform, flag, message):
         line for line in done.stderr.splitlines() if message in line
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_one_line_with_the_code_of_shells(capsys):
+    def work():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        cli.guarded(work)
+    assert end.value.code == exit_codes.INTERRUPTED == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_a_warning_is_a_plain_line(capsys):
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        cli.plain_log()
+        cli.plain_log()  # twice is once
+        logging.getLogger("mcl_jax.x").warning("%d images", 3)
+        logging.getLogger("orbax").info("a lot")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert capsys.readouterr().err == "warning: 3 images\n"

@@ -132,6 +132,7 @@ def test_import_and_help_take_less_than_three_tenths_of_a_second(code):
         ("bench", "mcl-jax bench is one of step, data, probe, gpu; say which"),
         ("bench stp", "mcl-jax bench is one of step, data, probe, gpu; say which"),
         ("knn --nope=1", "Unknown command line flag 'nope'"),
+        ("pretrain --config dmo --workdir x", "no configuration 'dmo'; did you mean 'demo'?"),
         ("coco-subset", "the following arguments are required: annotations"),
         ("convert x --to detectron3 --out y", "argument --to: invalid choice: 'detectron3'"),
         ("summary nowhere", "nowhere has no metrics.jsonl with losses"),
@@ -160,7 +161,8 @@ def test_without_arguments_the_help_goes_to_stderr(capsys):
         ("summary nowhere", "stderr", 2),
     ],
 )
-def test_a_reader_that_went_away_is_no_error(tmp_path, line, closed, code):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_went_away_is_no_error(tmp_path, line, closed, code, unbuffered):
     """As `| head -1` at its worst: nobody reads at all."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n')
     read, write = os.pipe()
@@ -169,7 +171,8 @@ def test_a_reader_that_went_away_is_no_error(tmp_path, line, closed, code):
         closed.split(), write
     )
     command = [sys.executable, "-m", "mcl_jax", *line.format(run=tmp_path).split()]
-    done = subprocess.run(command, **streams, text=True, check=False)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, **streams, env=environment, text=True, check=False)
     os.close(write)
     assert done.returncode == code and not done.stderr, done
 
@@ -194,8 +197,12 @@ def test_short_names_of_configurations(tmp_path, monkeypatch):
         *("--config", demo, "--config.seed=1"),
         *(f"--config={REPO}/configs/mcl.py:c4,loss=b", "--", "--config=demo"),
     ]
-    for name in ("configs/demo.py", "nosuch", "../demo", ""):
+    for name in ("configs/demo.py", "nosuch.py", "../demo", ""):
         assert path_of(name) == name
+    with pytest.raises(
+        UserError, match="no configuration 'dmo'; did you mean 'demo'[?] There are base"
+    ):
+        path_of("dmo:c4")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("")  # a file of the user's comes first
     assert path_of("demo") == "demo"

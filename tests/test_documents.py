@@ -1,85 +1,60 @@
 """Every command that a document shows is one that there is, with flags that parse."""
 
 import re
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import shown_commands
 from absl import flags
+from shown_commands import REPO
 
 from mcl_jax import cli
 from mcl_jax.commands import main, registry
 from mcl_jax.configs import path_of
+from mcl_jax.convert.finetuning.task import parse as flags_of_detectron2
+from mcl_jax.finetune.flags import parse as flags_of_torchvision
+from mcl_jax.settings import door
 
 # ml_collections' own way to run a file
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-REPO = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "configs/README.md", *(f"docs/{p.name}" for p in REPO.glob("docs/*.md"))]
-# Programs of others, whose arguments are not looked at.
-OTHERS = {
-    *(
-        "cat",
-        "cd",
-        "cp",
-        "curl",
-        "docker",
-        "done",
-        "echo",
-        "export",
-        "for",
-        "gcloud",
-        "git",
-        "kubectl",
-    ),
-    *("mkdir", "pip", "sbatch", "sh", "source", "tar", "unzip", "uv", "wget", "xpk", "do", "ls"),
-    *("gcsfuse", "tensorboard"),
-}
-OWN = re.compile(r"(?:\S*/)?(mcl-jax|python3?|bash)$")
+# Modules of Python and of other projects; those of ours have commands.
+MODULES = {"venv", "pip", "pdoc", "pytest"}
+PARSERS = {"finetune_torchvision": flags_of_torchvision, "finetune_detectron2": flags_of_detectron2}
+SHELL = {"quickstart.sh", "test.sh", "tpu_vm.sh", "gpu_wheels.sh"}  # of scripts/, run elsewhere
+
+EXAMPLES = {"ARGUMENT": "c4,loss=b", "TARGET": "torchvision"}  # of what a document leaves open
 
 
-def blocks(name):
-    """Words of every command in a document's bash blocks; continued lines are one command."""
-    text = (REPO / name).read_text()
-    for block in re.findall(r"^ *```bash\n(.*?)^ *```", text, flags=re.M | re.S):
-        begun = ""
-        for line in block.replace("\\\n", " ").splitlines():
-            try:
-                words = shlex.split(f"{begun}{line}", comments=True)
-            except ValueError:  # a quotation that ends on a later line
-                begun += f"{line}\n"
-                continue
-            begun = ""
-            yield words
+def example(match):
+    return EXAMPLES.get(match[0], match[0])
 
 
-def commands(name):
-    """Command lines of mcl-jax that a document shows, as lists of words."""
-    found = []
-    for words in blocks(name):
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.S):
-            words = words[1:]
-        if not words or words[0] in OTHERS or words[0].startswith(("-", "$")):
-            continue
-        match = OWN.match(words[0])
-        assert match, f"{name}: {words[0]!r} is neither ours nor known: {words}"
-        words = [w for w in words if w not in ("&", "|", ";")]
-        if match[1] == "mcl-jax":
-            found.append(words[1:])
-        elif words[1].startswith("scripts/") or words[1] == "-m":
-            found += as_command(name, words)
-    return found
+def as_command(name, shown):
+    """A command as (what parses it, its arguments); None where there is nothing to parse."""
+    program, *rest = [re.sub(r"\b[A-Z]+\b", example, word) for word in shown.words]
+    if program.endswith("mcl-jax"):
+        return "mcl-jax", rest
+    if program.endswith("bash"):
+        assert (REPO / rest[0]).is_file() and Path(rest[0]).name in SHELL, f"{name}: {rest[0]}"
+        return None
+    path = rest.pop(0) if program.startswith("python") else program
+    if path in ("-c", "-m"):
+        module = rest.pop(0)
+        assert path == "-c" or module in {"convert", *MODULES}, f"{name}: no module {module}"
+        assert module != "pytest" or all((REPO / x).is_file() for x in rest if x[0] != "-"), name
+        return ("mcl-jax", ["convert", *rest]) if module == "convert" else None
+    assert (REPO / path).is_file(), f"{name} shows {path}, which is not there"
+    if command := re.search(r'script\("(.*)"\)', (REPO / path).read_text()):
+        return "mcl-jax", [*command[1].split(), *rest]
+    return Path(path).stem, rest
 
 
-def as_command(name, words):
-    """A script's or a module's command line as one of mcl-jax; none for what stays a script."""
-    if words[1] == "-m":
-        return [["convert", *words[3:]]] if words[2] == "convert" else []
-    path = REPO / words[1]
-    assert path.is_file(), f"{name} shows {words[1]}, which is not there"
-    command = re.search(r'script\("(.*)"\)', path.read_text())
-    return [[*command[1].split(), *words[2:]]] if command else []
+def is_mention(words):
+    """Whether a text names a command, and shows no use of it: `mcl-jax knn`, `mcl-jax --help`."""
+    return "--help" in words or registry.find(words)[1] in ([], ["..."])
 
 
 @pytest.fixture
@@ -116,22 +91,47 @@ def parse():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_what_a_document_shows_parses(name, parse, capsys):
-    for words in commands(name):
-        if words[0].startswith("-") or "--help" in words:
+    for shown in shown_commands.commands(name):
+        if (found := as_command(name, shown)) is None:
             continue
-        try:
-            parse(words)
-        except SystemExit:
-            pytest.fail(f"{name}: mcl-jax {' '.join(words)}: {capsys.readouterr().err}")
+        parser, words = found
+        if parser != "mcl-jax":
+            PARSERS[parser]("", words)
+        elif not is_mention(words):
+            try:
+                parse(words)
+            except SystemExit:
+                pytest.fail(f"{name}: mcl-jax {' '.join(words)}: {capsys.readouterr().err}")
 
 
-def test_the_readme_shows_commands():
-    shown = {words[0] for words in commands("README.md")}
-    assert {"pretrain", "knn", "convert", "prepare", "visualize"} <= shown
-    assert sum(len(commands(name)) for name in DOCUMENTS) >= 25
+def test_the_documents_show_commands():
+    shown = {name: shown_commands.commands(name) for name in DOCUMENTS}
+    assert len(shown["README.md"]) >= 20 and sum(map(len, shown.values())) >= 80
+    texts = [command.text for command in shown["docs/transfer.md"]]
+    assert any("finetune_torchvision.py" in x and "--min_sizes 128,144" in x for x in texts)
 
 
-def test_a_wrong_command_in_a_document_is_found(parse, capsys):
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_keys_and_files_that_a_document_names_are_there(name):
+    text = (REPO / name).read_text()
+    for key in re.findall(r"--config\.([a-z_]+(?:\.[a-z0-9_]+)*)", text):
+        door.check_name(key)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (REPO / name).parent.joinpath(link).exists(), f"{name}: {link}"
+    own = r"(?<![\w./-])((?:scripts|docs|tests|mcl_jax|convert|configs)/[\w/]+\.(?:py|md|sh|yaml|ipynb))"
+    for path in set(re.findall(own, text)):
+        assert (REPO / path).is_file(), f"{name}: {path}"
+
+
+def test_a_wrong_command_in_a_document_is_found(parse, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(shown_commands, "REPO", tmp_path)
+    (tmp_path / "a.md").write_text("```bash\nmcl_jax knn\n```\n")
+    with pytest.raises(AssertionError, match="neither ours nor known"):
+        shown_commands.commands("a.md")
+    (tmp_path / "a.md").write_text("`python scripts/nothing.py --x` and `python -m nothing --x`")
+    for shown in shown_commands.commands("a.md"):
+        with pytest.raises(AssertionError, match="nothing"):
+            as_command("a.md", shown)
     for line in ("knn --wrkdir=x", "pretrain --config demo --config.data.batchsize=3"):
         with pytest.raises(SystemExit):
             parse(line.split())
@@ -143,7 +143,6 @@ def test_python_blocks_use_names_and_keys_that_there_are():
     import ast
 
     import mcl_jax
-    from mcl_jax.settings import door
 
     text = (REPO / "docs/python.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)

@@ -205,6 +205,15 @@ def test_a_wholly_broken_source_stops_with_the_count():
             next(iterator)
 
 
+def test_a_source_smaller_than_the_grace_is_judged_when_all_of_it_was_seen():
+    with stream(
+        NumberedSource(12, broken=[3]), unreadable_grace=99, max_unreadable_share=0
+    ) as given:
+        next(given)
+        with pytest.raises(UserError, match=r"1 of 16 images|2 of 16 images"):
+            next(given)
+
+
 def test_missing_file_counts_as_unreadable(tmp_path, caplog):
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(paint(i))

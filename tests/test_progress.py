@@ -48,6 +48,17 @@ def test_a_quick_run_says_one_line_and_one_that_did_nothing_none(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
+def test_a_line_names_its_work_and_promises_no_end_that_nobody_knows(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for _ in Bar(range(3), "bank", unit="batch"):
+        pass
+    for _ in Bar(iter(range(4)), "train", unit=" images"):
+        pass
+    known, unknown = sys.stderr.getvalue().splitlines()
+    assert known.startswith("bank: 3/3, ") and known.endswith("batch/s, 00:00 left")
+    assert unknown.startswith("train: 4 images, ") and unknown.endswith("images/s")
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     text = told(Terminal(), monkeypatch, every_s=60)
     assert "\r" in text and "6/6" in text and "%|" in text

@@ -1,7 +1,7 @@
 """Images per second of decoding, canvases and the whole input pipeline, beside Pillow's eight views.
 
     mcl-jax bench data                                  # synthetic 500x375 photographs
-    mcl-jax bench data --config configs/demo.py         # any config's own data
+    mcl-jax bench data --config demo                    # any config's own data
     mcl-jax bench data --pipelines=0,8 --pipelines=4,2 --json=bench_data.json
 
 --pipelines=WORKERS,THREADS are the settings of the whole pipeline to try; repeat the flag.

@@ -1,6 +1,6 @@
 """Measures everything on the accelerator of this machine, within a budget, one JSON file a part.
 
-    mcl-jax bench gpu --config configs/one_gpu.py --out runs/gpu --minutes=9
+    mcl-jax bench gpu --config one_gpu --out runs/gpu --minutes=9
 
 Parts in order of value: pretrain (start, kill, resume), parity (float32 losses against the CPU),
 speed, largest (batch), torch (the authors' computation on the same card), loader, profile, study,

@@ -1,7 +1,7 @@
 """Measures the detection probe against its network's own forward and backward pass: images/s.
 
-    mcl-jax bench probe --config configs/demo.py
-    mcl-jax bench probe --config configs/demo.py --config.probe.image_size=160 \\
+    mcl-jax bench probe --config demo
+    mcl-jax bench probe --config demo --config.probe.image_size=160 \\
         --config.probe.head_channels=64 --config.probe.level_bounds='(16.0, 32.0, 64.0)'
 
 Random weights, images of noise; what is timed is in mcl_jax/bench/probe.py.

@@ -1,10 +1,10 @@
 """Measures the train step of any config: images/s, FLOP/s, MFU; or, without running, its figures.
 
-    mcl-jax bench step --config configs/demo.py --profile=5
-    mcl-jax bench step --config configs/mcl.py --compile-only \\
+    mcl-jax bench step --config demo --profile=5
+    mcl-jax bench step --config mcl --compile-only \\
         --config.data.batch_size=32
 
-    mcl-jax bench step --config configs/mcl.py --versus-torch --steps=5 \\
+    mcl-jax bench step --config mcl --versus-torch --steps=5 \\
         --config.data.batch_size=32 --config.data.image_size=64 --config.data.canvas_size=64
 
 --versus-torch times the step and the authors' computation in plain torch, on a CPU or a GPU
@@ -61,7 +61,7 @@ def versus_torch(config) -> dict:
     try:
         from mcl_jax.bench import versus
     except ImportError as error:
-        cli.fail(f"--versus-torch needs torch: pip install -e '.[torch]' ({error})")
+        cli.fail(f"--versus-torch needs torch: pip install 'mcl_jax[torch]' ({error})")
     from mcl_jax import program
     from mcl_jax.convert.names import architectures
     from mcl_jax.convert.targets import authors

@@ -1,6 +1,6 @@
 """Instance sizes of a data set before and after the montage (paper Figure 5):
 
-    mcl-jax instance-sizes --dataset=scenes --config=configs/demo.py --output=sizes.png
+    mcl-jax instance-sizes --dataset=scenes --config=demo --output=sizes.png
     mcl-jax instance-sizes --dataset=tfds:coco/2017 --split=train --json=sizes.json
 
 Before: as a detector resizes images, or (data sets without boxes, one instance per image) at the

@@ -7,14 +7,13 @@ The checkpoint's own config says the rest (section `knn`).
 """
 
 import json
-import logging
 from collections.abc import Sequence
 
 from absl import flags
 
 from mcl_jax import cli
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
 OVERRIDES = {
     ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
     ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
@@ -34,7 +33,6 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax.evaluate import monitor
     from mcl_jax.runtime import checkpoint, storage
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if not WORKDIR.value:
         raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
     state, meta = checkpoint.read(WORKDIR.value)

@@ -7,7 +7,6 @@
 The checkpoint's own config says the rest (section `linear`); the same command resumes.
 """
 
-import logging
 from collections.abc import Sequence
 
 from absl import flags
@@ -15,7 +14,7 @@ from absl import flags
 from mcl_jax import cli, exit_codes
 from mcl_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
 OUTPUT = flags.DEFINE_string("output", None, "folder for classifiers, metrics and result.json")
 OVERRIDES = {
     ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
@@ -42,7 +41,6 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.evaluate.linear import loop
     from mcl_jax.runtime import checkpoint
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if PROCESSES.value:
         jax.distributed.initialize()
     state, meta = checkpoint.read(WORKDIR.value)

@@ -1,6 +1,5 @@
 """`mcl-jax COMMAND ...`: finds the command, starts it, and ends with its exit code."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from mcl_jax import exit_codes
 from mcl_jax.commands import registry, words
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
-from mcl_jax.runtime.optional import Abandoned, Forgiving
+from mcl_jax.runtime import optional
 
 HELP = ("-h", "--help", "-help")
 
@@ -23,9 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Who reads the output may stop at any time (`mcl-jax summary runs/* | head -1`); the command does
     its work to the end, and its exit code is its own.
     """
-    sys.stdout = Abandoned(sys.stdout)
-    sys.stderr = Forgiving(Abandoned(sys.stderr))  # nor must a log on a full disk end a run
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with optional.reader_may_leave():
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _dispatch(arguments: list[str]) -> NoReturn:
+    """Says what was asked about the commands, or starts one."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in HELP:
@@ -53,16 +55,17 @@ def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoRetur
 
     # allocator and log settings have to stand before JAX is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", getattr(module, "CPP_LOG_LEVEL", "2"))
-    sys.argv = [program, *_with_config_files(arguments)]
     if hasattr(module, "parser"):
-        options = module.parser(program).parse_args(sys.argv[1:])
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        sys.argv = [program, *arguments]
+        options = module.parser(program).parse_args(arguments)
+        cli.plain_log()
         sys.exit(cli.guarded(module.main, options))
     if any(argument in HELP for argument in arguments):
         from mcl_jax.commands import flag_help
 
         print(flag_help.of_command(program, module))
         sys.exit(exit_codes.DONE)
+    sys.argv = [program, *cli.guarded(_with_config_files, arguments)]
     cli.run(module.main)
     sys.exit(exit_codes.DONE)
 

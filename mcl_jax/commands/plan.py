@@ -1,8 +1,8 @@
 """What a run will need on a pod, without the pod:
 
-    pip install -e ".[tpu]"
-    mcl-jax plan --config configs/mcl.py --topology v5e:16x16
-    mcl-jax plan --config configs/demo.py --topology cpu:8 --json plan.json
+    pip install "mcl_jax[tpu]"
+    mcl-jax plan --config mcl --topology v5e:16x16
+    mcl-jax plan --config demo --topology cpu:8 --json plan.json
 
 Topologies: v2, v3, v4, v5e, v5p and v6e with the shape of the slice (v4 and v5p have three
 dimensions), cpu:N, or gpu for what is here. Times are bounds from published peaks, not promises.

@@ -8,7 +8,6 @@ On several hosts, run it on each with --distributed; where JAX cannot find the o
 can on Cloud TPU, SLURM, Open MPI and Kubernetes), add --coordinator HOST:PORT --processes N --process I.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -47,7 +46,6 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.runtime.health import TrainingStopped
     from mcl_jax.runtime.preemption import Preempted
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = cli.config_of(CONFIG)
     workdir = train.check_workdir(WORKDIR.value)
     profiled = first_and_last(PROFILE.value) if PROFILE.value else None

@@ -12,7 +12,6 @@ The checkpoint's own config says the rest (section `probe`, see docs/probe.md); 
 resumes.
 """
 
-import logging
 from collections.abc import Sequence
 
 from absl import flags
@@ -20,7 +19,7 @@ from absl import flags
 from mcl_jax import cli, exit_codes
 from mcl_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
 OUTPUT = flags.DEFINE_string("output", None, "folder for results, pictures and saved states")
 UNTRAINED = flags.DEFINE_bool("untrained", False, "probe random weights of the same network")
 MODES = flags.DEFINE_list(
@@ -56,7 +55,6 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.runtime import checkpoint
     from mcl_jax.runtime.preemption import Preemption
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     labels = report.budgets(LABELS.value)
     state, meta = checkpoint.read(WORKDIR.value)
     defaults = program.plain_config(base.get_config())

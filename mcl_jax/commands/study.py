@@ -1,16 +1,15 @@
-"""Compares methods: mcl-jax study --config configs/study_photos.py:cpu
+"""Compares methods: mcl-jax study --config study_photos:cpu
 
 Pre-trains and scores every row of the study; finished rows are kept in --results and the same
 command goes on where it stopped. The tables go to --document after every row, and so does the
 picture of AP against labels, beside it.
 
-    mcl-jax study --config configs/study_photos.py:cpu --figure iou --control random
+    mcl-jax study --config study_photos:cpu --figure iou --control random
 
 draws AP gained over a control by IoU threshold from what is finished, and computes nothing;
 --figure labels draws the other picture and the tables again.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,9 @@ from mcl_jax import cli, exit_codes
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", "runs/study", "checkpoints of the rows")
 RESULTS = flags.DEFINE_string("results", "", "folder of one JSON per finished row and seed")
-DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "where the tables are written")
+DOCUMENT = flags.DEFINE_string(
+    "document", None, "where the tables go; default: docs/study.md if it is there, or study.md"
+)
 ROWS = flags.DEFINE_list("rows", [], "only these rows; default: all")
 SEED = flags.DEFINE_integer("seed", None, "only this seed; default: all", lower_bound=0)
 FIGURE = flags.DEFINE_enum("figure", None, ["labels", "iou"], "only draw, from finished rows")
@@ -32,15 +33,14 @@ CONTROL = flags.DEFINE_string("control", "random", "the row that --figure iou co
 def main(_: Sequence[str]) -> int:
     config = cli.config_of(CONFIG)
     if "study" not in config:
-        cli.fail("--config has no section 'study'; use configs/study_photos.py")
+        cli.fail("--config has no section 'study'; use study_photos")
 
     from mcl_jax.runtime import storage
     from mcl_jax.runtime.compile_cache import compile_cache
     from mcl_jax.study import figures, rows, runs, table
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     results = Path(RESULTS.value or config.study.results)
-    document, workdir = Path(DOCUMENT.value), storage.locate(WORKDIR.value)
+    document, workdir = Path(DOCUMENT.value or default_document()), storage.locate(WORKDIR.value)
     if FIGURE.value == "iou":
         path = document.with_name(f"{document.stem}_iou.png")
         names = list(config.study.rows)
@@ -61,3 +61,9 @@ def main(_: Sequence[str]) -> int:
                 table.show(config, results, document)
     print(table.show(config, results, document), end="")
     return exit_codes.DONE
+
+
+def default_document() -> str:
+    """A checkout has the document; elsewhere the current folder gets one."""
+    known = "docs/study.md"
+    return known if Path(known).is_file() else "study.md"

@@ -11,7 +11,6 @@ The checkpoint's own config says the rest (section `svm`). See docs/measures.md.
 """
 
 import json
-import logging
 from collections.abc import Sequence
 
 from absl import flags
@@ -19,7 +18,7 @@ from absl import flags
 from mcl_jax import cli
 from mcl_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "a run of pretrain.py, or one of its checkpoints")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
 OVERRIDES = {
     ("data", "dataset"): flags.DEFINE_string("dataset", None, "labeled data set"),
     ("data", "data_dir"): flags.DEFINE_string("data_dir", None, "where TFDS data sets lie"),
@@ -51,7 +50,6 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
     from mcl_jax.runtime import checkpoint, storage
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if PROCESSES.value:
         jax.distributed.initialize()
     state, meta = checkpoint.read(WORKDIR.value)

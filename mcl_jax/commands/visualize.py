@@ -22,7 +22,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="a run of pretrain.py, or one checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("images", type=Path, nargs="*", help="image files or folders of them")
     parser.add_argument("--against", type=Path, help="another checkpoint, for activation.png")
     parser.add_argument("--out", type=Path, help="folder (default: CHECKPOINT/pictures)")

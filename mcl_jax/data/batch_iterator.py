@@ -110,7 +110,8 @@ class BatchIterator:
 
     def _judge(self) -> None:
         most = self._settings.max_unreadable_share
-        if self.seen < self._settings.unreadable_grace or self.unreadable <= most * self.seen:
+        grace = min(self._settings.unreadable_grace, len(self._source))
+        if self.seen < grace or self.unreadable <= most * self.seen:
             return
         names = list(self._bad_names.values())
         more = ", ..." if len(names) > _NAMES_SHOWN else ""

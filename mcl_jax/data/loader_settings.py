@@ -21,7 +21,8 @@ class LoaderSettings:
       threads: decoding threads in each of these processes; 0 decodes on demand. Each thread makes a
         whole batch, so about max(threads, 1) batches are in memory per process.
       max_unreadable_share: in 0..1; more unreadable images than this stop the run.
-      unreadable_grace: images seen (per process) before that share is judged.
+      unreadable_grace: images seen (per process) before that share is judged; of a smaller data
+        set, as many as it has.
 
     Raises:
       UserError: a value out of its range, or a batch that does not divide over the processes.

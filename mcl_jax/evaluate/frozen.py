@@ -130,7 +130,10 @@ def _compute_function(config: Mapping[str, Any], names: tuple[str, ...], mesh: M
 
 def _checked(images: Any) -> np.ndarray:
     """The images as uint8 or float32; UserError for what is none."""
-    images = np.asarray(images)
+    try:
+        images = np.asarray(images)
+    except ValueError as error:  # NumPy's word for it is "inhomogeneous"
+        raise UserError("images differ in size; resize them, or give one at a time") from error
     if images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"images have the shape {images.shape}; it must be [N, height, width, 3]")
     height, width = images.shape[1:3]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mcl_jax.runtime import memory
+
 KINDS = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
@@ -47,9 +49,7 @@ def figures(compiled: jax.stages.Compiled, hosts: Sequence[int] | None = None) -
       'collectives' {kind: count}, 'collective_bytes' {kind: bytes per step}, and with `hosts`
       'collectives_across_hosts' {kind: count}.
     """
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    fixed_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    output_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    cost, analysis = compiled.cost_analysis(), compiled.memory_analysis()
     every = list(collectives(compiled.as_text()))
     sizes: Counter[str] = Counter()
     for collective in every:
@@ -57,9 +57,9 @@ def figures(compiled: jax.stages.Compiled, hosts: Sequence[int] | None = None) -
     result = {
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": fixed_bytes + max(output_bytes, 0),
+        "argument_bytes": analysis.argument_size_in_bytes,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "peak_bytes": memory.peak_bytes(compiled),
         "collectives": dict(Counter(collective.kind for collective in every)),
         "collective_bytes": dict(sizes),
     }

@@ -121,7 +121,7 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"planning for {topology.name} needs the TPU compiler: pip install -e '.[tpu]'"
+            f"planning for {topology.name} needs the TPU compiler: pip install 'mcl_jax[tpu]'"
         ) from error
     from jax.experimental import topologies
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 EVERY_S = 60.0  # s between two lines
 LINE = "{desc}{n_fmt}/{total_fmt}, {rate_fmt}{postfix}, {remaining} left"
+ENDLESS = "{desc}{n_fmt}{unit}, {rate_fmt}{postfix}"  # where nobody knows the total
 
 
 class Bar(tqdm):
@@ -22,13 +23,16 @@ class Bar(tqdm):
         self._lines = not sys.stderr.isatty()
         if self._lines:
             options |= {"mininterval": every_s, "maxinterval": every_s, "miniters": 1}
-            options |= {"bar_format": LINE, "delay": 1e-9}  # no line before anything is done
+            options |= {"delay": 1e-9}  # no line before anything is done
         super().__init__(*arguments, **options)
+        if self._lines and not self.disable:
+            self.bar_format = LINE if self.total else ENDLESS
+            self.set_description(self.desc.removesuffix(": "), refresh=False)  # with ": " behind it
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if not self._lines:
             return super().display(msg, pos)
-        self.fp.write(f"{str(self).strip()}\n")
+        self.fp.write(f"{' '.join(str(self).split())}\n")
         self.fp.flush()
         return True
 

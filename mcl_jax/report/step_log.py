@@ -52,7 +52,8 @@ class StepLog:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._writer.write(step, finite)
         loss, rate = values["loss"], values["images_per_s"]
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
+        speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {speed} images/s", refresh=False)
         if self._page is not None:
             self._page.refresh()
         for callback in self._callbacks:

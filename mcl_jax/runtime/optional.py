@@ -50,41 +50,44 @@ class Forgiving:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with self._forgiven():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._forgiven():
             self._stream.flush()
 
+    def _forgiven(self) -> contextlib.AbstractContextManager:
+        return contextlib.suppress(OSError)
 
-class Abandoned:
-    """A stream whose reader may go away, as `| head -1` does: the rest is dropped, nothing raised."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._to_nobody():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._to_nobody():
-            self._stream.flush()
+class Unread(Forgiving):
+    """A stream whose reader may leave, as in `mcl-jax ... | head`: then the rest goes nowhere."""
 
     @contextlib.contextmanager
-    def _to_nobody(self) -> Iterator[None]:
+    def _forgiven(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # what it still holds must not fail again when Python ends
+        except BrokenPipeError:  # what is still in the stream's buffer would fail at the exit
             nobody = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nobody, self._stream.fileno())
             os.close(nobody)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside, printing to a stdout or stderr that nobody reads any more is no error.
+
+    Nor is a log on a full disk.
+    """
+    out, errors = Unread(sys.stdout), Forgiving(Unread(sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            out.flush()
+            errors.flush()
 
 
 def one_line(error: Exception) -> str:

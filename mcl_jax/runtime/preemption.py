@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 import threading
 from types import FrameType
 
@@ -10,6 +11,8 @@ from jax.experimental import multihost_utils
 
 from mcl_jax.exit_codes import STOPPED
 from mcl_jax.runtime import leaving
+
+ASKED = "asked to stop: this step is finished and saved first"
 
 
 class Preempted(Exception):
@@ -69,6 +72,7 @@ class Preemption:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        print(f"{ASKED}; Ctrl-C again interrupts", file=sys.stderr, flush=True)
         self._requested.set()
         self._put_back()
 
@@ -78,6 +82,8 @@ class Preemption:
                 continue
             if not self._has_work:
                 leaving.leave("stopped before the first new step: nothing to save", STOPPED)
+            if not self._requested.is_set():
+                print(ASKED, file=sys.stderr, flush=True)
             self._requested.set()
 
     def guard_work(self) -> None:

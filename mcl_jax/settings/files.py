@@ -66,7 +66,10 @@ def demand_loaded(config: Any, name: str) -> None:
 
 def _no_file(path: str) -> UserError:
     kind = "it is a folder" if os.path.isdir(path) else "there is no such file"
-    return UserError(f"--config {path} cannot be loaded: {kind}; give a file like configs/demo.py")
+    return UserError(
+        f"--config {path} cannot be loaded: {kind}; give a Python file with a function get_config, or "
+        "the name of a configuration that comes along: demo, folder, mcl:c4"
+    )
 
 
 def mistake(error: BaseException, name: str) -> UserError:
