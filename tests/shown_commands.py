@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ OTHERS = {
     *("tensorboard", "unzip", "uv", "wget", "xpk"),
 }
 OWN = re.compile(r"(?:\S*/)?(mcl-jax|python3?|bash)$")
+# Modules of Python and of other projects; those of ours have commands.
+MODULES = {"venv", "pip", "pdoc", "pytest"}
+SHELL = {"quickstart.sh", "test.sh", "tpu_vm.sh", "gpu_wheels.sh"}  # of scripts/
+EXAMPLES = {"ARGUMENT": "c4,loss=b", "TARGET": "torchvision"}  # of what a document leaves open
 BEGINS_OWN = re.compile(r"(?:mcl-jax|python3?|bash|scripts/\w+\.(?:py|sh)) \S")
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
 
@@ -84,3 +89,39 @@ def _without_shell(words: list[str]) -> list[str]:
         words = words[1:]
     ends = [place for place, word in enumerate(words) if word in ("&", "|", ";", ">", "&&")]
     return words[: ends[0]] if ends else words
+
+
+def as_command(name: str, shown: Sequence[str]) -> tuple[str, list[str]] | None:
+    """What understands a command, and the arguments for it.
+
+    Args:
+      name: of the document, for messages.
+      shown: the words of the command.
+
+    Returns:
+      ("mcl-jax", the command and its flags), or (stem of a script that is no command of mcl-jax, its
+      flags); None for shell scripts and modules of others.
+
+    Raises:
+      AssertionError: a script or module that is not there.
+    """
+    program, *rest = (re.sub(r"\b[A-Z]+\b", _example, word) for word in shown)
+    if program.endswith("mcl-jax"):
+        return "mcl-jax", rest
+    if program.endswith("bash"):
+        assert (REPO / rest[0]).is_file() and Path(rest[0]).name in SHELL, f"{name}: {rest[0]}"
+        return None
+    path = rest.pop(0) if "python" in Path(program).name else program
+    if path in ("-c", "-m"):
+        module = rest.pop(0)
+        assert path == "-c" or module in {"convert", *MODULES}, f"{name}: no module {module}"
+        assert module != "pytest" or all((REPO / x).is_file() for x in rest if x[0] != "-"), name
+        return ("mcl-jax", ["convert", *rest]) if module == "convert" else None
+    assert (REPO / path).is_file(), f"{name} shows {path}, which is not there"
+    if command := re.search(r'script\("(.*)"\)', (REPO / path).read_text()):
+        return "mcl-jax", [*command[1].split(), *rest]
+    return Path(path).stem, rest
+
+
+def _example(match: re.Match) -> str:
+    return EXAMPLES.get(match[0], match[0])

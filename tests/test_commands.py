@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
-from absl import flags
 
 from mcl_jax import exit_codes
 from mcl_jax.commands import completion, main, registry, words
@@ -28,14 +28,8 @@ SCRIPTS = {
 
 @pytest.fixture(autouse=True)
 def forget_flags():
-    """A process runs one command: its flags are defined when its module is imported."""
     yield
-    by_module = flags.FLAGS.flags_by_module_dict()
-    for module in [m for m in by_module if m.startswith("mcl_jax.")]:
-        for flag in list(by_module[module]):
-            delattr(flags.FLAGS, flag.name)
-        if module.startswith("mcl_jax.commands."):
-            sys.modules.pop(module, None)
+    command_line.forget()
 
 
 def run(code, *arguments, **environment):
@@ -51,14 +45,9 @@ def run(code, *arguments, **environment):
 
 def ended(capsys, *arguments):
     """(exit code, stdout, stderr) of a command line, in this process."""
-    before = sys.argv
-    try:
-        with pytest.raises(SystemExit) as end:
-            main.main(list(arguments))
-    finally:
-        sys.argv = before
+    code = command_line.run(*arguments)
     told = capsys.readouterr()
-    return end.value.code, told.out, told.err
+    return code, told.out, told.err
 
 
 def test_help_and_the_document_name_every_command_and_exit_code(capsys):

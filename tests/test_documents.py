@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 import shown_commands
 from absl import flags
@@ -20,36 +21,7 @@ from mcl_jax.settings import door
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 DOCUMENTS = ["README.md", "configs/README.md", *(f"docs/{p.name}" for p in REPO.glob("docs/*.md"))]
-# Modules of Python and of other projects; those of ours have commands.
-MODULES = {"venv", "pip", "pdoc", "pytest"}
 PARSERS = {"finetune_torchvision": flags_of_torchvision, "finetune_detectron2": flags_of_detectron2}
-SHELL = {"quickstart.sh", "test.sh", "tpu_vm.sh", "gpu_wheels.sh"}  # of scripts/, run elsewhere
-
-EXAMPLES = {"ARGUMENT": "c4,loss=b", "TARGET": "torchvision"}  # of what a document leaves open
-
-
-def example(match):
-    return EXAMPLES.get(match[0], match[0])
-
-
-def as_command(name, shown):
-    """A command as (what parses it, its arguments); None where there is nothing to parse."""
-    program, *rest = [re.sub(r"\b[A-Z]+\b", example, word) for word in shown.words]
-    if program.endswith("mcl-jax"):
-        return "mcl-jax", rest
-    if program.endswith("bash"):
-        assert (REPO / rest[0]).is_file() and Path(rest[0]).name in SHELL, f"{name}: {rest[0]}"
-        return None
-    path = rest.pop(0) if program.startswith("python") else program
-    if path in ("-c", "-m"):
-        module = rest.pop(0)
-        assert path == "-c" or module in {"convert", *MODULES}, f"{name}: no module {module}"
-        assert module != "pytest" or all((REPO / x).is_file() for x in rest if x[0] != "-"), name
-        return ("mcl-jax", ["convert", *rest]) if module == "convert" else None
-    assert (REPO / path).is_file(), f"{name} shows {path}, which is not there"
-    if command := re.search(r'script\("(.*)"\)', (REPO / path).read_text()):
-        return "mcl-jax", [*command[1].split(), *rest]
-    return Path(path).stem, rest
 
 
 def is_mention(words):
@@ -63,7 +35,7 @@ def parse():
     before = sys.argv
 
     def parse(words):
-        forget()
+        command_line.forget()
         command, arguments = registry.find(words)
         module = command.module()
         sys.argv = [f"mcl-jax {command.name}", *main._with_config_files(arguments)]
@@ -72,19 +44,8 @@ def parse():
         else:
             assert cli._parse(sys.argv)[1:] == []
 
-    def forget():
-        by_module = flags.FLAGS.flags_by_module_dict()
-        for name in [m for m in by_module if m.startswith("mcl_jax.")]:
-            for flag in list(by_module[name]):
-                delattr(flags.FLAGS, flag.name)
-            if name.startswith("mcl_jax.commands."):
-                sys.modules.pop(name, None)
-        for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-            delattr(flags.FLAGS, name)
-        sys.modules.pop("config_config", None)
-
     yield parse
-    forget()
+    command_line.forget()
     sys.argv = before
     flags.FLAGS.mark_as_parsed()
 
@@ -92,7 +53,7 @@ def parse():
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_what_a_document_shows_parses(name, parse, capsys):
     for shown in shown_commands.commands(name):
-        if (found := as_command(name, shown)) is None:
+        if (found := shown_commands.as_command(name, shown.words)) is None:
             continue
         parser, words = found
         if parser != "mcl-jax":
@@ -131,7 +92,7 @@ def test_a_wrong_command_in_a_document_is_found(parse, capsys, tmp_path, monkeyp
     (tmp_path / "a.md").write_text("`python scripts/nothing.py --x` and `python -m nothing --x`")
     for shown in shown_commands.commands("a.md"):
         with pytest.raises(AssertionError, match="nothing"):
-            as_command("a.md", shown)
+            shown_commands.as_command("a.md", shown.words)
     for line in ("knn --wrkdir=x", "pretrain --config demo --config.data.batchsize=3"):
         with pytest.raises(SystemExit):
             parse(line.split())
