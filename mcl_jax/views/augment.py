@@ -154,11 +154,9 @@ def colored(keys, planes, settings):
     """The colors of `view`, on what it cropped: float32 [H, 3, H], all that a blur reads."""
     widths = (settings.brightness, settings.contrast, settings.saturation)
     amounts, order = color.draw_jitter(keys[Draw.JITTER], widths, settings.hue)
-    jittered = color.jitter(planes, amounts, order)
-    planes = jnp.where(_happens(keys[Draw.JITTERS], settings.jitter_prob), jittered, planes)
-
-    gray = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
-    return jnp.where(gray, color.grayscale(planes), planes)
+    jitters = _happens(keys[Draw.JITTERS], settings.jitter_prob)
+    grays = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
+    return color.recolor(planes, amounts, order, jitters, grays)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):
