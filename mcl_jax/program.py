@@ -1,9 +1,9 @@
 """From a config to the pure functions of a run: objective, optimizer, schedules, compiled step."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from mcl_jax import optimizer as optimizers
 from mcl_jax import sharding
 from mcl_jax.keys import Purpose, key_for
-from mcl_jax.objectives.base import Objective
+from mcl_jax.objectives.base import Objective, Variables
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
@@ -24,11 +24,16 @@ from mcl_jax.train_step import train_step
 
 @dataclass(frozen=True)
 class Program:
-    """One run's static parts. Build with `build`."""
+    """One run's static parts. Build with `build`.
+
+    Attributes:
+      init: the objective's, of which JAX keeps what it has traced.
+    """
 
     config: Mapping[str, Any]
     mesh: Mesh
     objective: Objective
+    init: Callable[[jax.Array], Variables]
     optimizer: optax.GradientTransformation
     lr: optimizers.Schedule
     ema: optimizers.Schedule
@@ -39,6 +44,26 @@ class Program:
     def micro_batches(self) -> int:
         """Parts of a device's batch that are computed one after the other."""
         return self.config["optimizer"]["micro_batches"]
+
+    @cached_property
+    def first_state(self) -> jax.stages.Traced:
+        """seed -> the state of step 0; kept, for a start asks for its shapes and for its values."""
+        # One jit output per leaf: online and target get buffers of their own, as donation needs.
+        placed = sharding.replicated(self.mesh)
+        return jax.jit(self._create, out_shardings=placed).trace(seed_argument(self))
+
+    def _create(self, seed: jax.Array) -> TrainState:
+        variables = self.init(key_for(seed, 0, key_group=0, purpose=Purpose.INIT))
+        has_target = self.objective.has_target
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables.params,
+            batch_stats=variables.batch_stats,
+            target_params=variables.params["encoder"] if has_target else {},
+            target_batch_stats=variables.batch_stats["encoder"] if has_target else {},
+            opt_state=self.optimizer.init(variables.params),
+            memory=variables.memory,
+        )
 
 
 def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
@@ -67,11 +92,13 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     opt = fill(optimizers.OptimizerSettings, config["optimizer"])
     total_steps = max(1, round(opt.epochs * steps_per_epoch))
     lr = optimizers.learning_rate(opt, data["batch_size"], steps_per_epoch)
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    init = jax.jit(objective.init, inline=True)
+    shapes = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
     return Program(
         config=config,
         mesh=mesh,
         objective=objective,
+        init=init,
         optimizer=optimizers.create(opt, shapes.params, lr),
         lr=lr,
         ema=optimizers.ema_momentum(config["ema"]["base"], config["ema"]["final"], total_steps),
@@ -82,23 +109,7 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
 
 def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
-
-    def create(seed: jax.Array) -> TrainState:
-        variables = program.objective.init(key_for(seed, 0, key_group=0, purpose=Purpose.INIT))
-        has_target = program.objective.has_target
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables.params,
-            batch_stats=variables.batch_stats,
-            target_params=variables.params["encoder"] if has_target else {},
-            target_batch_stats=variables.batch_stats["encoder"] if has_target else {},
-            opt_state=program.optimizer.init(variables.params),
-            memory=variables.memory,
-        )
-
-    # One jit output per leaf: online and target get buffers of their own, as donation needs.
-    placed = sharding.replicated(program.mesh)
-    return jax.jit(create, out_shardings=placed)(seed_argument(program))
+    return program.first_state.lower().compile()(seed_argument(program))
 
 
 def seed_argument(program: Program) -> np.ndarray:
@@ -111,7 +122,7 @@ def abstract_state(program: Program) -> TrainState:
     placed = sharding.replicated(program.mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-        jax.eval_shape(partial(new_state, program)),
+        program.first_state.out_info,
     )
 
 

@@ -135,9 +135,8 @@ def pretrain(
             ):
                 steps = StepLog(writer, page, health, meter, bar, callbacks)
                 checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
-                if start == 0:
-                    writer.write(0, monitor.evaluate(state))
-                    meter.restart(0)
+                evaluate_start = monitor.later(state) if start == 0 else None
+                meter.restart(start)
                 for step in range(start, run.total_steps):
                     with meter.waiting(values):
                         batch = next(batches)
@@ -148,6 +147,11 @@ def pretrain(
                     preemption.guard_work()
                     if step == 0 and draws_montages:  # while the devices work
                         _draw_montages(run, batch, workdir)
+                    if evaluate_start is not None:  # here, for a step is sooner done
+                        jax.block_until_ready(values)
+                        with meter.paused():
+                            writer.write(0, evaluate_start())
+                        evaluate_start = None  # and its copy of the network
                     done = step + 1
                     asked = preemption.requested_after(done) or done - start == stop_after
                     last = done == run.total_steps or asked

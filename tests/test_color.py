@@ -16,12 +16,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AMOUNTS = [(0.6, 1.4, 0.8, 0.1), (1.4, 0.6, 1.2, -0.1), (1.0, 1.0, 1.0, 0.37), (1.0, 1.3, 1.0, 0.0)]
 
 
-@pytest.mark.parametrize(
-    "jitter", [color.jitter, color.jitter_slot_by_slot, color.jitter_in_two_passes]
-)
-def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
+FORMULATIONS = [color.recolor, color.recolor_slot_by_slot, color.recolor_in_two_passes]
+
+
+@pytest.mark.parametrize("recolor", FORMULATIONS)
+def test_jitter_is_torchvisions_in_each_of_the_24_orders(recolor):
     image = colors()
     orders = list(itertools.permutations(range(4)))
+    jitter = functools.partial(recolor, jitters=True, grays=False)
     jitter = jax.jit(jax.vmap(jax.vmap(jitter, (None, None, 0)), (None, 0, None)))
     got = jitter(planes_of(image), jnp.array(AMOUNTS), jnp.array(orders))
     for (i, amounts), (j, order) in itertools.product(enumerate(AMOUNTS), enumerate(orders)):
@@ -31,6 +33,19 @@ def test_jitter_is_torchvisions_in_each_of_the_24_orders(jitter):
         np.testing.assert_allclose(
             image_of(got[i, j]), expected, atol=5e-6
         )  # ~40 roundings of 6e-8
+
+
+@pytest.mark.parametrize("recolor", FORMULATIONS)
+def test_gray_is_the_luma_of_what_was_jittered_or_not(recolor):
+    planes, (amounts, *_), order = planes_of(colors()), map(jnp.array, AMOUNTS), jnp.arange(4)
+    recolor = jax.jit(recolor)
+    assert (recolor(planes, amounts, order, False, False) == planes).all()
+    np.testing.assert_array_equal(
+        recolor(planes, amounts, order, False, True), color.grayscale(planes)
+    )
+    jittered = recolor(planes, amounts, order, True, False)
+    gray = recolor(planes, amounts, order, True, True)
+    np.testing.assert_allclose(gray, color.grayscale(jittered), atol=3e-7)
 
 
 def test_jitter_draws_every_order_alike_and_amounts_in_their_ranges():

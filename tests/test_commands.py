@@ -21,7 +21,7 @@ SCRIPTS = {
     "probe": "probe_detection", "visualize": "visualize", "plan": "plan_pod",
     "study": "compare_methods", "prepare": "prepare_data", "summary": "summary",
     "bench data": "bench_data", "bench step": "bench_step", "bench gpu": "on_gpu",
-    "bench probe": "bench_probe",
+    "bench probe": "bench_probe", "bench start": "bench_start",
     "torture": "torture", "instance-sizes": "instance_sizes", "coco-subset": "coco_subset",
 }  # fmt: skip
 

@@ -109,7 +109,8 @@ def test_assigned_differs_from_full_only_in_batch_statistics():
         regions = encoder.apply(
             variables, canvases, spans, sides=2, full=True, train=False, method="regions"
         )
-        return modes, regions, encoder.apply(variables, canvases, 2, method="region")
+        stages = encoder.apply(variables, canvases, method="stages")
+        return modes, regions, encoder.apply(variables, stages, 2, method="region")
 
     (full, assigned), regions, level2 = embed(canvases)
     # what the kNN monitor reads of a canvas: the mean of its tiles on that level's map

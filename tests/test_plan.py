@@ -55,7 +55,9 @@ def cache(tmp_path_factory):
 
 def test_a_plan_is_the_compiled_step_and_is_compiled_once(small, cache, monkeypatch):
     where = topology.parse("cpu:8")
-    planned = plan.make(small, where, images=640, cache=cache)
+    planned = plan.make(small, where, images=640, cache=cache, longest=3)
+    account = planned.pop("account")
+    assert len(account["longest"]) == 3 and account["compilers_bytes"] == planned["bytes"]
     assert planned["chips"] == 8 and planned["hosts"] == 1 and planned["images_per_chip"] == 8
     assert planned["flops"] > 0 and planned["bytes"] > 0 and planned["temporary_bytes"] > 0
     assert planned["collectives"]["all-reduce"] > 10  # every norm, twice

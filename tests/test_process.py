@@ -35,11 +35,14 @@ assert before() == state, (before(), state)
 
 def test_the_compile_cache_is_set_and_put_back(tmp_path):
     before = jax.config.jax_compilation_cache_dir
+    least_s = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", None)
     try:
         with compile_cache(tmp_path):
             assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+            assert jax.config.jax_persistent_cache_min_compile_time_secs == 0  # small ones too
         assert jax.config.jax_compilation_cache_dir is None
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == least_s > 0
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
         with compile_cache(tmp_path):
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")

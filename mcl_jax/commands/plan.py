@@ -3,6 +3,7 @@
     pip install "mcl_jax[tpu]"
     mcl-jax plan --config mcl --topology v5e:16x16
     mcl-jax plan --config demo --topology cpu:8 --json plan.json
+    mcl-jax plan --config mcl --topology v5e:16x16 --operations 20
 
 Topologies: v2, v3, v4, v5e, v5p and v6e with the shape of the slice (v4 and v5p have three
 dimensions), cpu:N, or gpu for what is here. Times are bounds from published peaks, not promises.
@@ -23,6 +24,12 @@ SLICES = flags.DEFINE_integer("slices", 1, "pod slices that run as one job")
 IMAGES = flags.DEFINE_integer(
     "images", None, "training images; default: known for ImageNet and COCO", lower_bound=1
 )
+OPERATIONS = flags.DEFINE_integer(
+    "operations",
+    0,
+    "also where the bytes are, and so many of the longest operations",
+    lower_bound=0,
+)
 CACHE = flags.DEFINE_string("cache", "~/.cache/mcl_jax/plans", "earlier figures; empty: none")
 JSON = flags.DEFINE_string("json", None, "also write the plan to this file")
 
@@ -39,13 +46,16 @@ def main(_: Sequence[str]) -> None:
     if not TOPOLOGY.value:
         cli.fail("--topology is missing, e.g. --topology v5e:16x16")
 
-    from mcl_jax.planning import plan, topology
+    from mcl_jax.planning import operations, plan, topology
 
     where = topology.parse(TOPOLOGY.value, SLICES.value)
     topology.prepare_process(where)
     cache = Path(CACHE.value) if CACHE.value else None
-    result = plan.make(config, where, IMAGES.value or images_of(config), cache)
+    images, longest = IMAGES.value or images_of(config), OPERATIONS.value
+    result = plan.make(config, where, images, cache, longest=longest)
     print(plan.describe(result))
+    if longest:
+        print(operations.as_text(result["account"]))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
 

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("plan", "what a run will need on a pod, without the pod"),
     Command("study", "methods compared at one budget"),
     Command("bench step", "speed, FLOPs and memory of the train step"),
+    Command("bench start", "from the command to the first step, phase by phase"),
     Command("bench data", "speed of decoding and of the input pipeline"),
     Command("bench probe", "speed of the detection probe against its network"),
     Command("bench gpu", "everything that can be measured on this accelerator"),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mcl_jax import losses, montage, sharding
+from mcl_jax.models.heads import pool
 from mcl_jax.models.pyramid import COARSEST
 from mcl_jax.views import color, resample
 
@@ -67,10 +68,12 @@ def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
     )
 
 
-def feature_function(
-    encoder: nn.Module, mesh: Mesh, factor: int, levels: Sequence[int] = ()
-) -> Callable:
+def feature_functions(
+    encoder: nn.Module, mesh: Mesh, factors: Sequence[int], levels: Sequence[int] = ()
+) -> list[Callable]:
     """Compiled (variables, views float32 [R, H, H, 3]) -> {reading: float32 [R, F] of unit length}.
+
+    One function per factor; the network is traced once for all of them.
 
     A *reading* is what is read of an image at a size: '' is res5 at full size, '/shrinkF' the same
     of the image shrunk by F; '/P5' the pooled RoI head on P5, '/P4', '/P3', '/P2' the same on the
@@ -78,28 +81,33 @@ def feature_function(
 
     Args:
       encoder: has `numerics` and a method `stage5` that averages res5 with running statistics; for
-        levels also `region`, see `Encoder`.
+        levels also `stages` and `region`, see `Encoder`.
       mesh: each device embeds its own images.
-      factor: the views are shrunk by it (mean of factor x factor px) and a canvas of H x H px is
-        filled with copies; it must divide H.
+      factors: the views are shrunk by it (mean of factor x factor px) and a canvas of H x H px is
+        filled with copies; each must divide H.
       levels: montage levels that were trained; with level 0 and factor = 2^s for a level s among
         them, the pyramid is read too.
     """
     local = encoder.clone(numerics=replace(encoder.numerics, axis_name=None))
-    level = factor.bit_length() - 1
-    in_pyramid = factor == 2**level and {0, level} <= set(levels)
-    suffix = "" if factor == 1 else f"/shrink{factor}"
+    # Canvases of all factors have one shape: JAX traces these for the first one, and keeps it.
+    stage5 = jax.jit(partial(local.apply, method="stage5"), inline=True)
+    stages = jax.jit(partial(local.apply, method="stages"), inline=True)
 
-    def body(variables, views):
+    def body(variables, views, factor):
         # A canvas of copies: seen alone, a small image would mostly be the network's padding.
         small = jnp.tile(montage.shrink(views, factor, "antialias"), (1, factor, factor, 1))
-        read = {suffix: local.apply(variables, small, method="stage5")}
-        if in_pyramid:
-            read[f"/P{COARSEST - level}"] = local.apply(variables, small, level, method="region")
+        level, suffix = factor.bit_length() - 1, "" if factor == 1 else f"/shrink{factor}"
+        if factor == 2**level and {0, level} <= set(levels):
+            maps = stages(variables, small)
+            region = local.apply(variables, maps, level, method="region")
+            read = {suffix: pool(maps["res5"]), f"/P{COARSEST - level}": region}
+        else:
+            read = {suffix: stage5(variables, small)}
         return jax.tree.map(losses.normalize, read)
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
-    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(state, batch), out_specs=batch))
+    split = partial(jax.shard_map, mesh=mesh, in_specs=(state, batch), out_specs=batch)
+    return [jax.jit(split(partial(body, factor=factor))) for factor in factors]
 
 
 def full_size(reading: str) -> str:

@@ -59,7 +59,7 @@ def collect(
       batches: of `pipeline.evaluation_batches`, this process's; at least one.
       variables: of the encoder, on every device.
       view: of `embedding.view_function`.
-      features: of `embedding.feature_function`.
+      features: of `embedding.feature_functions`.
       mesh: where the rows are left, on the devices that embedded them.
       limit: images after the first so many are taken for padding.
 
@@ -184,7 +184,7 @@ def measure(
 
     Args:
       bank: labeled images that vote, for the full-size reading of every query (see `full_size`).
-      queries: per reading (see `embedding.feature_function`), '' among them, the same images; at
+      queries: per reading (see `embedding.feature_functions`), '' among them, the same images; at
         least one.
       neighbors: k; a smaller bank votes as a whole.
       temperature: of the votes.
@@ -195,7 +195,7 @@ def measure(
       'retrieval' + reading: share whose nearest image among the queries at full size is the same
       image.
 
-    A shrunk query is a canvas of copies (see `embedding.feature_function`). It looks like a
+    A shrunk query is a canvas of copies (see `embedding.feature_functions`). It looks like a
     montage: methods that train on montages know such canvases, others do not.
     """
     results, count = {}, images(queries[""])

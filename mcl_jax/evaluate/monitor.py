@@ -1,12 +1,14 @@
 """kNN accuracy and scale consistency during and after training, on the run's own devices."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mcl_jax import sharding
@@ -52,9 +54,9 @@ class KnnEvaluation:
         """
         Args:
           config: as configs/base.py; sections data, augment and knn are read.
-          encoder: see `embedding.feature_function`.
+          encoder: see `embedding.feature_functions`.
           mesh: devices to run on.
-          levels: montage levels that the encoder was trained on; see `embedding.feature_function`.
+          levels: montage levels that the encoder was trained on; see `embedding.feature_functions`.
 
         Raises:
           UserError: for a wrong value, data set or split, and for images without labels.
@@ -74,9 +76,7 @@ class KnnEvaluation:
                     "needs a TFDS data set with a label, or a folder whose sub-folders are the classes"
                 )
         self._view = embedding.view_function(config, mesh)
-        self._features = [
-            embedding.feature_function(encoder, mesh, factor=f, levels=levels) for f in factors
-        ]
+        self._features = embedding.feature_functions(encoder, mesh, factors, levels=levels)
 
     def __call__(self, params: Any, batch_stats: Any, progress: bool = False) -> dict[str, float]:
         """Accuracies in [0, 1] under the names of `knn.measure`.
@@ -232,4 +232,20 @@ class KnnMonitor:
         """Accuracies of the current online backbone (`knn.measure`); {} if switched off."""
         if self._evaluation is None:
             return {}
-        return self._evaluation(state.params["encoder"], state.batch_stats.get("encoder", {}))
+        return self._evaluation(*_read_of(state))
+
+    def later(self, state: TrainState) -> Callable[[], dict[str, float]]:
+        """A call that gives what `evaluate` would give now, after a step has overwritten the state."""
+        if self._evaluation is None:
+            return dict
+        return partial(self._evaluation, *_copied(_read_of(state)))
+
+
+def _read_of(state: TrainState) -> tuple[Any, Any]:
+    return state.params["encoder"], state.batch_stats.get("encoder", {})
+
+
+@jax.jit
+def _copied(arrays: Any) -> Any:
+    """The same values in buffers of their own."""
+    return jax.tree.map(jnp.copy, arrays)

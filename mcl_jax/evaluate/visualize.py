@@ -127,12 +127,13 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
             cosines={2**s: cosines[s] for s in scales},
             readings=_names(scales),
         )
-    full = embedding.feature_function(encoder, mesh, 1)(variables, views)[""]
+    factors = [f for f in (2, 4, 8) if config["data"]["image_size"] % f == 0]
+    read, *read_small = embedding.feature_functions(encoder, mesh, (1, *factors))
+    full = read(variables, views)[""]
     cosines = {}
-    for factor in (2, 4, 8):
-        if config["data"]["image_size"] % factor == 0:
-            (small,) = embedding.feature_function(encoder, mesh, factor)(variables, views).values()
-            cosines[factor] = np.asarray(small @ full.T)
+    for factor, read in zip(factors, read_small, strict=True):
+        (small,) = read(variables, views).values()
+        cosines[factor] = np.asarray(small @ full.T)
     return Seen(np.asarray(views), maps, cosines=cosines, readings=dict.fromkeys(cosines, "res5"))
 
 

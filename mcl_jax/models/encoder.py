@@ -5,7 +5,7 @@ of each side on which it is read; m_s its sub-images on one side: 4^s for every 
 or one where `cells` picks it; embeddings per level [V, m_s, D].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -85,6 +85,18 @@ class Encoder(nn.Module):
         n = canvases.shape[0] // sides
         stages = self.backbone(canvases, Context(norm_group_sizes(sides, [n]), train=train))
         computed = full_spans(n) if full else spans
+        return computed, self._pooled(stages, computed, sides=sides, train=train, cells=cells)
+
+    def _pooled(
+        self,
+        stages: Mapping[str, Array],
+        computed: Sequence[Span],
+        *,
+        sides: int,
+        train: bool,
+        cells: Sequence[Array | None] | None = None,
+    ) -> list[Array | None]:
+        """Per level the pooled head features of its tiles (None: empty)."""
         pyramid = self.fpn(stages, computed, sides=sides, train=train)
         tiles: list[Array | None] = []
         for depth in range(len(computed)):
@@ -94,7 +106,7 @@ class Encoder(nn.Module):
             if x is not None and cell is not None:
                 x = pick_tiles(x, cell.reshape(-1))
             tiles.append(None if x is None else x.reshape(sides, -1, *x.shape[1:]))
-        return computed, self._by_level(
+        return self._by_level(
             lambda x, context: pool(self.head(x, context)), tiles, sides=sides, train=train
         )
 
@@ -134,14 +146,22 @@ class Encoder(nn.Module):
         """Average-pooled res5 [N, C5]: what a classifier reads, and the kNN monitor."""
         return pool(self.backbone(images, Context((images.shape[0],), train=train))["res5"])
 
-    def region(self, images: Array, level: int) -> Array:
+    def stages(self, images: Array) -> dict[str, Array]:
+        """res2..res5 of images [N, H, W, 3] with running statistics."""
+        return self.backbone(images, Context((images.shape[0],), train=False))
+
+    def region(self, stages: Mapping[str, Array], level: int) -> Array:
         """Pooled head features [N, F] of P_{5-level}, the mean over the 4^level tiles of a canvas.
 
         With running statistics; what montage level `level` is trained on, before the projector.
+
+        Args:
+          stages: of canvases, as `stages` gives them.
+          level: of the montage.
         """
-        n = images.shape[0]
+        n = stages["res5"].shape[0]
         spans = [(0, 0)] * level + [(0, n)]
-        _, regions = self._regions(images, spans, sides=1, full=False, train=False)
+        regions = self._pooled(stages, spans, sides=1, train=False)
         return regions[level].reshape(n, 4**level, -1).mean(1)
 
 

@@ -17,7 +17,7 @@ import jax
 from mcl_jax import program, sharding
 from mcl_jax.bench import loader
 from mcl_jax.errors import UserError
-from mcl_jax.planning import compiled, topology
+from mcl_jax.planning import compiled, operations, topology
 from mcl_jax.planning.topology import GIB, Chip, Topology
 from mcl_jax.program import Program
 from mcl_jax.settings import teaching
@@ -40,6 +40,7 @@ def make(
     images: int,
     cache: Path | None = None,
     options: Mapping[str, Any] = LOWEST_EFFORT,
+    longest: int = 0,
 ) -> dict[str, Any]:
     """Compiles the real train step for a topology and says what a run needs.
 
@@ -49,6 +50,7 @@ def make(
       images: in the training split; sets the length of an epoch.
       cache: folder of earlier figures, by program and compiler; None: compile anew.
       options: of the compiler, as `jax.stages.Lowered.compile` takes them.
+      longest: with more than 0, also 'account', see `operations.account`; always compiled anew.
 
     Returns:
       {name: value} in the order of `describe`. Figures are of one chip and one step unless the name
@@ -71,13 +73,19 @@ def make(
     teaching.check_run(config, mesh.size, images)
     run = program.build(config, mesh, images)
     figures = _figures(
-        program.lower_step(run), where, devices=devices, cache=cache, options=options
+        program.lower_step(run),
+        where,
+        devices=devices,
+        cache=cache,
+        options=options,
+        longest=longest,
     )
     if chip is not None and figures["peak_bytes"] * cores > chip.memory:
         raise UserError(_too_big(run, figures, where=where, chip=chip, cores=cores))
-    return _sizes(run, figures, where=where, devices=devices, chip=chip) | _times(
+    result = _sizes(run, figures, where=where, devices=devices, chip=chip) | _times(
         run, figures, devices=devices, chip=chip
     )
+    return result | ({"account": figures["account"]} if longest else {})
 
 
 def _figures(
@@ -86,6 +94,7 @@ def _figures(
     devices: list,
     cache: Path | None,
     options: Mapping[str, Any],
+    longest: int,
 ) -> dict[str, Any]:
     """`compiled.figures` of one device's program; from the cache if it was compiled before."""
     path = None
@@ -95,7 +104,8 @@ def _figures(
         name = hashlib.sha256(f"{made_by}\n{program_text}".encode()).hexdigest()[:24]
         path = Path(os.path.expanduser(cache)) / f"{name}.json"
         with contextlib.suppress(OSError, ValueError):  # not there, or damaged: compiled again
-            return json.loads(path.read_text())
+            if not longest:
+                return json.loads(path.read_text())
     started = time.monotonic()
     with _ticking(f"compiling for {where.name}"):
         try:
@@ -114,6 +124,8 @@ def _figures(
             staged.replace(path)
         except OSError as error:  # no home folder, or a read-only one
             print(f"--cache {path.parent}: not kept ({error.strerror})", file=sys.stderr)
+    if longest:
+        figures["account"] = operations.account(step.as_text(), figures["bytes"], longest)
     return figures
 
 

@@ -133,6 +133,9 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
         described = topologies.get_topology_desc(topology.name, platform="tpu", **options)
     except Exception as error:  # libtpu raises several kinds
         reason = str(error).strip().splitlines()[0]
+        if "lockfile" in reason:
+            reason = "another process uses the TPU compiler; wait for it, or start this one with"
+            raise UserError(f"{reason} ALLOW_MULTIPLE_LIBTPU_LOAD=1") from error
         raise UserError(f"the TPU compiler knows no {topology.name}: {reason}") from error
     return list(described.devices)
 

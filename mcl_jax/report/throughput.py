@@ -25,6 +25,13 @@ class Throughput:
         self._step, self._since, self._waited = step, time.monotonic(), 0.0
 
     @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of all rates."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
+    @contextlib.contextmanager
     def waiting(self, results: Any) -> Iterator[None]:
         """Counts the time inside as waiting for data, unless the devices computed all the while.
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -84,20 +85,26 @@ class TensorBoard:
     """Event files in WORKDIR/tensorboard."""
 
     def __init__(self, workdir: Place, resume_step: int, about: About):
-        # here, for it imports torch where there is one: seconds that only the writing process needs
+        self._folder, self._resume_step = workdir / "tensorboard", resume_step
+        storage.make_folder(self._folder)
+
+    @cached_property
+    def _events(self) -> Any:
+        # At the first write, when the first step is under way: it imports torch where there is one,
+        # seconds that only the writing process needs.
         from tensorboardX import SummaryWriter, record_writer
 
-        storage.make_folder(workdir / "tensorboard")
         record_writer.register_writer_factory(_PREFIX, _EventFiles)
-        folder = f"{_PREFIX}:{workdir / 'tensorboard'}"
-        self._events = SummaryWriter(folder, purge_step=resume_step + 1, flush_secs=30)
+        folder = f"{_PREFIX}:{self._folder}"
+        return SummaryWriter(folder, purge_step=self._resume_step + 1, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._events.close()
+        if "_events" in self.__dict__:
+            self._events.close()
 
 
 class _EventFiles:

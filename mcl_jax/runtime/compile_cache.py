@@ -12,6 +12,7 @@ from mcl_jax.runtime.optional import tell
 from mcl_jax.runtime.storage import Place
 
 _XLA = "jax_persistent_cache_enable_xla_caches"
+_LEAST_S = "jax_persistent_cache_min_compile_time_secs"
 
 
 @contextlib.contextmanager
@@ -26,17 +27,21 @@ def compile_cache(folder: Place) -> Iterator[None]:
       with compile_cache(workdir / "xla_cache"):
           compiled = program.lower_step(run).compile()
     """
-    given, xla = jax.config.jax_compilation_cache_dir, getattr(jax.config, _XLA)
+    given = jax.config.jax_compilation_cache_dir
+    xla, least_s = getattr(jax.config, _XLA), getattr(jax.config, _LEAST_S)
     show, warnings.showwarning = warnings.showwarning, _show
     try:
         if not given:
             place = storage.absolute(folder)
-            _use(str(place), xla if storage.renames(place) else "none")  # XLA writes to disks alone
+            if storage.renames(place):
+                _use(str(place), xla, least_s=0.0)  # dozens of small programs cost seconds
+            else:  # a bucket: XLA writes to disks alone, and a request takes as long as they do
+                _use(str(place), "none", least_s=least_s)
         yield
     finally:
         warnings.showwarning = show
         if not given:
-            _use(None, xla)
+            _use(None, xla, least_s=least_s)
 
 
 _show_others = warnings.showwarning
@@ -50,7 +55,8 @@ def _show(message: Warning, *more, **also) -> None:
         _show_others(message, *more, **also)
 
 
-def _use(folder: str | None, xla: str | None) -> None:
+def _use(folder: str | None, xla: str | None, least_s: float) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update(_XLA, xla)
+    jax.config.update(_LEAST_S, least_s)
     compilation_cache.reset_cache()  # JAX opens the cache at the first compilation, once

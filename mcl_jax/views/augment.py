@@ -18,6 +18,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcl_jax.views import color, resample
 
@@ -86,28 +87,28 @@ def views(key, canvas, extent, settings, *, image_size, strides):
       >>> (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
     """
 
-    def begin(canvas, extent, image, side, level):
-        own_keys = view_keys(key, image, side=side, level=level)
-        return own_keys, colored(
-            own_keys, canvas, extent=extent, settings=settings, image_size=image_size
-        )
-
-    def every(function, axes):
-        """`function`, over images outermost, then sides, then what `axes` says."""
-        return jax.vmap(jax.vmap(function, axes[1]), axes[0])
+    counts = (len(canvas), len(settings.blur_prob), len(strides))
+    # One vmap over all views where there could be three: each one traces what it maps again.
+    image, side, level = (index.ravel() for index in np.indices(counts))
+    keys = jax.vmap(view_keys, (None, 0, 0, 0))(key, image, side, level)
+    draw = functools.partial(draw_crop, settings=settings)
+    boxes, flips = jax.vmap(draw)(keys, jnp.repeat(extent, counts[1] * counts[2], axis=0))
 
     # Images outermost: the crops of all views of an image are one product with its canvas.
-    of_levels = jax.vmap(begin, (None, None, None, None, 0))
-    of_images = every(of_levels, ((0, 0, 0, None, None), (None, None, None, 0, None)))
-    sides, levels = jnp.arange(len(settings.blur_prob)), jnp.arange(len(strides))
-    keys, planes = of_images(canvas, extent, jnp.arange(len(canvas)), sides, levels)
+    crop = functools.partial(resample.crop, image_size=image_size)
+    of_images = jax.vmap(jax.vmap(crop, (None, 0, 0)))
+    by_image = (x.reshape(len(canvas), -1, *x.shape[1:]) for x in (boxes, flips))
+    planes = of_images(canvas, *by_image).reshape(-1, image_size, 3, image_size)
+    planes = jax.vmap(functools.partial(colored, settings=settings))(keys, planes)
+    planes = planes.reshape(*counts, *planes.shape[1:])
 
     levels_of_views = []
     for level, stride in enumerate(strides):
         end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
-        of_level = every(end, ((0, 0, None), (0, 0, 0)))
-        level_keys = {draw: per_level[:, :, level] for draw, per_level in keys.items()}
-        levels_of_views.append(of_level(level_keys, planes[:, :, level], sides).swapaxes(0, 1))
+        of_level = planes[:, :, level].reshape(-1, *planes.shape[3:])
+        level_keys = {draw: of_views[level :: len(strides)] for draw, of_views in keys.items()}
+        made = jax.vmap(end)(level_keys, of_level, side[level :: len(strides)])
+        levels_of_views.append(made.reshape(*counts[:2], *made.shape[1:]).swapaxes(0, 1))
     return tuple(levels_of_views)
 
 
@@ -138,27 +139,28 @@ def view(key, canvas, extent, settings, *, side, image_size, stride=1):
       float32 [H / stride, H / stride, 3], normalized RGB.
     """
     keys = {draw: jax.random.fold_in(key, draw) for draw in Draw}
-    planes = colored(keys, canvas, extent=extent, settings=settings, image_size=image_size)
+    planes = resample.crop(canvas, *draw_crop(keys, extent, settings), image_size=image_size)
+    planes = colored(keys, planes, settings)
     return finished(keys, planes, side, settings=settings, image_size=image_size, stride=stride)
 
 
-def colored(keys, canvas, extent, settings, *, image_size):
-    """The first half of `view`, all that a blur reads: float32 [H, 3, H]."""
+def draw_crop(keys, extent, settings):
+    """What `view` crops: (box int32 [4], whether it is mirrored bool [])."""
     box = draw_box(keys[Draw.CROP], extent, area=settings.area, aspect=settings.aspect)
-    flip = _happens(keys[Draw.FLIP], settings.flip_prob)
-    planes = resample.crop(canvas, box, flip, image_size=image_size)
+    return box, _happens(keys[Draw.FLIP], settings.flip_prob)
 
+
+def colored(keys, planes, settings):
+    """The colors of `view`, on what it cropped: float32 [H, 3, H], all that a blur reads."""
     widths = (settings.brightness, settings.contrast, settings.saturation)
     amounts, order = color.draw_jitter(keys[Draw.JITTER], widths, settings.hue)
-    jittered = color.jitter(planes, amounts, order)
-    planes = jnp.where(_happens(keys[Draw.JITTERS], settings.jitter_prob), jittered, planes)
-
-    gray = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
-    return jnp.where(gray, color.grayscale(planes), planes)
+    jitters = _happens(keys[Draw.JITTERS], settings.jitter_prob)
+    grays = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
+    return color.recolor(planes, amounts, order, jitters, grays)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):
-    """The second half of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
+    """The rest of `view`, at each stride-th row and column: [H / stride, H / stride, 3]."""
     sigma = draw_sigma(keys[Draw.BLUR_SIGMA], settings.blur_sigma, image_size=image_size)
     blurs = _happens(keys[Draw.BLURS], jnp.array(settings.blur_prob)[side])
     planes = jnp.where(blurs, resample.blur(planes, sigma, stride), planes[::stride, :, ::stride])

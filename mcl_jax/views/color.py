@@ -8,6 +8,7 @@ All operations but one mean are elementwise, so XLA fuses them. Nothing branches
 """
 
 import enum
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,41 +44,71 @@ def draw_jitter(key, widths, hue):
     return amounts, jax.random.permutation(order_key, len(Op))
 
 
-def jitter(planes, amounts, order):
-    """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1].
+def recolor(planes, amounts, order, jitters, grays):
+    """Brightness, contrast, saturation and hue in the given order, each clipped to [0, 1]; then luma.
 
-    There are two formulations, equal up to rounding. `jitter_in_two_passes` reads memory least. XLA's
-    CPU compiler, however, computes a shared value again for each use, exponentially often over such
-    a chain. So CPUs take `jitter_slot_by_slot`.
+    There are two formulations, equal up to rounding. `recolor_in_two_passes` reads memory least.
+    XLA's CPU compiler, however, computes a shared value again for each use, exponentially often over
+    such a chain. So CPUs take `recolor_slot_by_slot`.
 
     Args:
       planes: float32 [H, 3, W] in [0, 1].
       amounts: float32 [4], per `Op`: three factors (1 = unchanged), then the hue shift in turns.
       order: int32 [4], a permutation of the `Op` numbers.
+      jitters: bool [], whether the four operations happen.
+      grays: bool [], whether the result is in gray.
 
     Returns:
       float32 [H, 3, W] in [0, 1].
     """
     return jax.lax.platform_dependent(
-        planes, amounts, order, cpu=jitter_slot_by_slot, default=jitter_in_two_passes
+        planes,
+        amounts,
+        order,
+        jitters,
+        grays,
+        cpu=recolor_slot_by_slot,
+        default=recolor_in_two_passes,
     )
 
 
-def _slots(amounts, order):
-    """(factor of every slot, slot of the hue)."""
+def recolor_slot_by_slot(planes, amounts, order, jitters, grays):
+    """`recolor`, one operation after the other."""
+    planes = jnp.where(jitters, _jitter_slot_by_slot(planes, amounts, order), planes)
+    return jnp.where(grays, grayscale(planes), planes)
+
+
+def recolor_in_two_passes(planes, amounts, order, jitters, grays):
+    """`recolor`, in two passes over the image where slot by slot takes a dozen.
+
+    Only contrast needs to know more than its pixel: the mean gray of what comes before it. So the
+    operations before it run once for that mean alone, and then all of them for the result.
+    """
+    channels = tuple(planes[:, channel] for channel in range(3))
+    contrast_slot = jnp.argmax(order == Op.CONTRAST)
+    before = _first_slots(channels, amounts, order=order, count=contrast_slot, mean=0.0)
+    mean = jnp.mean(_luma(*before))
+    jittered = _first_slots(channels, amounts, order=order, count=len(Op), mean=mean)
+    # Channel by channel to the end: each array that is put together costs a pass.
+    channels = tuple(map(partial(jnp.where, jitters), jittered, channels))
+    gray = _luma(*channels)
+    return jnp.stack([jnp.where(grays, gray, channel) for channel in channels], axis=1)
+
+
+def _factors(amounts, order):
+    """The amount of every slot."""
     chosen = order[:, None] == jnp.arange(len(Op))  # [slot, op]
-    factors = jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
-    return factors, jnp.argmax(order == Op.HUE)
+    return jnp.sum(jnp.where(chosen, amounts, 0.0), axis=1)
 
 
-def jitter_slot_by_slot(planes, amounts, order):
-    """`jitter`, one operation after the other.
+def _jitter_slot_by_slot(planes, amounts, order):
+    """The four operations.
 
     Three of the operations are one formula: a blend with black, with the mean gray or with the
     pixel's own gray. The shift of hue costs most, so it stands in the program once. Slots before it
     and behind it hold the blends; a slot that is not used gets factor 1, which changes nothing.
     """
-    factors, hue_slot = _slots(amounts, order)
+    factors, hue_slot = _factors(amounts, order), jnp.argmax(order == Op.HUE)
 
     def blend_slot(planes, slot, active):
         gray = _luma(planes[:, 0:1], planes[:, 1:2], planes[:, 2:3])
@@ -97,41 +128,22 @@ def jitter_slot_by_slot(planes, amounts, order):
     return planes
 
 
-def jitter_in_two_passes(planes, amounts, order):
-    """`jitter`, in two passes over the image where slot by slot takes a dozen.
-
-    Only contrast needs to know more than its pixel: the mean gray of what comes before it. So the
-    operations before it run once for that mean alone, and then all of them for the result.
-    """
-    channels = tuple(planes[:, channel] for channel in range(3))
-    contrast_slot = jnp.argmax(order == Op.CONTRAST)
-    before = _first_slots(channels, amounts, order=order, count=contrast_slot, mean=0.0)
-    mean = jnp.mean(_luma(*before))
-    return jnp.stack(_first_slots(channels, amounts, order=order, count=len(Op), mean=mean), axis=1)
-
-
 def _first_slots(channels, amounts, order, count, mean):
     """The first `count` operations of an order, on three channels [H, W] of their own.
 
-    Three arrays, not one: as slices of one, each operation would be evaluated anew per channel.
-    Slots as in `jitter_slot_by_slot`, contrast's mean given.
+    Three arrays, not one: as slices of one, each operation would be evaluated anew per channel. Every
+    slot holds a blend, as in `_jitter_slot_by_slot` with contrast's mean given, and the hue's shift:
+    more arithmetic than with one place for the hue, and fewer results in memory.
     """
-    factors, hue_slot = _slots(amounts, order)
-
-    def blend_slot(channels, slot, active):
+    factors = _factors(amounts, order)
+    for slot in range(len(Op)):
         towards_mean = jnp.where(order[slot] == Op.CONTRAST, mean, 0.0)
         towards = jnp.where(order[slot] == Op.SATURATION, _luma(*channels), towards_mean)
-        factor = jnp.where(active & (slot < count), factors[slot], 1.0)
-        return tuple(jnp.clip(factor * x + (1.0 - factor) * towards, 0.0, 1.0) for x in channels)
-
-    for slot in (0, 1, 2):
-        channels = blend_slot(channels, slot, slot < hue_slot)
-    turned = _shift_hue(*channels, amounts[Op.HUE])
-    channels = tuple(
-        jnp.where(hue_slot < count, new, old) for new, old in zip(turned, channels, strict=True)
-    )
-    for slot in (1, 2, 3):
-        channels = blend_slot(channels, slot, slot > hue_slot)
+        factor = factors[slot]
+        blended = [jnp.clip(factor * x + (1.0 - factor) * towards, 0.0, 1.0) for x in channels]
+        turned = _shift_hue(*channels, amounts[Op.HUE])
+        changed = map(partial(jnp.where, order[slot] == Op.HUE), turned, blended)
+        channels = tuple(map(partial(jnp.where, slot < count), changed, channels))
     return channels
 
 
