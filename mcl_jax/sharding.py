@@ -100,6 +100,26 @@ def per_device(body: Callable, mesh: Mesh) -> Callable:
     )
 
 
+def by_platform(*arguments: Any, cpu: Callable, default: Callable) -> Any:
+    """cpu(*arguments) on CPUs, default(*arguments) elsewhere; both compute the same.
+
+    Inside a `shard_map` the mesh says what its devices are, and that formulation alone is traced.
+    Elsewhere `jax.lax.platform_dependent` traces both and drops one later. The program that is
+    compiled is the same; a step traced without the other one takes two thirds of the time.
+
+    Args:
+      arguments: arrays.
+      cpu, default: functions of them with results of the same shapes and dtypes.
+
+    Example:
+      >>> by_platform(x, cpu=max_pool_by_comparison, default=max_pool_by_windows)
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
+    return cpu(*arguments) if device.platform == "cpu" else default(*arguments)
+
+
 def device_local(tree: Any, axis_name: AxisName) -> Any:
     """Marks replicated values as each device's own, so that gradients stay local until averaged."""
     return jax.lax.pcast(tree, axis_name, to="varying")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from mcl_jax import sharding
 from mcl_jax.models import convolution, pooling
 
 
@@ -90,13 +91,26 @@ def test_pooling_keeps_nan():
     assert got.sum() == 2
 
 
-def test_an_accelerators_program_has_xlas_pooling_and_stem():
-    def network(x, kernel):
-        return pooling.max_pool(convolution.convolve(x, kernel, 2))
+def network(x, kernel):
+    return pooling.max_pool(convolution.convolve(x, kernel, 2))
 
+
+def test_an_accelerators_program_has_xlas_pooling_and_stem():
     traced = jax.jit(network).trace(jnp.zeros((1, 16, 16, 3)), jnp.zeros((7, 7, 3, 4)))
     text = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu", "cuda")}
     assert "stablehlo.reduce_window" not in text["cpu"]
     for platform in ("tpu", "cuda"):
         assert text[platform].count("stablehlo.reduce_window") == 1
         assert "7x7x3x4" in text[platform] and "7x3x12x8" not in text[platform]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_where_a_mesh_says_the_platform_its_formulation_alone_is_traced(platform):
+    device = jax.sharding.AbstractDevice("", None, platform)
+    mesh = jax.sharding.AbstractMesh((1, 1), sharding.DATA_AXIS, abstract_device=device)
+    split, whole = sharding.BATCH_SPEC, sharding.STATE_SPEC
+    mapped = jax.shard_map(network, mesh=mesh, in_specs=(split, whole), out_specs=split)
+    text = str(jax.make_jaxpr(mapped)(jnp.zeros((1, 16, 16, 3)), jnp.zeros((7, 7, 3, 4))))
+    assert "cond" not in text and "platform_index" not in text
+    assert ("reduce_window" in text, "7,7,3,4" in text) == (platform != "cpu", True)
+    assert ("7,3,12,8" in text) == (platform == "cpu")

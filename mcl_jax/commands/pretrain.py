@@ -39,14 +39,15 @@ def first_and_last(text: str) -> tuple[int, int]:
 
 
 def main(_: Sequence[str]) -> int:
-    import jax
+    config = cli.config_of(CONFIG)
+
+    import jax  # seconds, which a mistake in the config need not wait for
 
     from mcl_jax import api, train
     from mcl_jax.runtime import hosts
     from mcl_jax.runtime.health import TrainingStopped
     from mcl_jax.runtime.preemption import Preempted
 
-    config = cli.config_of(CONFIG)
     workdir = train.check_workdir(WORKDIR.value)
     profiled = first_and_last(PROFILE.value) if PROFILE.value else None
     if DISTRIBUTED.value or COORDINATOR.value:

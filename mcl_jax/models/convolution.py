@@ -15,6 +15,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from mcl_jax import sharding
+
 Array = jax.Array
 
 # px; the largest output map that runs as a matrix product on CPU. Above it XLA's is faster.
@@ -35,7 +37,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     on_cpu = formulation_on_cpu(x.shape, kernel.shape, stride)
     if on_cpu is convolve_directly:
         return convolve_directly(x, kernel, stride)
-    return jax.lax.platform_dependent(
+    return sharding.by_platform(
         x,
         kernel,
         cpu=lambda x, kernel: on_cpu(x, kernel, stride),

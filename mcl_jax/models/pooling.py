@@ -11,12 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcl_jax import sharding
+
 Array = jax.Array
 
 
 def max_pool(x: Array) -> Array:
     """torch.nn.MaxPool2d(3, stride=2, padding=1); of equal values the first takes the gradient."""
-    return jax.lax.platform_dependent(x, cpu=max_pool_by_comparison, default=max_pool_by_windows)
+    return sharding.by_platform(x, cpu=max_pool_by_comparison, default=max_pool_by_windows)
 
 
 def max_pool_by_windows(x: Array) -> Array:

@@ -25,6 +25,7 @@ _DEVICE = re.compile(r"/device:(GPU|TPU)")
 # Lines of a device's plane that hold what ran, on a GPU and on a TPU; others, and on a GPU all but
 # the first kind, sum the same time up in other ways.
 _BUSY_LINES = ("Stream", "XLA Ops")
+_PYTHON = "$"  # in front of the names of Python's functions
 # '%fusion.3 = ... metadata={op_name="jit(step)/..." ...}' in a program's text
 _INSTRUCTION = re.compile(r"%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"")
 
@@ -59,8 +60,10 @@ def longest(
       'operations': rows {'name', 'ms_per_step', 'share' of the busy time, 'calls_per_step'}, longest
       first; operations also have 'source'}. Where events are operations, 'kernels' is empty.
     """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # every call of a Python function would be an event, and slower
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(steps):
                 step()
         events = list(read(Path(folder)))
@@ -123,6 +126,8 @@ def read(folder: Path) -> Iterator[Event]:
         for plane in devices or planes:
             for line in _busy(plane.lines) if devices else plane.lines:
                 for event in line.events:
+                    if event.name.startswith(_PYTHON):  # most of them; their stats take seconds
+                        continue
                     operation = next((str(v) for k, v in event.stats if k == "hlo_op"), "")
                     if operation or devices:
                         yield Event(event.name, operation, event.duration_ns)

@@ -13,6 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from mcl_jax import sharding
+
 
 class Op(enum.IntEnum):
     """The four color jitter operations, numbered as `torchvision.transforms.ColorJitter` does."""
@@ -61,7 +63,7 @@ def recolor(planes, amounts, order, jitters, grays):
     Returns:
       float32 [H, 3, W] in [0, 1].
     """
-    return jax.lax.platform_dependent(
+    return sharding.by_platform(
         planes,
         amounts,
         order,
