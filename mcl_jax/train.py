@@ -103,6 +103,7 @@ def pretrain(
             saved = checkpointer.latest_step
             health = HealthCheck(config["log"], config["model"]["projector_out"], saved)
             meta = _meta(run, source)
+            _say(_described(run, source), first_process)  # before the first compilation
             state = _restore_or_start(run, meta, checkpointer)
             start = int(state.step)
             _announce(run, source, start, first_process, workdir)
@@ -111,7 +112,6 @@ def pretrain(
                 if at_end:
                     at_end(start)
                 return state
-            _say("compiling the step, which takes minutes for a large network", first_process)
             compiled = program.lower_step(run).compile()
             memory.demand_room(compiled)
             hosts.meet("compiled")
@@ -250,12 +250,18 @@ def _announce(run: Program, source: Source, start: int, show: bool, workdir: sto
         plain = program.plain_config(run.config)
         with optional.optional("config.json"):
             storage.write(workdir / "config.json", json.dumps(plain, indent=2) + "\n")
-    b = run.config["data"]["batch_size"]
+    resumed = " (resumed)" if start else ""
     _say(
-        f"{len(source)} images, {run.mesh.size} {jax.default_backend()} device(s), batch {b}, "
-        f"{run.steps_per_epoch} steps per epoch, steps {start} to {run.total_steps}"
-        + (" (resumed)" if start else ""),
+        f"steps {start} to {run.total_steps}{resumed}; compiling, which takes minutes for a large "
+        "network",
         show,
+    )
+
+
+def _described(run: Program, source: Source) -> str:
+    return (
+        f"{len(source)} images, {run.mesh.size} {jax.default_backend()} device(s), batch "
+        f"{run.config['data']['batch_size']}, {run.steps_per_epoch} steps per epoch"
     )
 
 

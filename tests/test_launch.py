@@ -13,15 +13,17 @@ from mcl_jax import exit_codes
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCH = REPO / "scripts/launch"
-SHELL = ["scripts/launch/tpu_vm.sh", "scripts/launch/slurm.sbatch"]
-SHELL += ["scripts/quickstart.sh", "scripts/test.sh", "scripts/environment.sh", ".ci/run"]
+SHELL = [*REPO.rglob("scripts/**/*.sh"), LAUNCH / "slurm.sbatch", REPO / ".ci/run"]
+HOOKS = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 
 
-@pytest.mark.parametrize("script", SHELL)
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
 def test_shell_scripts_pass_shellcheck(script):
-    linter = Path(sys.executable).with_name("shellcheck")
+    """As the hook runs it at every commit."""
+    (hook,) = (hook for hook in HOOKS if hook["id"] == "shellcheck")
+    linter, *flags = hook["entry"].split()
     done = subprocess.run(
-        [linter, "--shell=bash", "--exclude=SC1091,SC2154", REPO / script],
+        [Path(sys.executable).with_name(linter), *flags, script],
         capture_output=True,
         text=True,
         check=False,
