@@ -6,6 +6,7 @@ process of its own: the first fills a compile cache, the second is measured.
 
 import json
 import os
+import runpy
 import sys
 import tempfile
 import time
@@ -105,8 +106,7 @@ def _run(out: str, arguments: Sequence[str]) -> None:
 
     import jax
 
-    from mcl_jax import api, program, train  # noqa: F401
-    from mcl_jax.commands import main
+    from mcl_jax import program, train
     from mcl_jax.report.metrics import MetricWriter
     from mcl_jax.runtime.preemption import Preemption
 
@@ -126,7 +126,8 @@ def _run(out: str, arguments: Sequence[str]) -> None:
     for number, end in enumerate(ends, start=1):
         watch.after(number, *end)
     try:
-        main.main(["pretrain", *arguments])
+        sys.argv[1:] = ["pretrain", *arguments]
+        runpy.run_module("mcl_jax", run_name="__main__", alter_sys=False)
     finally:
         Path(out).write_text(json.dumps(watch.rows))
 
