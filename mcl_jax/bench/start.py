@@ -5,8 +5,6 @@ process of its own: the first fills a compile cache, the second is measured.
 """
 
 import json
-import os
-import runpy
 import sys
 import tempfile
 import time
@@ -36,8 +34,8 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
       seconds: each of the two may take.
 
     Returns:
-      'cold' and 'warm': a row for each of PHASES with 'phase', 'cpu_s' (of all threads),
-      'main_thread_cpu_s' and 'wall_s'.
+      'cold' and 'warm': a row for each of PHASES with 'phase', 'cpu_s' (of all threads) and
+      'main_thread_cpu_s'.
 
     Raises:
       commands.CommandFailed: if a run does not reach its first step.
@@ -52,7 +50,7 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
         }
         for name in ("cold", "warm"):
             out = Path(folder) / f"{name}.json"
-            command = [sys.executable, "-m", "mcl_jax.bench.start", str(out), *config]
+            command = [sys.executable, "-m", "mcl_jax.commands.watched_start", str(out), *config]
             command += [f"--workdir={Path(folder) / name}", "--stop_after=1"]
             done = commands.run([*command, "--config.log.every_steps=1"], seconds, environment)
             rows = json.loads(out.read_text()) if out.exists() else []
@@ -73,16 +71,16 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Watch:
+class Watch:
     """Notes the clocks whenever a phase ends, each once."""
 
-    def __init__(self, wall_s: float):
+    def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._last = (0.0, 0.0, wall_s)
+        self._last = (0.0, 0.0)
 
     def mark(self) -> None:
-        now = (time.process_time(), time.thread_time(), time.time())
-        names = ("cpu_s", "main_thread_cpu_s", "wall_s")
+        now = (time.process_time(), time.thread_time())
+        names = ("cpu_s", "main_thread_cpu_s")
         spent = {n: new - old for n, new, old in zip(names, now, self._last, strict=True)}
         self.rows.append({"phase": PHASES[len(self.rows)]} | spent)
         self._last = now
@@ -98,40 +96,3 @@ class _Watch:
             return result
 
         setattr(owner, name, watched)
-
-
-def _run(out: str, arguments: Sequence[str]) -> None:
-    """`mcl-jax pretrain` with clocks; writes `_Watch.rows` to a file."""
-    watch = _Watch(time.time() - time.process_time())
-
-    import jax
-
-    from mcl_jax import program, train
-    from mcl_jax.report.metrics import MetricWriter
-    from mcl_jax.runtime.preemption import Preemption
-
-    watch.mark()
-
-    def always(*_: Any) -> bool:
-        return True
-
-    ends = [
-        (train, "KnnMonitor", always),
-        (train, "_restore_or_start", always),
-        (program, "lower_step", always),
-        (jax.stages.Lowered, "compile", always),
-        (Preemption, "guard_work", always),
-        (MetricWriter, "write", lambda writer, step, values: step == 1),
-    ]
-    for number, end in enumerate(ends, start=1):
-        watch.after(number, *end)
-    try:
-        sys.argv[1:] = ["pretrain", *arguments]
-        runpy.run_module("mcl_jax", run_name="__main__", alter_sys=False)
-    finally:
-        Path(out).write_text(json.dumps(watch.rows))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the command does, before JAX is there
-    _run(sys.argv[1], sys.argv[2:])
