@@ -48,6 +48,20 @@ def test_a_quick_run_says_one_line_and_one_that_did_nothing_none(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
+def test_a_lines_rate_is_that_since_the_line_before(monkeypatch):
+    """The first step of a run may take a minute more than all others."""
+    clock = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Bar(total=50, unit="step", every_s=60) as bar:
+        for seconds in (80, *49 * [0.5]):
+            clock[0] += seconds
+            bar.update()
+    first, last = sys.stderr.getvalue().splitlines()
+    assert first == "1/50, 80.00s/step, 1:05:20 left"
+    assert last == "50/50, 2.00step/s, 00:00 left"
+
+
 def test_a_line_names_its_work_and_promises_no_end_that_nobody_knows(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     for _ in Bar(range(3), "bank", unit="batch"):

@@ -24,6 +24,7 @@ class Bar(tqdm):
         if self._lines:
             options |= {"mininterval": every_s, "maxinterval": every_s, "miniters": 1}
             options |= {"delay": 1e-9}  # no line before anything is done
+            options |= {"smoothing": 1}  # a line's rate is that since the line before
         super().__init__(*arguments, **options)
         if self._lines and not self.disable:
             self.bar_format = LINE if self.total else ENDLESS
@@ -39,7 +40,8 @@ class Bar(tqdm):
     def close(self) -> None:
         if self._lines and not self.disable:
             if self.n > self.initial and self.n != self.last_shown():
-                self.display()
+                self.mininterval = 0.0
+                self.update(0)  # the last line, whenever the one before was
             self.fp, self.leave = io.StringIO(), False  # what tqdm would write beside the lines
         super().close()
 
