@@ -118,8 +118,8 @@ def test_import_and_help_take_less_than_three_tenths_of_a_second(code):
         ("visualise runs/x", "no command 'visualise'; did you mean 'visualize'?"),
         ("instance_sizes", "no command 'instance_sizes'; did you mean 'instance-sizes'?"),
         ("zzz", "no command 'zzz'; mcl-jax --help lists the commands there are"),
-        ("bench", "mcl-jax bench is one of step, data, probe, gpu; say which"),
-        ("bench stp", "mcl-jax bench is one of step, data, probe, gpu; say which"),
+        ("bench", "mcl-jax bench is one of step, start, data, probe, gpu; say which"),
+        ("bench stp", "mcl-jax bench is one of step, start, data, probe, gpu; say which"),
         ("knn --nope=1", "Unknown command line flag 'nope'"),
         ("pretrain --config dmo --workdir x", "no configuration 'dmo'; did you mean 'demo'?"),
         ("coco-subset", "the following arguments are required: annotations"),
@@ -199,7 +199,7 @@ def test_short_names_of_configurations(tmp_path, monkeypatch):
 
 def test_completion_offers_commands_flags_and_groups():
     assert completion.choices([])[:3] == ["pretrain", "convert", "prepare"]
-    assert completion.choices(["bench"]) == ["step", "data", "probe", "gpu"]
+    assert completion.choices(["bench"]) == ["step", "start", "data", "probe", "gpu"]
     flags = completion.choices(["pretrain"])
     assert {"--workdir=", "--config=", "--distributed"} <= set(flags)
     assert "--count" in completion.choices(["visualize"])

@@ -44,5 +44,6 @@ def test_every_phase_of_a_start_is_timed():
 
 
 def test_a_start_that_fails_says_why():
-    with pytest.raises(commands.CommandFailed, match="the cold start: .*no such folder"):
+    said = "(?s)the cold start: exit code 2, .*no such folder"
+    with pytest.raises(commands.CommandFailed, match=said):
         start.measure(arguments(**{"data.dataset": "folder:/no such folder"}), seconds=600.0)

@@ -55,7 +55,8 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
             done = commands.run([*command, "--config.log.every_steps=1"], seconds, environment)
             rows = json.loads(out.read_text()) if out.exists() else []
             if done.code or [row["phase"] for row in rows] != list(PHASES):
-                raise commands.CommandFailed(f"the {name} start: {done.said[-commands.TAIL :]}")
+                said = f"exit code {done.code}, {len(rows)} phases; {done.said[-commands.TAIL :]}"
+                raise commands.CommandFailed(f"the {name} start: {said}")
             result[name] = rows
     return result
 
