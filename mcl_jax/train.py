@@ -163,7 +163,7 @@ def pretrain(
                         steps.write()
                         if ownership is not None:
                             ownership.check()
-                        checkpointer.save(state, meta)
+                        checkpointer.save(state, meta, last)
                     if monitor.due(done) and not asked:
                         writer.write(done, monitor.evaluate(state))
                         meter.restart(done)

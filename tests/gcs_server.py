@@ -1,7 +1,8 @@
 """A Google Cloud Storage server on this machine: gcp-storage-emulator, with outages on request.
 
 Beside the emulator it counts requests, tells generations of objects and keeps the precondition
-ifGenerationMatch (0: there is no such object), and can answer with an error or not at all.
+ifGenerationMatch (0: there is no such object), can answer with an error or not at all, and can go
+away and come back with all objects.
 """
 
 import io
@@ -9,6 +10,7 @@ import logging
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from http import server as http
 from urllib.parse import parse_qs, unquote, urlparse
@@ -27,26 +29,41 @@ class Service:
       url: for STORAGE_EMULATOR_HOST.
       requests: how many there were, by method and first part of the path.
       outage: None, an HTTP status that answers everything, or "hang up".
+      before: called with the method and the name of the object (of a listing: '') of every request,
+        before it is answered.
     """
 
     def __init__(self):
         self.requests: Counter[str] = Counter()
         self.outage: int | str | None = None
+        self.before: Callable[[str, str], object] = lambda method, name: None
         logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
         self.storage = Storage(use_memory_fs=True)
         buckets.create_bucket(BUCKET, self.storage)
-        self._http = _Server(("127.0.0.1", 0), partial(_Handler, self.storage, self))
         self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._port = 0  # any
+        self.start()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listens; after `stop` at the same port, with what was stored before."""
+        self.outage = None
+        handler = partial(_Handler, self.storage, self)
+        self._http = _Server(("127.0.0.1", self._port), handler)
+        self._port = self._http.server_port
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """Nobody listens any more; connections that are open end without an answer."""
+        self.outage = "hang up"
+        self._http.shutdown()
+        self._http.server_close()
 
     def __enter__(self) -> "Service":
-        self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self.stop()
 
     def generation(self, name: str) -> str:
         """Of an object as it is now; '0' if there is none."""
@@ -67,6 +84,7 @@ class _Handler(server.RequestHandler):
         service, query = self._service, parse_qs(urlparse(self.path).query)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.rfile = io.BytesIO(body)
+        service.before(method, _name(query, body) or _name_in(self.path))
         with service.lock:
             now = service.generation(_name(query, body))
             service.requests[method] += 1
@@ -82,8 +100,7 @@ class _Handler(server.RequestHandler):
 
     def end_headers(self):
         if self.command == "GET" and "alt=media" in self.path:
-            name = unquote(urlparse(self.path).path.rpartition("/o/")[2])
-            self.send_header("x-goog-generation", self._service.generation(name))
+            self.send_header("x-goog-generation", self._service.generation(_name_in(self.path)))
         super().end_headers()
 
     def do_GET(self):
@@ -108,3 +125,8 @@ def _name(query, body):
         return unquote(query["name"][0])
     found = re.search(rb'"name": "([^"]*)"', body)
     return found[1].decode() if found else ""
+
+
+def _name_in(path):
+    """Of the object that a path means; '' for a bucket's."""
+    return unquote(urlparse(path).path.partition("/o/")[2])

@@ -11,6 +11,7 @@ from conftest import tiny_config
 from mcl_jax import program, sharding
 from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint, storage
+from mcl_jax.runtime.failed_saves import FailedSaves
 
 
 def make_run(devices=1, **model):
@@ -200,7 +201,36 @@ def test_a_save_that_fails_at_once_is_not_waited_for(state, tmp_path, capsys, mo
         folder.unlink()
         aside.rename(folder)
         checkpointer.save(state.replace(step=np.int32(3)), {})
+        monkeypatch.setattr(checkpoint, "PATIENCE_S", 60.0)
         checkpointer.wait()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "the checkpoint of step 2 was not written" in said
     assert sorted(p.name for p in folder.iterdir()) == ["1", "3"]
+
+
+def test_a_run_ends_after_three_failures_in_a_row_and_those_of_one_outage_count_once(
+    tmp_path, capsys
+):
+    failed = FailedSaves(tmp_path)
+    failed.left_out(4, saving=2, waited_s=120.0)
+    failed.left_out(6, saving=2, waited_s=120.0)
+    failed.failed(2, OSError("away"))  # for which the two were left out
+    failed.demand_hope(newest=None)
+    assert capsys.readouterr().err.splitlines() == [
+        "the checkpoint of step 2 is still being written after 120 s; that of step 4 is left out",
+        "the checkpoint of step 2 is still being written after 120 s; that of step 6 is left out",
+        "the checkpoint of step 2 was not written: away",
+    ]
+    failed.failed(None, OSError("another part of it"))
+    assert capsys.readouterr().err == ""
+    failed.succeeded()
+    for step in (10, 12, 14):
+        failed.demand_hope(newest=8)
+        failed.failed(step, OSError("full"))
+    with pytest.raises(
+        CannotSave, match="3 checkpoints in a row .* newest is of step 8. Make room"
+    ):
+        failed.demand_hope(newest=8)
+    failed.demand_last(newest=16)
+    with pytest.raises(CannotSave, match="of step 14 was not written, .* newest is of step 8"):
+        failed.demand_last(newest=8)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mcl_jax import cli, exit_codes
-from mcl_jax.errors import UserError
+from mcl_jax.errors import CannotSave, UserError
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and pictures")
@@ -44,7 +44,7 @@ def main(_: Sequence[str]) -> int:
     import jax  # seconds, which a mistake in the config need not wait for
 
     from mcl_jax import api, train
-    from mcl_jax.runtime import hosts
+    from mcl_jax.runtime import hosts, leaving
     from mcl_jax.runtime.health import TrainingStopped
     from mcl_jax.runtime.preemption import Preempted
 
@@ -60,6 +60,11 @@ def main(_: Sequence[str]) -> int:
         return exit_codes.UNHEALTHY
     except Preempted:
         return exit_codes.STOPPED
+    except CannotSave as error:
+        if jax.process_count() > 1:
+            raise
+        # a clean exit would wait for a save to a bucket that is away
+        leaving.leave(f"error: {error}", error.exit_code)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

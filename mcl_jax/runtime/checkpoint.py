@@ -20,12 +20,12 @@ from mcl_jax import paths
 from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint_folders, hosts, integrity, lease, renamed_keys, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS, find
+from mcl_jax.runtime.failed_saves import FailedSaves
 from mcl_jax.runtime.optional import one_line
 from mcl_jax.runtime.orbax_parts import quiet_orbax, state_handler
 from mcl_jax.runtime.storage import Place
 from mcl_jax.state import TrainState
 
-FAILURES = 3  # saves in a row that fail before the run ends
 PATIENCE_S = 120.0  # that a save may take longer than until the next one
 
 
@@ -36,7 +36,7 @@ class Checkpointer:
     save never looks like a checkpoint; what it left behind is removed at the next start. So this is
     for the folder's owner, see lease.py.
 
-    A save that fails is reported, and the run goes on; after `FAILURES` in a row it ends.
+    A save that fails is reported, and the run goes on; after several in a row it ends.
 
     Attributes:
       before_commit: called in a background thread when a save is complete but for its name.
@@ -45,8 +45,7 @@ class Checkpointer:
     def __init__(self, workdir: str | os.PathLike, keep: int):
         self._folder = storage.absolute(workdir) / FOLDER
         self._saving: int | None = None
-        self._failed: int | None = None
-        self._failures = 0
+        self._failed, self._untidy = FailedSaves(self._folder), False
         self.before_commit: Callable[[], None] = lambda: None
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(quiet_orbax())
@@ -73,16 +72,20 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         # with a process lost, closing would wait for it at a barrier; a save under way has no name
         lost = kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+        hopeless = kind and issubclass(kind, CannotSave) and self._is_saving()
         with self._quiet:
             try:
-                if not lost:
+                if not (lost or hopeless):
                     self._manager.close()
             except Exception:  # the failed save that ends the run is told already
                 if kind is None:
                     raise
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """Of the newest finished checkpoint; None: there is none."""
+        # orbax names what it begins
+        steps = {*self._manager.all_steps()} - {self._saving} - self._failed.steps
+        return max(steps, default=None)
 
     def restore(
         self,
@@ -147,32 +150,30 @@ class Checkpointer:
         restored = self._manager.restore(step, args=arguments)
         return restored.state, _modern(restored.meta)
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, meta: dict[str, Any], last: bool = False) -> None:
         """Starts an asynchronous save, once the one before is on disk.
 
         A save that fails is reported and leaves older checkpoints as they are. A run of one process
         goes on. In a job, the process that failed ends at once, and the others as for a lost host.
 
+        Args:
+          state: of the step that it is named by.
+          meta: see above.
+          last: wait for the one before however long it takes, and try in any case.
+
         Raises:
           CannotSave: this many saves in a row have failed.
         """
         step = int(state.step)
-        if self._hangs():
-            self._failed, self._failures = step, self._failures + 1
-            print(
-                f"the checkpoint of step {self._saving} is still being written after "
-                f"{PATIENCE_S:.0f} s; that of step {step} is left out",
-                file=sys.stderr,
-            )
-        else:
-            self._await_last()
-        if step in (self.latest_step(), self._failed) and self._failures < FAILURES:
+        if not last and self._hangs():
+            self._failed.left_out(step, self._saving, PATIENCE_S)
+            self._failed.demand_hope(self.latest_step())
             return
-        if self._failures >= FAILURES:
-            raise CannotSave(
-                f"{self._failures} checkpoints in a row could not be written, see above; the newest "
-                f"is of step {self.latest_step()}. {self._advice()}"
-            )
+        self._await_last()
+        if not last:
+            self._failed.demand_hope(self.latest_step())
+        if step == self.latest_step():
+            return
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta | {"step": step})
         )
@@ -183,6 +184,8 @@ class Checkpointer:
             if step in self._in_the_way:
                 storage.remove(self._folder / str(step))
                 self._in_the_way.remove(step)
+            if self._untidy:
+                self._tidy()
             self._manager.save(step, args=arguments)
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._report(error)
@@ -199,39 +202,51 @@ class Checkpointer:
 
         Processes of a job would not agree on it, so they wait.
         """
-        if self._saving is None:  # orbax takes a save that failed at once for one under way
-            return False
         deadline = time.monotonic() + PATIENCE_S
-        while jax.process_count() == 1 and self._manager.is_saving_in_progress():
+        while jax.process_count() == 1 and self._is_saving():
             if time.monotonic() > deadline:
                 return True
             time.sleep(0.01)
         return False
 
+    def _is_saving(self) -> bool:
+        # orbax takes a save that failed at once for one under way
+        return self._saving is not None and self._manager.is_saving_in_progress()
+
     def _await_last(self) -> None:
+        if self._hangs():
+            print(
+                f"the checkpoint of step {self._saving} is still being written after "
+                f"{PATIENCE_S:.0f} s; waiting for it",
+                file=sys.stderr,
+            )
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # as above
             self._report(error)
         else:
             if self._saving is not None:
-                self._saving, self._failures = None, 0
+                self._saving = None
+                self._failed.succeeded()
 
     def _report(self, error: Exception) -> None:
-        if self._saving is not None:
-            self._failed, self._saving = self._saving, None
-            self._failures += 1
-        reason = one_line(error)
+        step, self._saving = self._saving, None
         if jax.process_count() > 1:
             hosts.leave(
-                f"stopped: the checkpoint of step {self._failed} was not written, unless its own disk "
-                f"failed because another host was lost. Start all of them again with the same "
-                f"command; the run goes on from the newest in {self._folder}. ({reason})"
+                f"stopped: the checkpoint of step {step} was not written, unless its own disk failed "
+                f"because another host was lost. Start all of them again with the same command; the "
+                f"run goes on from the newest in {self._folder}. ({one_line(error)})"
             )
-        print(f"the checkpoint of step {self._failed} was not written: {reason}", file=sys.stderr)
-        with contextlib.suppress(OSError):  # its threads may still write; the next start cleans up
-            checkpoint_folders.clean(self._folder)
-            self._manager.reload()  # it has struck the oldest off its list, but not removed it
+        self._failed.failed(step, error)
+        self._untidy = True
+        with contextlib.suppress(Exception):  # as above; the next save tries it again
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """After a save that failed; its threads may still write, and the next start cleans up."""
+        checkpoint_folders.clean(self._folder)
+        self._manager.reload()  # it has struck the oldest off its list, but not removed it
+        self._untidy = False
 
     def _seal(self) -> None:
         """Called by orbax when a save is complete, right before it gets its name."""
@@ -248,18 +263,7 @@ class Checkpointer:
           CannotSave: if the last one could not be written.
         """
         self._await_last()
-        newest = self.latest_step()
-        if self._failed is not None and (newest is None or self._failed > newest):
-            raise CannotSave(
-                f"the checkpoint of step {self._failed} was not written, see above; the newest is of "
-                f"step {newest}. {self._advice()}"
-            )
-
-    def _advice(self) -> str:
-        what = (
-            "Make room" if storage.renames(self._folder) else "See that the bucket can be written"
-        )
-        return f"{what}, then run the same command again"
+        self._failed.demand_last(self.latest_step())
 
 
 def _saved_shapes(folder: Place) -> Any:

@@ -11,7 +11,6 @@ import contextlib
 import fnmatch
 import hashlib
 import io
-import logging
 import os
 import re
 import shutil
@@ -23,15 +22,10 @@ from typing import IO, Any, NamedTuple, TypeAlias
 from etils import epath
 
 from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.runtime import bucket
 
 Place: TypeAlias = Path | epath.Path
 Content = bytes | str | Callable[[IO[bytes]], Any]
-
-_EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
-
-
-class BucketError(OSError, UserError):
-    """A bucket that does not answer, or refuses; scripts tell it in one line."""
 
 
 def locate(path: str | os.PathLike) -> Place:
@@ -51,7 +45,7 @@ def locate(path: str | os.PathLike) -> Place:
         return Path(text)  # never an epath: it takes /gs/folder for a bucket (etils issue 734)
     if match[1] != "gs":
         raise UserError(f"{text}: only folders and gs://BUCKET/NAME can be used")
-    _client()
+    bucket.demand_client()
     return epath.Path(f"gs://{text[match.end() :]}")
 
 
@@ -65,12 +59,12 @@ def reachable(place: Place) -> None:
     """UserError with what to do, unless a bucket is there and may be read; one request."""
     if isinstance(place, Path):
         return
-    bucket = place.parts[2]
+    name = place.parts[2]
     try:
-        with _bucket(place) as files:
-            files.call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+        with bucket.client(place) as files:
+            files.call("GET", "b/{}/o", name, maxResults=1, json_out=True)
     except FileNotFoundError:
-        raise UserError(f"{place}: there is no bucket {bucket!r}") from None
+        raise UserError(f"{place}: there is no bucket {name!r}") from None
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -83,7 +77,7 @@ def read(place: Place) -> bytes:
     """The whole content."""
     if isinstance(place, Path):
         return place.read_bytes()
-    with _bucket(place) as files:
+    with bucket.client(place) as files:
         return files.cat_file(str(place))
 
 
@@ -97,7 +91,7 @@ def write(place: Place, content: Content) -> None:
     if isinstance(place, Path):
         _replace(place, content)
         return
-    with _bucket(place) as files:  # an object appears when all of it is there
+    with bucket.client(place) as files:  # an object appears when all of it is there
         files.pipe_file(str(place), _bytes(content))
 
 
@@ -144,7 +138,7 @@ def create(place: Place, content: bytes) -> None:
         with place.open("xb") as file:  # O_EXCL: also on NFS
             file.write(content)
         return
-    with _bucket(place) as files:
+    with bucket.client(place) as files:
         files.pipe_file(str(place), content, mode="create")
 
 
@@ -152,7 +146,7 @@ def exists(place: Place) -> bool:
     """Whether there is a file or folder; on a bucket, a folder is there once it holds something."""
     if isinstance(place, Path):
         return place.exists()
-    with _bucket(place) as files:
+    with bucket.client(place) as files:
         return files.exists(str(place))
 
 
@@ -160,7 +154,7 @@ def is_file(place: Place) -> bool:
     """Whether there is a file of that name, and no folder."""
     if isinstance(place, Path):
         return place.exists() and not place.is_dir()
-    with _bucket(place) as files:
+    with bucket.client(place) as files:
         return files.isfile(str(place))
 
 
@@ -174,7 +168,7 @@ def names(folder: Place) -> list[str]:
     if isinstance(folder, Path):
         return sorted(os.listdir(folder)) if folder.is_dir() else []
     try:
-        with _bucket(folder) as files:
+        with bucket.client(folder) as files:
             found = files.ls(str(folder), detail=False)
     except FileNotFoundError:
         return []
@@ -199,7 +193,7 @@ def make_folder(place: Place) -> None:
 def remove(place: Place) -> None:
     """Removes a file, or a folder with all that is in it; nothing happens if it is not there."""
     if not isinstance(place, Path):
-        with contextlib.suppress(FileNotFoundError), _bucket(place) as files:
+        with contextlib.suppress(FileNotFoundError), bucket.client(place) as files:
             files.rm(str(place), recursive=True)
     elif place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
@@ -237,7 +231,7 @@ def stats(folder: Place) -> dict[str, Stat]:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return {str(p.relative_to(folder)): Stat(p.stat().st_size, "") for p in paths}
     inside = f"{str(folder).removeprefix('gs://')}/"
-    with _bucket(folder) as files:
+    with bucket.client(folder) as files:
         found = files.find(str(folder), detail=True)
     return {
         path.removeprefix(inside): Stat(int(info["size"]), _md5(info))
@@ -283,36 +277,3 @@ def _bytes(content: Content) -> bytes:
         content(buffer := io.BytesIO())
         return buffer.getvalue()
     return content.encode() if isinstance(content, str) else content
-
-
-def _client() -> Any:
-    """Google's file system as etils asks for it, so that both share one client."""
-    server = os.environ.get(_EMULATOR)
-    if server:  # it speaks no gRPC, and wants no credentials
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
-    try:
-        import gcsfs  # noqa: F401
-    except ImportError:
-        raise UserError("gs:// needs gcsfs: pip install 'mcl_jax[gcs]'") from None
-    import fsspec
-
-    # its last retry logs a traceback; what it raises is told in one line where it matters
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    if server:
-        fsspec.config.conf.setdefault("gcs", {}).setdefault("token", "anon")
-    return fsspec.filesystem("gcs", finalize_on_close=True)
-
-
-@contextlib.contextmanager
-def _bucket(place: Place) -> Iterator[Any]:
-    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
-    files = _client()
-    files.invalidate_cache()  # of listings, which other processes change
-    try:
-        yield files
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BucketError(f"{place}: {reason}") from error

@@ -1,0 +1,52 @@
+"""Google's client of buckets: what is set before it is used, and its errors as ours."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mcl_jax.errors import UserError
+
+_EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
+
+
+class BucketError(OSError, UserError):
+    """A bucket that does not answer, or refuses; scripts tell it in one line."""
+
+
+@contextlib.contextmanager
+def client(place: os.PathLike) -> Iterator[Any]:
+    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
+    files = demand_client()
+    files.invalidate_cache()  # of listings, which other processes change
+    try:
+        yield files
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BucketError(f"{place}: {reason}") from error
+
+
+def demand_client() -> Any:
+    """Google's file system as etils asks for it, so that both share one client.
+
+    Raises:
+      UserError: gcsfs is not installed.
+    """
+    server = os.environ.get(_EMULATOR)
+    if server:  # it speaks no gRPC, and wants no credentials
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise UserError("gs:// needs gcsfs: pip install 'mcl_jax[gcs]'") from None
+    import fsspec
+
+    # its last retry logs a traceback; what it raises is told in one line where it matters
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    if server:
+        fsspec.config.conf.setdefault("gcs", {}).setdefault("token", "anon")
+    return fsspec.filesystem("gcs", finalize_on_close=True)

@@ -1,0 +1,98 @@
+"""Commands whose folders are in a bucket, on a disk, or one here and one there."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from conftest import perturbed, tiny_config
+
+from mcl_jax import program, sharding
+from mcl_jax.commands import main
+from mcl_jax.runtime import checkpoint, storage
+from mcl_jax.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def on_disk(request, tmp_path_factory):
+    """A checkpoint of the smallest network of a method, untrained."""
+    config = tiny_config()
+    config.method = request.param
+    config.data.split, config.data.batch_size = "train[:32]", 16
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.head_convs, config.knn.max_images, config.knn.batch_size = 1, 32, 16
+    built = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
+    state = jax.tree.map(lambda x: np.full(x.shape, 0.1, x.dtype), program.abstract_state(built))
+    state = state.replace(step=np.int32(6), params=perturbed(state.params))
+    workdir = tmp_path_factory.mktemp("disk") / "run"
+    checkpoint.write(workdir, state, {"config": program.plain_config(config)})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(gcs, on_disk):
+    """The same in the bucket."""
+    state, meta = checkpoint.read(on_disk)
+    workdir = storage.locate(f"gs://mcl/{meta['config']['method']}")
+    checkpoint.write(workdir, TrainState(**state), meta)
+    return workdir
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command line in this process; its stdout."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main.main(list(map(str, arguments)))
+        assert not end.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    for name in ("argv", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    yield call
+    module = sys.modules.pop("mcl_jax.commands.knn", None)  # a process runs one command
+    for flag in list(flags.FLAGS.flags_by_module_dict().get(module and module.__name__, ())):
+        delattr(flags.FLAGS, flag.name)
+
+
+@pytest.mark.parametrize("on_disk", ["mcl"], indirect=True)
+def test_weights_go_from_buckets_and_disks_to_both_and_back(run, on_disk, tmp_path, command):
+    pairs = ((run, "gs://mcl/exported"), (run, tmp_path / "exported"), (on_disk, "gs://mcl/second"))
+    for source, out in pairs:
+        assert f"wrote {out}/mcl_" in command(
+            "convert", source, "--to", "torchvision", "--out", out
+        )
+        place = storage.locate(out)
+        report = json.loads(storage.read(place / "report.json"))
+        assert storage.digest(place / report["file"]) == report["sha256"]
+        assert "mcl resnet10" in storage.read(place / "card.html").decode()
+    for out in ("gs://mcl/theirs/mcl.npz", tmp_path / "mcl.npz"):
+        command("convert", run, "--to", "mcl-official", "--out", out)
+    assert (
+        storage.read(storage.locate("gs://mcl/theirs/mcl.npz"))
+        == (tmp_path / "mcl.npz").read_bytes()
+    )
+    command(
+        "convert", tmp_path / "mcl.npz", "--from", "mcl-official", "--out", "gs://mcl/continued"
+    )
+    ours, theirs = (
+        checkpoint.read(place)[0]["params"] for place in (on_disk, "gs://mcl/continued")
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+
+@pytest.mark.parametrize("on_disk", ["byol"], indirect=True)  # quicker: no pyramid, no montage
+def test_a_checkpoint_in_a_bucket_is_measured_and_looked_at(run, on_disk, command):
+    assert "scenes, step 6" in command("knn", f"--workdir={run}", "--json=gs://mcl/knn.json")
+    result = json.loads(storage.read(storage.locate("gs://mcl/knn.json")))
+    assert result["step"] == 6 and 0 <= result["values"]["knn"] <= 1
+
+    looked_at = ["--against", on_disk, "--count", 2, "--rows", 1]
+    assert f"wrote {run}/pictures/features.png" in command("visualize", run, *looked_at)
+    pictures = storage.names(run / "pictures")
+    assert {"features.png", "retrieval.png", "montage.png", "activation.png"} == {*pictures}
+    for name in pictures:
+        assert storage.read(run / "pictures" / name).startswith(b"\x89PNG")
