@@ -118,6 +118,8 @@ class PlainHandler(logging.Handler):
     """`warning: message` on stderr, as errors are told; absl begins with time, thread and file."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if "ml_collections" in record.pathname:
+            return  # of configurations, whose mistakes are told as errors
         with contextlib.suppress(OSError):  # a log on a full disk must not end a run
             print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
 

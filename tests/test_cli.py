@@ -33,7 +33,8 @@ def parsed(*arguments):
     sys.modules.pop("config_config", None)  # ml_collections runs a file into the module of the last
     before, sys.argv = sys.argv, ["script", *arguments]
     code, config, errors = 0, None, io.StringIO()
-    flag = cli.define_config()
+    flag, handler = cli.define_config(), cli.PlainHandler()
+    logging.getLogger().addHandler(handler)  # as every command does
     try:
         with contextlib.redirect_stderr(errors), cli.mistakes_in_one_line():
             rest = cli._parse(sys.argv)
@@ -43,6 +44,7 @@ def parsed(*arguments):
     except SystemExit as end:
         code = end.code
     finally:
+        logging.getLogger().removeHandler(handler)
         sys.argv = before
         known.mark_as_parsed()
     return code, config, errors.getvalue()
