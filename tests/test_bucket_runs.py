@@ -183,7 +183,7 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
     assert losses(workdir) == whole and steps(workdir) == [2, 4, 6, 8, 12, 14]
     assert {"config.json", "curves.png", "card.html"} <= {*storage.names(workdir)}
     assert storage.names(workdir / "owner") == []
-    first, compiled, *said, progress = capsys.readouterr().err.splitlines()
+    data, begun, compiled, *said, progress = capsys.readouterr().err.splitlines()
     assert said == [
         "the checkpoint of step 8 is still being written after 0 s; that of step 10 is left out"
     ]

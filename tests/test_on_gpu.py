@@ -196,8 +196,8 @@ def test_the_largest_batch_leaves_room_for_state_and_fragments():
 
 
 def test_the_profile_names_what_takes_longest():
-    long = jax.jit(lambda x: jnp.sin(x @ x).sum()).lower(jnp.ones((512, 512))).compile()
-    x = jnp.ones((512, 512))
+    x = jnp.ones((256, 4096))  # eight thousand products for every sine
+    long = jax.jit(lambda x: jnp.sin(x @ x.T).sum()).lower(x).compile()
     result = profile.longest(lambda: long(x).block_until_ready(), 3, program_text=long.as_text())
     first = result["operations"][0]
     assert "dot_general" in first["source"] and first["calls_per_step"] >= 1
