@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import threading
 import time
 
@@ -25,7 +26,7 @@ def config(**changes):
 
 @pytest.fixture(autouse=True)
 def toy(gcs, monkeypatch):
-    toy_run.replace_network(monkeypatch.setattr)
+    toy_run.replace_network(monkeypatch.setattr, devices=1)
     monkeypatch.setattr(log, "UPLOAD_S", 0.5)
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)
     yield
@@ -46,7 +47,7 @@ def whole(tmp_path_factory):
     """Losses by step of a run on a disk that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patched:
-        toy_run.replace_network(patched.setattr)
+        toy_run.replace_network(patched.setattr, devices=1)
         train.pretrain(config(), folder)
     return losses(folder)
 
@@ -250,3 +251,41 @@ def test_killed_at_any_moment_a_run_repeats_the_whole_one(gcs, workdir, whole, t
     assert code == 0 and "Traceback" not in text, text
     assert losses(workdir) == whole and steps(workdir) == [STEPS]
     assert storage.names(workdir / "owner") == []
+
+
+def test_a_job_of_two_processes_in_a_bucket_is_one_owner_and_repeats_one_process(
+    gcs, workdir, tmp_path, monkeypatch
+):
+    toy_run.replace_network(monkeypatch.setattr, devices=2)
+    train.pretrain(config(), tmp_path / "alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [f"--workdir={workdir}", f"--config.optimizer.epochs={STEPS / 2}"]
+    flags += ["--config.log.keep_checkpoints=9"]
+    job, owners, started = [], set(), threading.Event()
+
+    def before(method, name):
+        if method == "POST" and "/owner/" in name:
+            owners.add(name)
+        stop(method, name)
+
+    def terminate_one():
+        started.wait(60)
+        os.kill(job[1].pid, signal.SIGTERM)
+        time.sleep(3)  # JAX looks once a second; without this checkpoint no later one is begun
+
+    stop = Moments(("POST", "/checkpoints/4/commit_success.txt", terminate_one))
+    gcs.before = before
+    for i in range(2):
+        join = (f"--coordinator={address}", "--processes=2", f"--process={i}")
+        job.append(toy_run.Run(tmp_path / str(i), *flags, *join, server=gcs.url))
+    started.set()
+    (code, text), (other, silent) = [process.end() for process in job]
+    saved = steps(workdir)[-1]
+    assert code == other == 75 and f"step {saved} is saved" in text and 4 <= saved < STEPS, text
+    assert "2 cpu device(s)" in text and "device(s)" not in silent
+    assert owners == {f"{workdir.name}/owner/1.json"} and storage.names(workdir / "owner") == []
+    assert checkpoint.read(workdir)[1]["step"] == saved
+    train.pretrain(config(), workdir)  # one process goes on
+    assert losses(workdir) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)

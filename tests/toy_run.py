@@ -7,6 +7,7 @@ process of its own, forked from one that has imported everything, so that it sta
 import asyncio
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,15 +70,16 @@ class Brightness:
         return (error**2).mean(), Outcome({}, {}, {}, {})
 
 
-def replace_network(setattr=setattr):
-    """From here on, every run of this process trains `Brightness`, on one device.
+def replace_network(setattr=setattr, devices=None):
+    """From here on, every run of this process trains `Brightness`.
 
     Args:
       setattr: pytest's monkeypatch.setattr, if it is to end.
+      devices: how many to train on; None: all.
     """
-    one = sharding.make_mesh(jax.devices()[:1])
+    mesh_of = sharding.make_mesh
     setattr(program, "make_objective", lambda config, images, axis: Brightness(images))
-    setattr(sharding, "mesh_for", lambda config: one)
+    setattr(sharding, "mesh_for", lambda config: mesh_of(jax.devices()[:devices]))
 
 
 class Run:
@@ -87,6 +89,7 @@ class Run:
       log: the file.
       flags: after SETTINGS, so that they win.
       server: for STORAGE_EMULATOR_HOST.
+      devices: of the process.
       constants: 'module.NAME' of mcl_jax -> value.
       hurry: by which the waits between gcsfs's tries are divided.
     """
@@ -96,6 +99,7 @@ class Run:
         log: Path,
         *flags: str,
         server: str,
+        devices: int = 1,
         constants: Mapping[str, Any] = {},
         hurry: float = 1.0,
     ):
@@ -103,7 +107,7 @@ class Run:
         context.set_forkserver_preload(list(PRELOADED))
         settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
         command = ["pretrain", "--config=demo", *settings, *flags]
-        arguments = (command, log, server, dict(constants), hurry)
+        arguments = (command, log, server, devices, dict(constants), hurry)
         self._log = log
         self._process = context.Process(target=_main, args=arguments)
         self._process.start()
@@ -121,11 +125,13 @@ class Run:
         return self._process.exitcode, text
 
 
-def _main(command, log, server, constants, hurry):
+def _main(command, log, server, devices, constants, hurry):
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
     os.environ["STORAGE_EMULATOR_HOST"] = server
+    count = f"device_count={devices}"
+    os.environ["XLA_FLAGS"] = re.sub(r"device_count=\d+", count, os.environ["XLA_FLAGS"])
     storage.locate("gs://mcl")
     import gcsfs.retry
 
