@@ -42,13 +42,14 @@ def run(gcs, on_disk):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs a command line in this process; its stdout."""
+    """Runs a command line in this process; its stdout, or stderr if it is to end with 2."""
 
-    def call(*arguments):
+    def call(*arguments, code=0):
         with pytest.raises(SystemExit) as end:
             main.main(list(map(str, arguments)))
-        assert not end.value.code, capsys.readouterr().err
-        return capsys.readouterr().out
+        told = capsys.readouterr()
+        assert (end.value.code or 0) == code, told.err
+        return told.err if code else told.out
 
     for name in ("argv", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
@@ -96,3 +97,21 @@ def test_a_checkpoint_in_a_bucket_is_measured_and_looked_at(run, on_disk, comman
     assert {"features.png", "retrieval.png", "montage.png", "activation.png"} == {*pictures}
     for name in pictures:
         assert storage.read(run / "pictures" / name).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("place", ["gs://nowhere/run", "gs://mcl/nothing", "gs://mcl/secret"])
+def test_what_cannot_be_read_is_one_line(place, gcs, tmp_path, command):
+    gcs.outage = 401 if "secret" in place else None
+    export = ("--to", "torchvision", "--out", tmp_path / "exported")
+    try:
+        for line in (
+            ("knn", f"--workdir={place}"),
+            ("convert", place, *export),
+            ("visualize", place),
+            ("summary", place),
+        ):
+            said = command(*line, code=2)
+            assert said.startswith("error: ") and said.count("\n") == 1 and place in said
+    finally:
+        gcs.outage = None
+    assert not list(tmp_path.iterdir())

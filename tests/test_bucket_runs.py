@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,7 +14,7 @@ import toy_run
 
 import mcl_jax
 from mcl_jax import train
-from mcl_jax.report import metrics, run_page
+from mcl_jax.report import metrics, run_page, runs
 from mcl_jax.runtime import checkpoint, checkpoint_folders, lease, log, storage
 
 STEPS = 14
@@ -107,6 +108,10 @@ def test_a_run_in_a_bucket_leaves_what_one_on_a_disk_does(workdir, whole, keep_e
     assert records.count(b"images_per_s") == STEPS
     assert storage.read(workdir / "curves.png").startswith(b"\x89PNG")
     assert b"data:image/png" in storage.read(workdir / "card.html")
+    given = Path(str(workdir))  # as argparse does, which takes a slash away
+    text, _ = runs.learned(given)
+    assert f"metrics      {workdir}/metrics.jsonl\n" in text and f"{workdir}/checkpoints" in text
+    assert runs.side_by_side([given, given]).count(f"\n{workdir}  {STEPS}  ") == 1
 
 
 def test_requests_of_a_thousand_steps(gcs, workdir, monkeypatch):
@@ -228,16 +233,16 @@ def test_killed_at_any_moment_a_run_repeats_the_whole_one(gcs, workdir, whole, t
     flags += ["--config.log.keep_checkpoints=1"]
 
     def run(method, pattern, number):
-        running, runs = threading.Event(), []
+        running, started = threading.Event(), []
 
         def send():
             running.wait(60)
-            os.kill(runs[0].pid, number)
+            os.kill(started[0].pid, number)
 
         gcs.before = Moments((method, pattern, send))
-        runs.append(toy_run.Run(tmp_path / "log", *flags, server=gcs.url))
+        started.append(toy_run.Run(tmp_path / "log", *flags, server=gcs.url))
         running.set()
-        code, text = runs[0].end()
+        code, text = started[0].end()
         assert gcs.before.all_came, text
         return code, text
 

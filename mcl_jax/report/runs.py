@@ -8,6 +8,7 @@ from typing import Any
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
 from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 FILES = {
     "montages": "montage.png",
@@ -27,7 +28,8 @@ def learned(workdir: Path) -> tuple[str, bool]:
     Raises:
       UserError: if the folder holds no metrics.
     """
-    lines, losses = _lines(workdir)
+    folder = storage.locate(workdir)
+    lines, losses = _lines(folder)
     share = max(1, len(losses) // 10)
     first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
     said = [f"loss       {first:.3f} -> {last:.3f}"]
@@ -40,7 +42,6 @@ def learned(workdir: Path) -> tuple[str, bool]:
         good = good and knn[-1] > knn[0]
     else:
         said.append("kNN        not measured: the images have no labels (class sub-folders)")
-    folder = storage.locate(workdir)
     for name, pattern in FILES.items():
         said += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
     return "\n".join(said), good
@@ -56,13 +57,13 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
       UserError: if none of the folders holds a run.
     """
     rows, configs, missing = {}, {}, []
-    for workdir in workdirs:
+    for workdir in map(storage.locate, workdirs):
         try:
             lines, losses = _lines(workdir)
         except UserError:
             missing.append(str(workdir))
             continue
-        path = storage.locate(workdir) / "config.json"
+        path = workdir / "config.json"
         there = storage.is_file(path)
         configs[workdir] = dict(_flat(json.loads(storage.read(path)))) if there else {}
         rows[workdir] = _row(lines, losses, configs[workdir].get("data.batch_size"))
@@ -97,7 +98,8 @@ def _row(
     }
 
 
-def _lines(workdir: Path) -> tuple[list[dict[str, Any]], list[float]]:
+def _lines(workdir: Place) -> tuple[list[dict[str, Any]], list[float]]:
+    storage.reachable(workdir)
     lines = metrics.read(workdir)
     losses = [line["loss"] for line in lines if "loss" in line]
     if not losses:
