@@ -40,6 +40,15 @@ def run(gcs, on_disk):
     return workdir
 
 
+def forget_commands():
+    """A process runs one command: two that are read in one would define the same flags."""
+    for name, defined in list(flags.FLAGS.flags_by_module_dict().items()):
+        if name.startswith("mcl_jax.commands."):
+            sys.modules.pop(name, None)
+            for flag in list(defined):
+                delattr(flags.FLAGS, flag.name)
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs a command line in this process; its stdout, or stderr if it is to end with 2."""
@@ -53,10 +62,9 @@ def command(monkeypatch, capsys):
 
     for name in ("argv", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
+    forget_commands()
     yield call
-    module = sys.modules.pop("mcl_jax.commands.knn", None)  # a process runs one command
-    for flag in list(flags.FLAGS.flags_by_module_dict().get(module and module.__name__, ())):
-        delattr(flags.FLAGS, flag.name)
+    forget_commands()
 
 
 @pytest.mark.parametrize("on_disk", ["mcl"], indirect=True)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcl_jax.commands.pretrain import first_and_last
 from mcl_jax.errors import UserError
 from mcl_jax.report import card, metrics, profile, run_page
 from mcl_jax.report.progress import Bar
@@ -146,7 +145,8 @@ def test_a_run_that_ends_inside_closes_its_trace(tmp_path, capsys):
 
 
 def test_the_flag_names_two_steps():
-    assert first_and_last("20:25") == (20, 25) and first_and_last("3:3") == (3, 3)
+    read = profile.first_and_last
+    assert read("20:25") == (20, 25) and read("3:3") == (3, 3)
     for text in ("20", "0:3", "5:4", "a:b", "1:2:3", "-1:3"):
         with pytest.raises(UserError, match="is not FIRST:LAST"):
-            first_and_last(text)
+            read(text)

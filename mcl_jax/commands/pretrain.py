@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mcl_jax import cli, exit_codes
-from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.errors import CannotSave
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and pictures")
@@ -30,31 +30,24 @@ PROCESSES = flags.DEFINE_integer("processes", None, "of the job", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0 on", lower_bound=0)
 
 
-def first_and_last(text: str) -> tuple[int, int]:
-    """The steps of --profile."""
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-        raise UserError(f"--profile {text!r} is not FIRST:LAST, steps from 1 on, e.g. 20:25")
-    return int(first), int(last)
-
-
 def main(_: Sequence[str]) -> int:
     config = cli.config_of(CONFIG)
 
     import jax  # seconds, which a mistake in the config need not wait for
 
     from mcl_jax import api, train
+    from mcl_jax.report import profile
     from mcl_jax.runtime import hosts, leaving
     from mcl_jax.runtime.health import TrainingStopped
     from mcl_jax.runtime.preemption import Preempted
 
     workdir = train.check_workdir(WORKDIR.value)
-    profiled = first_and_last(PROFILE.value) if PROFILE.value else None
+    steps = profile.first_and_last(PROFILE.value) if PROFILE.value else None
     if DISTRIBUTED.value or COORDINATOR.value:
         lost_after = config.log.lost_host_s
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, lost_after)
     try:
-        api.pretrain(config, workdir, stop_after=STOP_AFTER.value, profile=profiled, owner=True)
+        api.pretrain(config, workdir, stop_after=STOP_AFTER.value, profile=steps, owner=True)
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return exit_codes.UNHEALTHY

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.profiler import ProfileData
 
+from mcl_jax.errors import UserError
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.optional import optional
 from mcl_jax.runtime.storage import Place
@@ -68,6 +69,18 @@ def longest(
                 step()
         events = list(read(Path(folder)))
     return summary(events, steps, source_of=sources(program_text), count=count)
+
+
+def first_and_last(text: str) -> tuple[int, int]:
+    """The steps of --profile.
+
+    Raises:
+      UserError: where the text names no two steps.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise UserError(f"--profile {text!r} is not FIRST:LAST, steps from 1 on, e.g. 20:25")
+    return int(first), int(last)
 
 
 class Window:
