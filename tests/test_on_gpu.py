@@ -132,8 +132,9 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
         "model.backbone": "resnet10",
         "model.width": 4,
         "model.fpn_channels": 8,
+        "model.neck": "c4",
         "model.head_convs": 1,
-        "montage.levels": 2,
+        "montage.levels": 1,
         "log.checkpoint_steps": 4,
     }
     command = [PYTHON, str(REPO / "tests/tiny_pretrain.py"), f"--config={REPO}/configs/demo.py"]
@@ -162,7 +163,8 @@ def test_parity_compares_the_losses_of_real_batches():
     config = program.plain_config(tiny_config())
     config["data"] |= {"batch_size": 32, "image_size": 32, "canvas_size": 32}
     config["numerics"]["compute_dtype"] = "float32"
-    config["model"]["head_convs"] = 1
+    config["model"] |= {"neck": "c4", "head_convs": 1}
+    config["montage"]["levels"] = 1
     result = parity.steps(config, 2)
     assert result["device"] == "cpu" and np.isfinite(result["losses"]).all()
     same = parity.compare(result, result)

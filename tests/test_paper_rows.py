@@ -1,22 +1,28 @@
 """Every row of configs/README.md builds and trains two finite steps on eight devices.
 
 A row's own structure is kept (method, levels, matching, assembly, neck, optimizer, schedule); sizes
-shrink to the smallest that still have all parts. Rows with the same loss share its compilation.
+shrink to the smallest that still have all parts. Rows that differ in numbers alone share their
+programs, which take the numbers as arguments.
 """
 
 import functools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import shrink_networks
 
+from mcl_jax import optimizer as optimizers
 from mcl_jax import program, sharding
 from mcl_jax.configs import mcl
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
+from mcl_jax.objectives.mcl import MCL
+from mcl_jax.settings.records import fill
 from mcl_jax.train_step import apply_gradients
 
 README = Path(mcl.__file__).with_name("README.md")
@@ -53,11 +59,29 @@ def test_a_row_is_valid_at_its_own_size(row):
     assert objective.images_per_device * 32 == config["data"]["batch_size"]
 
 
-@functools.cache
-def gradient_step(objective, mesh):
-    """(state, batch, seed) -> (gradients, outcome, loss) on all devices, compiled once a loss."""
+def without_numbers(objective):
+    """(the objective without the numbers that a program can take as arguments, these numbers)."""
+    if not isinstance(objective, MCL):
+        return objective, ()
+    settings = objective.loss_settings
+    bare = replace(objective, loss_settings=replace(settings, level_weights=()))
+    return bare, settings.level_weights
 
-    def body(state, batch, seed):
+
+def with_numbers(bare, weights):
+    """The inverse of `without_numbers`; the weights may be traced."""
+    if not weights:
+        return bare
+    return replace(bare, loss_settings=replace(bare.loss_settings, level_weights=weights))
+
+
+@functools.cache
+def gradient_step(bare, mesh):
+    """(state, batch, numbers) -> (gradients, outcome, loss) on all devices, compiled once a loss."""
+
+    def body(state, batch, numbers):
+        seed, weights = numbers
+        objective = with_numbers(bare, weights)
         inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(sharding.DATA_AXIS))
         params = sharding.device_local(state.params, sharding.DATA_AXIS)
         loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
@@ -71,19 +95,27 @@ def gradient_step(objective, mesh):
 update_steps = {}
 
 
-def update_step(run):
-    """apply_gradients, compiled once for all rows with the same networks and optimizer."""
-    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), program.abstract_state(run))
-    key = str((shapes, run.config["optimizer"], run.config["ema"], run.total_steps))
-    if key not in update_steps:
-        update_steps[key] = jax.jit(
-            lambda state, grads, outcome: apply_gradients(state, grads, outcome=outcome, run=run)
-        )
-    return update_steps[key]
+def update(run, shapes, state, grads, outcome):
+    """apply_gradients, compiled once for all rows with the same networks and kind of optimizer."""
+    settings = fill(optimizers.OptimizerSettings, run.config["optimizer"])
+    numbers = dict.fromkeys(("base_lr", "final_lr", "epochs", "warmup_epochs", "weight_decay"), 0.0)
+    kind = replace(settings, **numbers, warmup_shape="")
+
+    def step(state, grads, outcome, lr, ema, weight_decay):
+        own = replace(settings, weight_decay=weight_decay)
+        optimizer = optimizers.create(own, state.params, lambda _: lr)
+        like = replace(run, optimizer=optimizer, lr=lambda _: lr, ema=lambda _: ema)
+        return apply_gradients(state, grads, outcome=outcome, run=like)
+
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    key = str(([(path, x.shape, x.dtype) for path, x in leaves], kind))
+    compiled = update_steps.setdefault(key, jax.jit(step))
+    k = jnp.asarray(state.step)
+    return compiled(state, grads, outcome, run.lr(k), run.ema(k), settings.weight_decay)
 
 
-def initial_state(run):
-    """A state of the right shapes without compiling an initialization for every row."""
+def initial_state(shapes):
+    """A state of these shapes without compiling an initialization for every row."""
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -95,8 +127,10 @@ def initial_state(run):
         fan_in = np.prod(x.shape[:-1])
         return (rng.normal(size=x.shape) * np.sqrt(2 / fan_in)).astype(x.dtype)
 
-    state = jax.tree_util.tree_map_with_path(leaf, program.abstract_state(run))
-    return state.replace(opt_state=run.optimizer.init(state.params))
+    state = jax.tree_util.tree_map_with_path(leaf, shapes)
+    # momenta and counts start at zero in every optimizer that there is
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.opt_state)
+    return state.replace(opt_state=zeros)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -104,6 +138,7 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row):
     mesh = sharding.make_mesh()
     assert mesh.size == 8
     run = program.build(small(row), mesh, images=64)
+    shapes = program.abstract_state(run)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8),
@@ -111,17 +146,19 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row):
         "label": rng.integers(0, 8, IMAGES).astype(np.int32),
     }
     batch = sharding.put_batch({k: batch[k] for k in run.objective.batch_fields}, mesh)
-    state = initial_state(run)
-    before = jax.tree.map(np.asarray, state.params)
+    state = initial_state(shapes)
+    before = state.params
+    bare, weights = without_numbers(run.objective)
+    step = gradient_step(bare, mesh)
     for k in range(2):
-        step = gradient_step(run.objective, mesh)
-        results = step(jax.device_get(state), batch, program.seed_argument(run))
+        results = step(state, batch, (program.seed_argument(run), weights))
         (grads, outcome), loss = jax.device_get(results)  # as numpy: one update step fits all rows
-        state, metrics = update_step(run)(state, grads, outcome._replace(metrics={}))
+        results = update(run, shapes, state, grads, outcome._replace(metrics={}))
+        state, metrics = jax.device_get(results)
         metrics = metrics | outcome.metrics | {"loss": loss}
         assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
         assert int(state.step) == k + 1
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     after = jax.tree.leaves(state.params)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), after, strict=True):
         keys = [key.key for key in path]

@@ -169,7 +169,8 @@ def test_a_batch_that_does_not_divide_says_what_would():
 
 def test_the_step_donates_its_state_and_never_recompiles(config):
     config.data.batch_size = 32
-    config.montage.levels = 2
+    config.data.image_size = config.data.canvas_size = 32
+    config.model.head_convs, config.montage.levels = 1, 2
     config.optimizer.micro_batches = 2
     mesh = sharding.make_mesh(jax.devices()[:2])
     run = program.build(config, mesh, images=64)
@@ -179,8 +180,8 @@ def test_the_step_donates_its_state_and_never_recompiles(config):
     state, batch = (
         program.new_state(run),
         {
-            "image": np.zeros((32, 64, 64, 3), np.uint8),
-            "extent": np.full((32, 2), 64, np.int32),
+            "image": np.zeros((32, 32, 32, 3), np.uint8),
+            "extent": np.full((32, 2), 32, np.int32),
         },
     )
     old = jax.tree.leaves(state)

@@ -14,7 +14,7 @@ from mcl_jax.faults import data, folders, runs, torture
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """The tests' smallest network; scripts/torture.py runs a larger one."""
-    smallest = ("model.backbone=resnet10", "montage.levels=1")
+    smallest = ("model.backbone=resnet10", "model.neck=c4", "montage.levels=1")
     smallest += (
         "data.image_size=32",
         "data.canvas_size=32",
@@ -73,7 +73,7 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
     config = tiny_config()
     config.data.split, config.data.batch_size, config.data.group_size = "train[:32]", 16, 4
     config.data.image_size = config.data.canvas_size = 32
-    config.model.head_convs, config.montage.levels = 1, 1
+    config.model.neck, config.model.head_convs, config.montage.levels = "c4", 1, 1
     # Small steps: rounding decides on which side of a ReLU's corner some of 100,000 values lie, and
     # one that changes sides changes the gradient by 1e-3.
     config.optimizer.name, config.optimizer.base_lr = "sgd", 0.005
