@@ -39,4 +39,12 @@ def test_one_run_says_whether_it_learned(tmp_path):
     text, learned = runs.learned(make(tmp_path / "a", 0, [3.0, 2.0], knn=0.25))
     assert learned and "10.0% untrained -> 25.0%" in text and "metrics.jsonl" in text
     text, learned = runs.learned(make(tmp_path / "b", 0, [2.0, 3.0]))
-    assert not learned and "not measured" in text
+    assert not learned and "not measured: the images have no labels" in text
+
+
+def test_a_run_that_measures_no_knn_is_not_said_to_lack_labels(tmp_path):
+    folder = make(tmp_path / "a", 0, [3.0, 2.0])
+    config = json.loads((folder / "config.json").read_text()) | {"knn": {"every_epochs": 0.0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    text, learned = runs.learned(folder)
+    assert learned and "not measured: knn.every_epochs is 0" in text and "labels" not in text

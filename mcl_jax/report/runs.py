@@ -41,7 +41,7 @@ def learned(workdir: Path) -> tuple[str, bool]:
         said.append(f"kNN        {knn[0]:.1%} untrained -> {knn[-1]:.1%} on held-out images")
         good = good and knn[-1] > knn[0]
     else:
-        said.append("kNN        not measured: the images have no labels (class sub-folders)")
+        said.append(f"kNN        not measured: {_why_no_knn(folder)}")
     for name, pattern in FILES.items():
         said += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
     return "\n".join(said), good
@@ -63,9 +63,7 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
         except UserError:
             missing.append(str(workdir))
             continue
-        path = workdir / "config.json"
-        there = storage.is_file(path)
-        configs[workdir] = dict(_flat(json.loads(storage.read(path)))) if there else {}
+        configs[workdir] = _config(workdir)
         rows[workdir] = _row(lines, losses, configs[workdir].get("data.batch_size"))
     if not rows:
         raise UserError(f"none of {', '.join(missing)} has a metrics.jsonl with losses")
@@ -82,6 +80,18 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
         for row in (header, *cells)
     ]
     return "\n".join([*lines, *(f"left out: {name} (no metrics)" for name in missing)])
+
+
+def _config(workdir: Place) -> dict[str, Any]:
+    """{key: value} of the run's configuration; {} where it was not written down."""
+    path = workdir / "config.json"
+    return dict(_flat(json.loads(storage.read(path)))) if storage.is_file(path) else {}
+
+
+def _why_no_knn(workdir: Place) -> str:
+    if _config(workdir).get("knn.every_epochs") == 0:
+        return "knn.every_epochs is 0"
+    return "the images have no labels (class sub-folders), or too few have"
 
 
 def _row(
