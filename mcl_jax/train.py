@@ -28,7 +28,7 @@ from mcl_jax.report.run_page import RunPage
 from mcl_jax.report.step_log import Callback, StepLog
 from mcl_jax.report.throughput import Throughput
 from mcl_jax.runtime import hosts, lease, memory, optional, provenance, storage
-from mcl_jax.runtime.checkpoint import Checkpointer
+from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
 from mcl_jax.runtime.preemption import Preempted, Preemption

@@ -15,6 +15,7 @@ from flax import struct
 from mcl_jax import train
 from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint, lease, log, machine, storage
+from mcl_jax.runtime.checkpointer import Checkpointer
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def restored(checkpointer):
 
 
 def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, capsys):
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         assert restored(checkpointer) is None
         committed = []
         checkpointer.before_commit = lambda: committed.append(steps(workdir))
@@ -147,7 +148,7 @@ def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, caps
     storage.write(folder / name, bytes(content))
     with pytest.raises(UserError, match="checkpoints/3 is damaged: the content of state/"):
         checkpoint.read(workdir)
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         assert steps(workdir) == [2, 3]
         assert restored(checkpointer) == 2
         said = capsys.readouterr().err
@@ -156,7 +157,7 @@ def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, caps
             "has changed" in json.loads(storage.read(workdir / "damaged_checkpoints/3"))["reason"]
         )
     assert storage.exists(folder / name)  # set aside where it is
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         assert restored(checkpointer) == 2
         assert storage.exists(folder / name)
         checkpointer.save(tree(3), {"config": {}})  # the run comes by again
@@ -166,7 +167,7 @@ def test_checkpoints_are_committed_sealed_and_the_newest_kept(gcs, workdir, caps
 
 def test_a_server_that_is_away_costs_no_older_checkpoint(gcs, workdir, capsys, monkeypatch):
     meta, tries = {"config": {}}, SimpleNamespace(sleep=lambda s: asyncio.sleep(s / 100))
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         for step in (1, 2):
             checkpointer.save(tree(step), meta)
             checkpointer.wait()

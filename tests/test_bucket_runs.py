@@ -15,7 +15,7 @@ import toy_run
 import mcl_jax
 from mcl_jax import train
 from mcl_jax.report import metrics, run_page, runs
-from mcl_jax.runtime import checkpoint, checkpoint_folders, lease, log, storage
+from mcl_jax.runtime import checkpoint, checkpoint_folders, checkpointer, lease, log, storage
 
 STEPS = 14
 
@@ -160,7 +160,7 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
 
     def die():  # while arrays are written and the loop goes on
         assert stepping.wait(60)
-        monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.3)
+        monkeypatch.setattr(checkpointer, "PATIENCE_S", 0.3)
         gcs.stop()
         dead.set()
 
@@ -169,7 +169,7 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
             stepping.set()
             assert dead.wait(60)
         if step == 11:
-            monkeypatch.setattr(checkpoint, "PATIENCE_S", 60.0)
+            monkeypatch.setattr(checkpointer, "PATIENCE_S", 60.0)
             gcs.start()
 
     moments = Moments(
@@ -206,7 +206,7 @@ def test_a_server_that_never_comes_back_ends_the_run_with_one_line_and_code_5(
         f"--config.optimizer.epochs={STEPS / 2}",
         "--config.log.keep_checkpoints=9",
         server=gcs.url,
-        constants={"runtime.checkpoint.PATIENCE_S": 2.0, "runtime.log.UPLOAD_S": 0.5},
+        constants={"runtime.checkpointer.PATIENCE_S": 2.0, "runtime.log.UPLOAD_S": 0.5},
         hurry=60.0,
     ).end()
     assert moments.all_came and code == 5 and "Traceback" not in text, text

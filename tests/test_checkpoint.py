@@ -11,6 +11,7 @@ from conftest import tiny_config
 from mcl_jax import program, sharding
 from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import checkpoint, storage
+from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.failed_saves import FailedSaves
 
 
@@ -40,7 +41,7 @@ def state(run):
 def workdir(run, state, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     meta = {"config": program.plain_config(run.config)}
-    with checkpoint.Checkpointer(folder, keep=2) as checkpointer:
+    with Checkpointer(folder, keep=2) as checkpointer:
         for step in (1, 2, 3):
             checkpointer.save(state.replace(step=np.int32(step)), meta)
     return folder
@@ -52,7 +53,7 @@ def same(a, b):
 
 def test_the_newest_are_kept_and_restored_bit_by_bit(run, state, workdir):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3"]
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         restored, meta = checkpointer.restore(program.abstract_state(run))
     assert same(restored, state.replace(step=np.int32(3)))
     assert meta["step"] == 3 and meta["config"]["model"]["width"] == 4
@@ -60,7 +61,7 @@ def test_the_newest_are_kept_and_restored_bit_by_bit(run, state, workdir):
 
 def test_another_number_of_devices_restores_the_same_values(state, workdir):
     run = make_run(devices=4)
-    with checkpoint.Checkpointer(workdir, keep=2) as checkpointer:
+    with Checkpointer(workdir, keep=2) as checkpointer:
         restored, _ = checkpointer.restore(program.abstract_state(run))
     assert same(restored, state.replace(step=np.int32(3)))
     leaf = jax.tree.leaves(restored.params)[0]
@@ -79,7 +80,7 @@ def test_read_gives_numpy_from_workdir_folder_or_step(state, workdir):
 def test_write_makes_a_resumable_workdir_and_refuses_to_overwrite(run, state, tmp_path):
     target = tmp_path / "imported"
     checkpoint.write(target, state.replace(step=np.int32(7)), {"config": {}})
-    with checkpoint.Checkpointer(target, keep=1) as checkpointer:
+    with Checkpointer(target, keep=1) as checkpointer:
         assert checkpointer.latest_step() == 7
     with pytest.raises(UserError, match="already holds checkpoints"):
         checkpoint.write(target, state, {"config": {}})
@@ -99,7 +100,7 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, workdir):
 def test_another_architecture_is_refused(workdir):
     other = make_run(width=8)
     with (
-        checkpoint.Checkpointer(workdir, keep=2) as checkpointer,
+        Checkpointer(workdir, keep=2) as checkpointer,
         pytest.raises(UserError, match="step 3 does not fit this config"),
     ):
         checkpointer.restore(program.abstract_state(other))
@@ -135,7 +136,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     harm(largest_file(copy / "checkpoints" / "3"))
     with pytest.raises(UserError, match=f"checkpoints/3 is damaged: .*{message}"):
         checkpoint.read(copy)
-    with checkpoint.Checkpointer(copy, keep=2) as checkpointer:
+    with Checkpointer(copy, keep=2) as checkpointer:
         restored, meta = checkpointer.restore(program.abstract_state(run))
         assert meta["step"] == 2 and same(restored, state.replace(step=np.int32(2)))
         said = capsys.readouterr().err
@@ -147,7 +148,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
         harm(largest_file(copy / "checkpoints" / step))
     for _ in range(2):  # also the second start must not begin anew
         with (
-            checkpoint.Checkpointer(copy, keep=2) as checkpointer,
+            Checkpointer(copy, keep=2) as checkpointer,
             pytest.raises(UserError, match=r"no checkpoint in .* is intact \(step 3: "),
         ):
             checkpointer.restore(program.abstract_state(run))
@@ -155,7 +156,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 
 
 def test_an_empty_folder_has_nothing_to_restore(run, tmp_path):
-    with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
         assert checkpointer.restore(program.abstract_state(run)) is None
 
 
@@ -163,7 +164,7 @@ def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, 
     meta = {"config": {}}
     folder = tmp_path / "checkpoints"  # in which threads of the failed save may still write
     files = lambda: sorted(p.name for p in folder.iterdir() if p.name.isdigit())  # noqa: E731
-    with checkpoint.Checkpointer(tmp_path, keep=3) as checkpointer:
+    with Checkpointer(tmp_path, keep=3) as checkpointer:
         checkpointer.save(state.replace(step=np.int32(1)), meta)
         checkpointer.wait()
         unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -190,9 +191,9 @@ def test_a_disk_that_is_full_costs_no_older_checkpoint(state, tmp_path, capsys, 
 
 
 def test_a_save_that_fails_at_once_is_not_waited_for(state, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PATIENCE_S", 1.0)
+    monkeypatch.setattr("mcl_jax.runtime.checkpointer.PATIENCE_S", 1.0)
     folder, aside = tmp_path / "checkpoints", tmp_path / "aside"
-    with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
         checkpointer.save(state.replace(step=np.int32(1)), {})
         checkpointer.wait()
         folder.rename(aside)
@@ -201,7 +202,7 @@ def test_a_save_that_fails_at_once_is_not_waited_for(state, tmp_path, capsys, mo
         folder.unlink()
         aside.rename(folder)
         checkpointer.save(state.replace(step=np.int32(3)), {})
-        monkeypatch.setattr(checkpoint, "PATIENCE_S", 60.0)
+        monkeypatch.setattr("mcl_jax.runtime.checkpointer.PATIENCE_S", 60.0)
         checkpointer.wait()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "the checkpoint of step 2 was not written" in said

@@ -21,6 +21,7 @@ from mcl_jax.convert.names.views import networks
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.runtime import checkpoint
+from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.state import TrainState
 
 R10 = Architecture("resnet10", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
@@ -184,7 +185,7 @@ def test_a_detector_trained_with_detectron2_comes_back_by_its_long_names(tmp_pat
 
 def test_averages_and_divisions_of_a_run(tmp_path, capsys):
     trees = jax.tree.map(jnp.asarray, random_state(R10, 0))
-    with checkpoint.Checkpointer(tmp_path / "run", keep=3) as checkpointer:
+    with Checkpointer(tmp_path / "run", keep=3) as checkpointer:
         for step in (1, 2):
             params = jax.tree.map(lambda x, k=step: x * k, trees["params"])
             state = TrainState(

@@ -31,6 +31,7 @@ from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
 from mcl_jax.runtime import checkpoint
+from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.settings.records import fill
 
 
@@ -137,7 +138,7 @@ def test_imported_checkpoint_is_what_training_resumes_from(tmp_path):
     state, meta, _ = authors.load(path, config, adopt=False)
     checkpoint.write(tmp_path / "run", state, meta)
     run = program.build(config, sharding.make_mesh(), images=5120)
-    with checkpoint.Checkpointer(tmp_path / "run", keep=1) as checkpointer:
+    with Checkpointer(tmp_path / "run", keep=1) as checkpointer:
         restored, restored_meta = checkpointer.restore(program.abstract_state(run))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert int(restored.step) == STEP and restored_meta["config"] == program.plain_config(config)

@@ -16,6 +16,7 @@ from mcl_jax import program, sharding
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.names import architectures
 from mcl_jax.runtime import checkpoint
+from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.renamed_keys import RENAMED, modern
 
 OLD = Path(__file__).parent / "data" / "run_0.1.0"
@@ -39,7 +40,7 @@ def test_the_run_goes_on_from_what_is_read(workdir):
     state, meta = checkpoint.read(workdir)
     config = ConfigDict(meta["config"])
     run = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
-    with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+    with Checkpointer(workdir, keep=1) as checkpointer:
         restored, _ = checkpointer.restore(program.abstract_state(run))
     assert int(restored.step) == 4 and run.total_steps == 4
     for own, read in zip(

@@ -91,7 +91,7 @@ def _config(workdir: Place) -> dict[str, Any]:
 def _why_no_knn(workdir: Place) -> str:
     if _config(workdir).get("knn.every_epochs") == 0:
         return "knn.every_epochs is 0"
-    return "the images have no labels (class sub-folders), or too few have"
+    return "the images have no labels (class sub-folders), or a split of them is empty"
 
 
 def _row(
