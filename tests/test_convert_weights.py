@@ -20,7 +20,7 @@ from mcl_jax.configs import base
 from mcl_jax.convert import imports
 from mcl_jax.convert.checks import detectron2_check
 from mcl_jax.convert.files import formats, weights
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 

@@ -71,5 +71,5 @@ def versus_torch(config) -> dict:
     check_backbone(config.model.backbone)
     architecture = architectures.from_config(program.plain_config(config))
     architectures.demand_resnet(architecture, "the authors' code")
-    names = authors.view(architecture, config.montage.levels).named
+    names = authors.layout(architecture, config.montage.levels).named
     return versus.compare(config, {n: e.source for n, e in names.items()}, STEPS.value)

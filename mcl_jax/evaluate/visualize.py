@@ -176,8 +176,8 @@ def between_levels(
         (v,), _ = encoder.apply(
             target, canvases[:n], spans[:1], sides=1, full=False, train=True, **mutable
         )
-        v = losses.normalize(v.reshape(n, -1))
-        return [losses.normalize(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
+        v = losses.unit_rows(v.reshape(n, -1))
+        return [losses.unit_rows(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
 
     return [np.asarray(x) for x in compute(online, predictor, target, jnp.concatenate(copies))]
 

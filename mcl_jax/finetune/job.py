@@ -13,7 +13,7 @@ from typing import Any
 
 from mcl_jax.errors import UserError
 from mcl_jax.finetune.names import EXPORT
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.settings import FinetuneSettings
 from mcl_jax.paths import output_folder
 
 RESULT, DETECTIONS, PICTURE = "result.json", "detections.json", "test_images.png"
@@ -43,7 +43,7 @@ class Job:
     train_images: Path
     test_json: Path
     test_images: Path
-    settings: Settings
+    settings: FinetuneSettings
     network: str | None = None
     parts: str | None = None
     device: str = "auto"

@@ -102,7 +102,7 @@ def build(task: Job, classes: int, read_weights: Reader) -> tuple[nn.Module, dic
     Raises:
       UserError: the weights do not fit.
     """
-    torch.manual_seed(schedule.torch_seed(task.settings.seed, schedule.Purpose.INIT, 0))
+    torch.manual_seed(schedule.torch_seed(task.settings.seed, schedule.Draw.INIT, 0))
     detector = networks.build(task.settings, classes)
     if task.weights is None:
         return detector, {"weights": "random"}, ["weights: random"]

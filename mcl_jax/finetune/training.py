@@ -18,8 +18,8 @@ from torch import nn
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import images, machine, networks, schedule
 from mcl_jax.finetune.job import Job
-from mcl_jax.finetune.schedule import Purpose
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.schedule import Draw
+from mcl_jax.finetune.settings import FinetuneSettings
 
 CHECKPOINT = "checkpoint.pth"
 
@@ -141,9 +141,9 @@ def train(run: Run, stream: images.Stream, task: Job, *, workers: int) -> bool:
     return True
 
 
-def take_step(run: Run, batch: list, settings: Settings, device: torch.device) -> float:
+def take_step(run: Run, batch: list, settings: FinetuneSettings, device: torch.device) -> float:
     """One step of SGD; returns the loss before it."""
-    torch.manual_seed(schedule.torch_seed(settings.seed, Purpose.STEP, run.step))
+    torch.manual_seed(schedule.torch_seed(settings.seed, Draw.STEP, run.step))
     lr = schedule.learning_rate(settings, run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -167,6 +167,6 @@ def take_step(run: Run, batch: list, settings: Settings, device: torch.device) -
     return value
 
 
-def start(detector: nn.Module, settings: Settings, identity: Mapping[str, Any]) -> Run:
+def start(detector: nn.Module, settings: FinetuneSettings, identity: Mapping[str, Any]) -> Run:
     """A run that has taken no step."""
     return Run(detector, networks.optimizer(detector, settings), identity)

@@ -115,7 +115,7 @@ def info_nce(
 
 def unit(features: Any) -> Any:
     """Every leaf [b, D] with rows of length 1 in float32."""
-    return jax.tree.map(losses.normalize, features)
+    return jax.tree.map(losses.unit_rows, features)
 
 
 def encode_queries(

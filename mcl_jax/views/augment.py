@@ -168,7 +168,7 @@ def finished(keys, planes, side, *, settings, image_size, stride):
     solarizes = _happens(keys[Draw.SOLARIZES], jnp.array(settings.solarize_prob)[side])
     planes = jnp.where(solarizes, color.solarize(planes, settings.solarize_threshold), planes)
 
-    return color.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
+    return color.standardize(planes, settings.mean, settings.std).transpose(0, 2, 1)
 
 
 def _happens(key, probability):

@@ -171,7 +171,7 @@ def training_view(
     box = augment.draw_box(box_key, extent, area=settings.area, aspect=settings.aspect)
     flip = jax.random.bernoulli(flip_key, settings.flip_prob)
     planes = resample.crop(canvas, box, flip, image_size=image_size)
-    return color.normalize(planes, mean, std).transpose(0, 2, 1)
+    return color.standardize(planes, mean, std).transpose(0, 2, 1)
 
 
 def _train_body(state, batch, *, features, view, lr, settings):
