@@ -44,14 +44,17 @@ FLOORS = (
         "mcl_jax",
     ),
 )
-INDOORS = ("convert", "commands", "api", "__main__")  # what may use converters and configurations
-OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
+# what may use converters and configurations
+INDOORS = ("convert", "configs", "commands", "api", "__main__")
+ABOVE = ("mcl_jax.convert", "mcl_jax.configs")
+OUTSIDE = ("convert", "configs", "scripts", "tests")  # not there once it is installed
 
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of everything that is installed."""
     found = {}
-    for folder, package in (("mcl_jax", "mcl_jax"), ("convert", "mcl_jax.convert")):
+    for folder in ("mcl_jax", "convert", "configs"):
+        package = "mcl_jax" if folder == "mcl_jax" else f"mcl_jax.{folder}"
         for path in (ROOT / folder).rglob("*.py"):
             inner = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join((package, *inner)).removesuffix(".__init__")] = path
@@ -92,9 +95,8 @@ def upward(module: str, path: Path) -> list[str]:
     wrong = []
     for name in imported(path):
         own = name in MODULES
-        leaves = module.partition(".")[2].partition(".")[0] not in INDOORS and name.startswith(
-            OUTSIDE
-        )
+        indoors = module.partition(".")[2].partition(".")[0] in INDOORS
+        leaves = name.partition(".")[0] in OUTSIDE or (not indoors and name.startswith(ABOVE))
         if leaves or (own and floor(name) < floor(module)):
             wrong.append(f"{module} imports {name}")
     return wrong
@@ -113,6 +115,8 @@ def test_an_import_that_goes_up_is_found(tmp_path):
     ) == ["mcl_jax.losses imports mcl_jax.runtime.hosts"]
     path.write_text("import mcl_jax.convert.export\nfrom configs import base\n")
     assert len(upward("mcl_jax.losses", path)) == 2
+    assert len(upward("mcl_jax.configs.demo", path)) == 2
+    assert upward("mcl_jax.commands.main", path) == ["mcl_jax.commands.main imports configs"]
 
 
 def test_every_package_is_installed():

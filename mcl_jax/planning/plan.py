@@ -60,8 +60,8 @@ def make(
       UserError: if the batch does not divide or the step does not fit, saying what would.
 
     Example:
-      >>> plan = make(base.get_config().to_dict(), topology.parse("v5e:16x16"), images=1_281_167)
-      >>> print(describe(plan))
+      plan = make(base.get_config().to_dict(), topology.parse("v5e:16x16"), images=1_281_167)
+      print(describe(plan))
     """
     devices = topology.mesh_devices(where)
     chip, cores = topology.chip_of(where, devices), topology.cores_per_chip(devices)

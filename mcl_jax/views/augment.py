@@ -82,9 +82,9 @@ def views(key, canvas, extent, settings, *, image_size, strides):
       image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
 
     Example:
-      >>> settings = fill(AugmentSettings, config.augment)
-      >>> key = jax.random.key(0)
-      >>> (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
+      settings = fill(AugmentSettings, config.augment)
+      key = jax.random.key(0)
+      (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
     """
 
     counts = (len(canvas), len(settings.blur_prob), len(strides))

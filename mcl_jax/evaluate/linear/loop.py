@@ -60,9 +60,9 @@ def run(
       UserError: if the folder holds another evaluation, or too many images cannot be read.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> backbone = evaluation.frozen_backbone(state)
-      >>> run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
+      state, meta = checkpoint.read("runs/mcl")
+      backbone = evaluation.frozen_backbone(state)
+      run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
     """
     output = storage.absolute(output)
     storage.reachable(output)
