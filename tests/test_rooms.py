@@ -1,6 +1,7 @@
 """Which room may import which: downwards only, and never out of the library."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,11 @@ def test_every_package_is_installed():
     assert sorted(listed) == sorted(
         name if name.startswith("mcl_jax") else f"mcl_jax.{name}" for name in names
     )
+
+
+def test_docs_design_places_every_room_and_every_module_of_the_hall():
+    section = (ROOT / "docs/design.md").read_text().partition("## 2. ")[2].partition("\nWords ")[0]
+    inside = {path.stem for path in (ROOT / "mcl_jax").glob("*.py") if path.stem[0] != "_"}
+    inside |= {f"{path.parent.name}/" for path in (ROOT / "mcl_jax").glob("*/__init__.py")}
+    missing = [name for name in sorted(inside) if not re.search(rf"\b{name}(?:\b|`)", section)]
+    assert missing == []
