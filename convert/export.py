@@ -145,8 +145,8 @@ def export(
         array, a failed check.
 
     Example:
-      >>> state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
-      >>> export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
+      state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
+      export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
     """
     a = architectures.from_config(meta["config"])
     part_names = chosen_parts(target, parts, meta["config"])

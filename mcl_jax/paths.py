@@ -23,7 +23,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path for messages, pages and files: bytes that are no UTF-8 become replacement characters.
+    r"""A path for messages, pages and files: bytes that are no UTF-8 become replacement characters.
 
     Example:
       >>> shown(os.fsdecode(b"caf\xe9.jpg"))
@@ -112,8 +112,7 @@ def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
         the path and what is wrong with it.
 
     Example:
-      >>> existing_folder("~/photos", "--folder")
-      '/home/ada/photos'
+      existing_folder("~/photos", "--folder")  # '/home/ada/photos'
     """
     whole = expanded(path, name)
     if is_bucket(whole):

@@ -14,7 +14,7 @@ import numpy as np
 
 import mcl_jax
 from mcl_jax import paths, program, sharding
-from mcl_jax.data import loader_settings, pipeline
+from mcl_jax.data import folder, loader_settings, pipeline
 from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
@@ -79,6 +79,7 @@ def pretrain(
     door.check(config)
     writers.demand_installed(tuple(config["log"]["writers"]))
     workdir = storage.absolute(paths.output_folder(workdir, "workdir"))
+    folder.demand_apart(config["data"]["dataset"], workdir)
     writers.demand_place(tuple(config["log"]["writers"]), workdir)
     storage.reachable(workdir)
     optional.begin()

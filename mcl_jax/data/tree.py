@@ -18,8 +18,11 @@ def list_images(root: str) -> tuple[list[str], Tally]:
     folders = [(root, "")]
     while folders:
         folder, path = folders.pop()
-        inner = []
-        for entry in _entries(folder, path, others, seen):
+        inner, entries = [], _entries(folder, path, others, seen)
+        if path and _is_of_run({entry.name for entry in entries}):
+            others.add("folder of a run", path)
+            continue
+        for entry in entries:
             name = f"{path}/{entry.name}" if path else entry.name
             if _is_folder(entry):
                 if kind := system_file(entry.name):
@@ -32,6 +35,11 @@ def list_images(root: str) -> tuple[list[str], Tally]:
                 found.append(name)
         folders += reversed(inner)
     return sorted(found, key=os.fsencode), others
+
+
+def _is_of_run(names: set[str]) -> bool:
+    """Whether a folder that holds these names is the workdir of a run, whose pictures are no images."""
+    return "config.json" in names and not names.isdisjoint({"checkpoints", "owner"})
 
 
 def _entries(

@@ -241,9 +241,9 @@ def classify(
     Every process passes the same arrays and gets the whole answer; other arguments: see `measure`.
 
     Example:
-      >>> classify(
-      ...     bank, bank_labels, queries, neighbors=20, temperature=0.07, mesh=make_mesh(), chunk=512
-      ... )
+      classify(
+          bank, bank_labels, queries, neighbors=20, temperature=0.07, mesh=make_mesh(), chunk=512
+      )
     """
     rows = place(queries, np.zeros(len(queries)), mesh)
     placed = place(bank, bank_labels, mesh)

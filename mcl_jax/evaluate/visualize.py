@@ -104,9 +104,9 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
       images: at least one.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> images = load([Path("photos")], meta["config"], count=8)
-      >>> look(state, meta["config"], images).maps["P5"].shape
+      state, meta = checkpoint.read("runs/mcl")
+      images = load([Path("photos")], meta["config"], count=8)
+      look(state, meta["config"], images).maps["P5"].shape
     """
     encoder = encoder_of(config)
     params, stats = (read_parts(state.get(part)) for part in ("params", "batch_stats"))

@@ -123,7 +123,7 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
       say: receives lines for the user.
 
     Returns:
-      What result.json holds; None where a stop was asked for, or with `task.check`.
+      What result.json holds; None where a stop was asked for, or if the task is only to check.
 
     Raises:
       UserError: for every mistake that the user can mend.

@@ -4,7 +4,7 @@ A *norm group* is what is normalized together, apart from the rest of the batch.
 
 Shapes: x [N, ..., C]; N is the sum of the norm groups' sizes; G norm groups; C channels.
 
-Why not flax's: the method needs torch's unbiased running variance (design section 3: exactness on
+Why not flax's: the method needs torch's unbiased running variance (design section 3; it tells on
 small batches), statistics of each montage side (and, in the shared head, of each level) on their
 own although all of them run as one batch, one all-reduce per call and direction instead of one per
 group and moment, and as few passes over memory as there can be: a step on a TPU is bound by them.

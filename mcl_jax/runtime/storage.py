@@ -32,8 +32,7 @@ def locate(path: str | os.PathLike) -> Place:
     """What a user calls a folder or file, as a path that the functions here take.
 
     Example:
-      >>> locate("gs://bucket/run") / "card.html"
-      PosixGPath('gs://bucket/run/card.html')
+      locate("gs://bucket/run") / "card.html"  # an epath.Path
 
     Raises:
       UserError: for a URL that is no gs:// one, and without gcsfs for one that is.

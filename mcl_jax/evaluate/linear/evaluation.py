@@ -1,4 +1,4 @@
-"""Linear evaluation of a frozen backbone (paper appendix B, design section 3).
+"""Linear evaluation of a frozen backbone (paper appendix B).
 
 Shapes: b images of this device, B of all; canvas side C, image side H in px; F channels of res5;
 L learning rates, one classifier each (see classifier.py).
