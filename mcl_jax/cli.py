@@ -31,9 +31,21 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}; {self.prog} --help tells more")
 
 
+class ConfigFiles(flags.ArgumentParser):
+    """Loads --config as the library does; ml_collections itself cuts a path at its first colon."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return files.read(argument).lock()
+
+    def flag_type(self) -> str:
+        return "config object"
+
+
 def define_config() -> flags.FlagHolder:
     """The `--config FILE` flag with `--config.key=value` overrides."""
-    return config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+    holder = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+    flags.FLAGS["config"].parser = ConfigFiles()
+    return holder
 
 
 def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
@@ -42,10 +54,8 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
         if required:
             fail("--config FILE is missing, e.g. --config demo")
         return None
-    files.demand_loaded(flag.value, _config_file(sys.argv))
-    config = flag.value.lock()
-    door.check(config)
-    return config
+    door.check(flag.value)
+    return flag.value
 
 
 def config_arguments(arguments: Sequence[str]) -> list[str]:
@@ -118,8 +128,6 @@ class PlainHandler(logging.Handler):
     """`warning: message` on stderr, as errors are told; absl begins with time, thread and file."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "ml_collections" in record.pathname:
-            return  # of configurations, whose mistakes are told as errors
         with contextlib.suppress(OSError):  # a log on a full disk must not end a run
             print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
 
@@ -217,12 +225,10 @@ def _check_override(key: str) -> None:
 
 def _mistake(error: Exception, argv: Sequence[str], overrides: Mapping[str, str]) -> str:
     """What ml_collections' or absl's exception means, in one line."""
-    if name := _config_file(argv):
-        try:
-            files.read(name)  # is it the file?
-        except UserError as its_own:
-            return str(its_own)
-    told = str(error)
+    for raised in files.chain(error):  # absl wraps what a config file raises
+        if isinstance(raised, UserError):
+            return str(raised)
+    told, name = str(error), _config_file(argv)
     for key, value in overrides.items():
         if any(part in told for part in (key, *(f"'{x}'" for x in key.split(".")))):
             if key in KEYS:

@@ -85,6 +85,23 @@ def expanded(path: str | os.PathLike, name: str) -> str:
     return whole
 
 
+def split_argument(text: str) -> tuple[str, str | None]:
+    """(FILE, ARGUMENT) of FILE:ARGUMENT; None without one. FILE itself may hold colons.
+
+    Example:
+      >>> split_argument("18:30/own.py:c4,loss=b")
+      ('18:30/own.py', 'c4,loss=b')
+    """
+    ends = [match.start() for match in re.finditer("(?=:)|$", text)]
+    for end in reversed(ends):
+        if os.path.isfile(os.path.expanduser(text[:end])):
+            break
+    else:  # there is no such file: which one was meant?
+        suffix = re.match(r".*?\.py(?=:|$)", text, re.DOTALL)
+        end = suffix.end() if suffix else ends[0]
+    return text[:end], text[end + 1 :] if end < len(text) else None
+
+
 def existing_file(path: str | os.PathLike, name: str, hint: str = "") -> str:
     """A file that can be read; arguments and errors as `existing_folder`."""
     whole = expanded(path, name)

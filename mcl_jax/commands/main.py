@@ -77,8 +77,10 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if argument == "--":
             break
-        if name == "--config" and equals:
-            found[place] = f"--config={path_of(value)}"
-        elif argument == "--config" and place + 1 < len(arguments):
+        if name not in ("--config", "-config"):
+            continue
+        if equals:
+            found[place] = f"{name}={path_of(value)}"
+        elif place + 1 < len(arguments):
             found[place + 1] = path_of(arguments[place + 1])
     return found
