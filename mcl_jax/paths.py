@@ -141,8 +141,12 @@ def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
     return whole
 
 
-def output_folder(path: str | os.PathLike, name: str) -> str:
+def output_folder(path: str | os.PathLike, name: str, hint: str = "give a folder") -> str:
     """A folder to write to: it is there, or it can be made. Nothing is made yet.
+
+    Args:
+      path, name: see `existing_folder`.
+      hint: what would be right, if it is a file.
 
     Raises:
       UserError: a file is in the way, or the place may not be written to.
@@ -153,9 +157,9 @@ def output_folder(path: str | os.PathLike, name: str) -> str:
     _demand_native(whole, name)
     there = _nearest(whole, name)
     if not os.path.isdir(there):
-        own = there == os.path.abspath(whole)
-        what = "is a file; give a folder" if own else f"cannot be made: {_quoted(there)} is a file"
-        raise _refused(name, whole, what)
+        if there == os.path.abspath(whole):
+            raise _refused(name, whole, "is a file", hint)
+        raise _refused(name, whole, f"cannot be made: {_quoted(there)} is a file")
     _demand_writable(whole, there, name)
     return whole
 
