@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from mcl_jax import exit_codes, path_flags
+from mcl_jax import environment, exit_codes, path_flags
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
@@ -144,7 +143,7 @@ def plain_log() -> None:
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    """What a user can mend, the environment too, ends the program with one line and its code."""
     path_flags.take_any_text()
     try:
         yield
@@ -153,8 +152,8 @@ def mistakes_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
-    except (AssertionError, RuntimeError, MemoryError) as error:
-        if (message := memory_mistake(error) or platform_mistake()) is None:
+    except (AssertionError, RuntimeError, MemoryError, ValueError) as error:
+        if (message := memory_mistake(error) or environment.mistake(error)) is None:
             raise
         fail(message)
 
@@ -167,25 +166,6 @@ def memory_mistake(error: Exception) -> str | None:
     asked = _ASKED.search(told)
     amount = f": {asked[1]} were asked for at once" if asked else ""
     return f"out of memory{amount}. A smaller batch or smaller images need less"
-
-
-def platform_mistake() -> str | None:
-    """One line about a $JAX_PLATFORMS for which JAX finds no device; None if it finds one."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    if not wanted or "jax" not in sys.modules:
-        return None
-    import jax
-
-    try:
-        jax.devices()
-        return None
-    except (AssertionError, RuntimeError):  # which one depends on what is installed
-        jax.config.update("jax_platforms", None)
-    there = sorted({device.platform for device in jax.devices()} | {"cpu"})
-    return (
-        f"JAX_PLATFORMS is {wanted!r}, but there is no such device here; there are "
-        f"{', '.join(there)}. Set it to one of them, or leave it unset"
-    )
 
 
 def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
