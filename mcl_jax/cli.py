@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from mcl_jax import exit_codes, path_flags
+from mcl_jax import environment, exit_codes, path_flags
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
@@ -31,9 +30,21 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}; {self.prog} --help tells more")
 
 
+class ConfigFiles(flags.ArgumentParser):
+    """Loads --config as the library does; ml_collections itself cuts a path at its first colon."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return files.read(argument).lock()
+
+    def flag_type(self) -> str:
+        return "config object"
+
+
 def define_config() -> flags.FlagHolder:
     """The `--config FILE` flag with `--config.key=value` overrides."""
-    return config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+    holder = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py")
+    flags.FLAGS["config"].parser = ConfigFiles()
+    return holder
 
 
 def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
@@ -42,10 +53,8 @@ def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | Non
         if required:
             fail("--config FILE is missing, e.g. --config demo")
         return None
-    files.demand_loaded(flag.value, _config_file(sys.argv))
-    config = flag.value.lock()
-    door.check(config)
-    return config
+    door.check(flag.value)
+    return flag.value
 
 
 def config_arguments(arguments: Sequence[str]) -> list[str]:
@@ -118,8 +127,6 @@ class PlainHandler(logging.Handler):
     """`warning: message` on stderr, as errors are told; absl begins with time, thread and file."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "ml_collections" in record.pathname:
-            return  # of configurations, whose mistakes are told as errors
         with contextlib.suppress(OSError):  # a log on a full disk must not end a run
             print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
 
@@ -136,7 +143,7 @@ def plain_log() -> None:
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """A UserError, or a platform that is not here, ends the program with one line and code 2."""
+    """What a user can mend, the environment too, ends the program with one line and its code."""
     path_flags.take_any_text()
     try:
         yield
@@ -145,8 +152,8 @@ def mistakes_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
-    except (AssertionError, RuntimeError, MemoryError) as error:
-        if (message := memory_mistake(error) or platform_mistake()) is None:
+    except (AssertionError, RuntimeError, MemoryError, ValueError) as error:
+        if (message := memory_mistake(error) or environment.mistake(error)) is None:
             raise
         fail(message)
 
@@ -159,25 +166,6 @@ def memory_mistake(error: Exception) -> str | None:
     asked = _ASKED.search(told)
     amount = f": {asked[1]} were asked for at once" if asked else ""
     return f"out of memory{amount}. A smaller batch or smaller images need less"
-
-
-def platform_mistake() -> str | None:
-    """One line about a $JAX_PLATFORMS for which JAX finds no device; None if it finds one."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    if not wanted or "jax" not in sys.modules:
-        return None
-    import jax
-
-    try:
-        jax.devices()
-        return None
-    except (AssertionError, RuntimeError):  # which one depends on what is installed
-        jax.config.update("jax_platforms", None)
-    there = sorted({device.platform for device in jax.devices()} | {"cpu"})
-    return (
-        f"JAX_PLATFORMS is {wanted!r}, but there is no such device here; there are "
-        f"{', '.join(there)}. Set it to one of them, or leave it unset"
-    )
 
 
 def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
@@ -217,12 +205,10 @@ def _check_override(key: str) -> None:
 
 def _mistake(error: Exception, argv: Sequence[str], overrides: Mapping[str, str]) -> str:
     """What ml_collections' or absl's exception means, in one line."""
-    if name := _config_file(argv):
-        try:
-            files.read(name)  # is it the file?
-        except UserError as its_own:
-            return str(its_own)
-    told = str(error)
+    for raised in files.chain(error):  # absl wraps what a config file raises
+        if isinstance(raised, UserError):
+            return str(raised)
+    told, name = str(error), _config_file(argv)
     for key, value in overrides.items():
         if any(part in told for part in (key, *(f"'{x}'" for x in key.split(".")))):
             if key in KEYS:

@@ -85,6 +85,23 @@ def expanded(path: str | os.PathLike, name: str) -> str:
     return whole
 
 
+def split_argument(text: str) -> tuple[str, str | None]:
+    """(FILE, ARGUMENT) of FILE:ARGUMENT; None without one. FILE itself may hold colons.
+
+    Example:
+      >>> split_argument("18:30/own.py:c4,loss=b")
+      ('18:30/own.py', 'c4,loss=b')
+    """
+    ends = [match.start() for match in re.finditer("(?=:)|$", text)]
+    for end in reversed(ends):
+        if os.path.isfile(os.path.expanduser(text[:end])):
+            break
+    else:  # there is no such file: which one was meant?
+        suffix = re.match(r".*?\.py(?=:|$)", text, re.DOTALL)
+        end = suffix.end() if suffix else ends[0]
+    return text[:end], text[end + 1 :] if end < len(text) else None
+
+
 def existing_file(path: str | os.PathLike, name: str, hint: str = "") -> str:
     """A file that can be read; arguments and errors as `existing_folder`."""
     whole = expanded(path, name)
@@ -123,8 +140,12 @@ def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
     return whole
 
 
-def output_folder(path: str | os.PathLike, name: str) -> str:
+def output_folder(path: str | os.PathLike, name: str, hint: str = "give a folder") -> str:
     """A folder to write to: it is there, or it can be made. Nothing is made yet.
+
+    Args:
+      path, name: see `existing_folder`.
+      hint: what would be right, if it is a file.
 
     Raises:
       UserError: a file is in the way, or the place may not be written to.
@@ -135,9 +156,9 @@ def output_folder(path: str | os.PathLike, name: str) -> str:
     _demand_native(whole, name)
     there = _nearest(whole, name)
     if not os.path.isdir(there):
-        own = there == os.path.abspath(whole)
-        what = "is a file; give a folder" if own else f"cannot be made: {_quoted(there)} is a file"
-        raise _refused(name, whole, what)
+        if there == os.path.abspath(whole):
+            raise _refused(name, whole, "is a file", hint)
+        raise _refused(name, whole, f"cannot be made: {_quoted(there)} is a file")
     _demand_writable(whole, there, name)
     return whole
 

@@ -27,7 +27,7 @@ from mcl_jax.report.progress import Bar
 from mcl_jax.report.run_page import RunPage
 from mcl_jax.report.step_log import Callback, StepLog
 from mcl_jax.report.throughput import Throughput
-from mcl_jax.runtime import hosts, lease, memory, optional, provenance, storage
+from mcl_jax.runtime import hosts, lease, memory, optional, own_names, provenance, storage
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.health import HealthCheck
@@ -78,10 +78,9 @@ def pretrain(
     started = time.monotonic()
     door.check(config)
     writers.demand_installed(tuple(config["log"]["writers"]))
-    workdir = storage.absolute(paths.output_folder(workdir, "workdir"))
+    workdir = storage.absolute(_usable(workdir, "workdir"))
     folder.demand_apart(config["data"]["dataset"], workdir)
     writers.demand_place(tuple(config["log"]["writers"]), workdir)
-    storage.reachable(workdir)
     optional.begin()
     first_process = jax.process_index() == 0
     with (
@@ -290,6 +289,11 @@ def check_workdir(workdir: str | None) -> storage.Place:
     """The --workdir flag as a usable folder; UserError otherwise."""
     if not workdir:
         raise UserError("--workdir FOLDER is missing: where checkpoints and pictures go")
-    place = storage.locate(paths.output_folder(workdir, "--workdir"))
+    return _usable(workdir, "--workdir")
+
+
+def _usable(workdir: str | os.PathLike, name: str) -> storage.Place:
+    place = storage.locate(paths.output_folder(workdir, name))
     storage.reachable(place)
+    own_names.demand_usable(place)
     return place

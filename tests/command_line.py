@@ -17,7 +17,6 @@ def forget() -> None:
             sys.modules.pop(name, None)
     for name in [n for n in flags.FLAGS if n.startswith("config.")]:
         delattr(flags.FLAGS, name)
-    sys.modules.pop("config_config", None)
 
 
 def run(*words: object) -> int:

@@ -232,6 +232,10 @@ def test_a_run_ends_after_three_failures_in_a_row_and_those_of_one_outage_count_
         CannotSave, match="3 checkpoints in a row .* newest is of step 8. Make room"
     ):
         failed.demand_hope(newest=8)
+    with pytest.raises(CannotSave, match="could not be written, see above; there is none. Make"):
+        failed.demand_hope(newest=None)
+    with pytest.raises(CannotSave, match="14 was not written, see above; there is none. Make room"):
+        failed.demand_last(newest=None)
     failed.demand_last(newest=16)
     with pytest.raises(CannotSave, match="of step 14 was not written, .* newest is of step 8"):
         failed.demand_last(newest=8)

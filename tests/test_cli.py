@@ -13,13 +13,10 @@ import pytest
 from absl import flags
 
 from mcl_jax import cli, exit_codes
-from mcl_jax.configs import base
+from mcl_jax.configs import base, path_of
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
-
-# ml_collections' own way to run a file
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 REPO = Path(__file__).resolve().parent.parent
 DEMO = f"--config={REPO / 'configs/demo.py'}"
@@ -30,7 +27,6 @@ def parsed(*arguments):
     known = flags.FLAGS
     for name in [name for name in known if name == "config" or name.startswith("config.")]:
         delattr(known, name)
-    sys.modules.pop("config_config", None)  # ml_collections runs a file into the module of the last
     before, sys.argv = sys.argv, ["script", *arguments]
     code, config, errors = 0, None, io.StringIO()
     flag, handler = cli.define_config(), cli.PlainHandler()
@@ -118,6 +114,15 @@ HEAD = "from mcl_jax.configs import base\ndef get_config():\n  c = base.get_conf
         ("def get_config():\n  open('/nowhere')\n", "FILE, line 2: FileNotFoundError: [Errno 2]"),
         (f"{HEAD}  c.data.batch_size = 'a'\n  return c\n", "FILE, line 4: TypeError: Could not"),
         (f"{HEAD}  c.data = 3\n  return c\n", "FILE, line 4: TypeError: Could not override"),
+        (
+            "import sys\nsys.exit(7)\n",
+            "FILE, line 2: SystemExit: it ends the program (7); a configuration may not",
+        ),
+        (
+            "def get_config():\n  raise SystemExit\n",
+            "FILE, line 2: SystemExit: it ends the program",
+        ),
+        ("def get_config():\n  raise GeneratorExit\n", "FILE, line 2: GeneratorExit:"),
         ("\0", "FILE cannot be loaded: source code string cannot contain null bytes"),
     ],
 )
@@ -142,12 +147,63 @@ def test_a_wrong_value_in_a_config_file_is_refused_at_the_door(tmp_path):
     assert str(caught.value) == message
 
 
-def test_config_files_that_are_not_there(tmp_path):
-    assert "nofile.py cannot be loaded: there is no such file" in error_of("--config=nofile.py")
-    assert "it is a folder; give a Python file" in error_of(f"--config={tmp_path}")
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nofile.py", "--config 'nofile.py' does not exist; give a Python file with a function"),
+        ("a:b/own.py", "--config 'a:b/own.py' does not exist"),
+        ("own.py:words", "--config 'own.py' does not exist"),
+        (".", "--config '.' is a folder, not a file; give a Python file"),
+        ("/dev/null", "--config '/dev/null' is no file that can be read twice"),
+        ("gs://bucket/own.py", "--config gs://bucket/own.py lies in a bucket; copy it"),
+        ("https://host/own.py", "--config 'https://host/own.py' is a URL"),
+        ("", "--config is empty; give a path"),
+        ("~nobody-of-this-name/own.py", "starts with '~', but there is no such home folder"),
+    ],
+)
+def test_config_files_that_are_not_there(name, message):
+    assert message in error_of(f"--config={name}")
+    with pytest.raises(UserError) as caught:
+        files.load(name)
+    assert message in str(caught.value)
+
+
+def test_config_files_that_cannot_be_used():
     assert error_of().startswith("--config FILE is missing")
     assert "takes 0 positional arguments" in error_of(f"{DEMO}:words")
     assert error_of(f"--config={REPO}/configs/mcl.py:detko").startswith("unknown word 'detko'")
+
+
+def test_config_files_are_found_behind_home_folders_colons_and_other_suffixes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mcl:18:30").mkdir()
+    for name in ("own.py", "mcl:18:30/own.py", "own.config"):
+        text = HEAD.replace("()", "(seed='1')", 1) + "  c.seed = int(seed)\n  return c\n"
+        Path(name).write_text(text)
+    for name in ("~/own.py", "own.config", "mcl:18:30/own.py", str(tmp_path / "mcl:18:30/own.py")):
+        assert path_of(name) == name
+        for whole, seed in ((name, 1), (f"{name}:7", 7)):
+            code, config, errors = parsed(f"--config={whole}")
+            assert (code, errors) == (0, "") and config.seed == files.load(whole).seed == seed
+
+
+def test_what_a_config_file_does_to_the_process_is_undone(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import os, sys\nfrom absl import flags\nprint('hello')\nos.chdir('/')\n"
+        f"sys.argv[1:] = ['x']\nsys.argv = []\n{HEAD}  return c\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.argv)
+    files.load("own.py")
+    assert (os.getcwd(), sys.argv) == (str(tmp_path), before)
+    assert capsys.readouterr() == ("", "hello\n")  # stdout is the command's
+    path.write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        files.load("own.py")
 
 
 def test_arguments_of_config_files_are_the_same_for_both_loaders():

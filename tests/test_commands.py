@@ -195,6 +195,10 @@ def test_short_names_of_configurations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("")  # a file of the user's comes first
     assert path_of("demo") == "demo"
+    (tmp_path / "mcl").mkdir()  # a folder is no configuration
+    (tmp_path / "dmo").mkdir()
+    assert path_of("mcl:c4") == f"{REPO}/configs/mcl.py:c4" and path_of("dmo") == "dmo"
+    assert main._with_config_files(["-config", "mcl"]) == ["-config", f"{REPO}/configs/mcl.py"]
 
 
 def test_completion_offers_commands_flags_and_groups():

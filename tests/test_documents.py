@@ -17,9 +17,6 @@ from mcl_jax.convert.finetuning.task import parse as flags_of_detectron2
 from mcl_jax.finetune.flags import parse as flags_of_torchvision
 from mcl_jax.settings import door
 
-# ml_collections' own way to run a file
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 DOCUMENTS = ["README.md", "configs/README.md", *(f"docs/{p.name}" for p in REPO.glob("docs/*.md"))]
 PARSERS = {"finetune_torchvision": flags_of_torchvision, "finetune_detectron2": flags_of_detectron2}
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import command_line
 import pytest
 from conftest import QUICK_COMPILE
 
@@ -145,8 +146,41 @@ def wait_for(condition, job):
         ((None, 2, 0), "belong together"),
         (("localhost:1", 2, 2), "--process 2 is not one of 0..1"),
         ((None, None, None), "cannot join the job"),
+        *(
+            ((address, 2, 0), "is not HOST:PORT with a port from 1 to 65535, e.g. ")
+            for address in (
+                *("", "nohost", "host:", ":1234", "host:0", "host:65536", "host:-1", "host:1e3"),
+                *("http://host:80", "fd00::1:1234", "a host:1", "host:1\n", "host:" + "9" * 5000),
+            )
+        ),
     ],
 )
 def test_wrong_jobs_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        hosts.join(*arguments, 10)
+        hosts.join(*arguments, lost_after_s=10)
+
+
+def test_a_scheduler_s_odd_variables_are_one_line(monkeypatch):
+    for name, value in (("JOB_ID", "1"), ("STEP_NODELIST", ""), ("NTASKS", "x"), ("PROCID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="cannot join the job: .* --coordinator HOST:PORT"):
+        hosts.join()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pretrain", "--config=demo", "--processes=2"),  # which would train as one
+        ("pretrain", "--config=demo", "--process=0"),
+        ("pretrain", "--config=demo", "--coordinator="),
+        ("pretrain", "--config=demo", "--distributed"),
+        ("linear", "--output=o", "--distributed"),
+        ("svm", "--distributed"),
+    ],
+)
+def test_commands_refuse_wrong_jobs_in_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.run(*words, "--workdir=w") == exit_codes.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot join the job") or "give all or none" in line
+    assert not list(tmp_path.iterdir())

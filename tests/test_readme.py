@@ -27,9 +27,6 @@ from test_prepare_imagenet import imagenet  # noqa: F401
 import mcl_jax
 from mcl_jax.data.scenes import builder
 
-# ml_collections' own way to run a file
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 SMALL = {
     "data.batch_size": 16,
     "data.image_size": 32,

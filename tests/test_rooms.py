@@ -33,7 +33,7 @@ FLOORS = (
     ("mcl_jax.objectives",),
     ("mcl_jax.runtime", "mcl_jax.report", "mcl_jax.models", "mcl_jax.views", "mcl_jax.data"),
     ("mcl_jax.montage", "mcl_jax.losses", "mcl_jax.state", "mcl_jax.sharding", "mcl_jax.keys"),
-    ("mcl_jax.cli", "mcl_jax.path_flags", "mcl_jax.runtime.optional"),
+    ("mcl_jax.cli", "mcl_jax.path_flags", "mcl_jax.environment", "mcl_jax.runtime.optional"),
     ("mcl_jax.settings",),
     # what names and records mean, without any library
     (

@@ -17,6 +17,7 @@ from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
 from mcl_jax.faults.runs import SMALL, STEPS, losses
 from mcl_jax.report import metrics
+from mcl_jax.runtime import own_names
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -92,6 +93,8 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
     for name in ("montage.png", "curves.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
+    for path in workdir.iterdir():  # what is looked at before a run
+        assert path.name in (own_names.FOLDERS if path.is_dir() else own_names.FILES)
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 10, 12]
     assert "images/s" in messages and "broken.jpg" in messages and "\r" not in messages
@@ -119,9 +122,13 @@ def test_mistakes_are_one_line_and_exit_2(images, environment, tmp_path, extra, 
         check=False,
     )
     assert run.returncode == 2, run.stderr
-    last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
+    lines = run.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert errors == lines[-1:] and message in errors[0], run.stderr
     assert "Traceback" not in run.stderr
+    if message != "broken.jpg":  # which is found by reading it, while the run goes on
+        assert not list(tmp_path.iterdir()), "something is left"
+    assert not (tmp_path / "w" / "owner").exists()
 
 
 @pytest.fixture

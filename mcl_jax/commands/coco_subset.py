@@ -12,6 +12,7 @@ from mcl_jax import cli, paths
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
 
+COMPILES = False
 PERCENTS = (1, 2, 5, 10)
 
 

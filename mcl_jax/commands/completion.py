@@ -33,6 +33,7 @@ ZSH = """_mcl_jax() {
 }
 compdef _mcl_jax mcl-jax
 """
+COMPILES = False  # asked at every Tab
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 

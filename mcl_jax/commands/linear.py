@@ -26,7 +26,7 @@ OVERRIDES = {
     ("linear", "schedule"): flags.DEFINE_string("schedule", None, "cosine | constant"),
 }
 LRS = flags.DEFINE_list("lrs", None, "learning rates at the start, one classifier each: 1,10,30")
-PROCESSES = flags.DEFINE_bool("distributed", False, "several hosts: jax.distributed.initialize()")
+PROCESSES = flags.DEFINE_bool("distributed", False, "one process of several that form a job")
 
 
 def main(_: Sequence[str]) -> int:
@@ -39,10 +39,10 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation as linear
     from mcl_jax.evaluate.linear import loop
-    from mcl_jax.runtime import checkpoint
+    from mcl_jax.runtime import checkpoint, hosts
 
     if PROCESSES.value:
-        jax.distributed.initialize()
+        hosts.join()
     state, meta = checkpoint.read(WORKDIR.value)
     defaults = program.plain_config(base.get_config())
     config = cli.complete(meta["config"], defaults, OVERRIDES)

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import mcl_jax
-from mcl_jax import exit_codes
+from mcl_jax import environment, exit_codes
 from mcl_jax.commands import registry, words
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
@@ -55,12 +55,15 @@ def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoRetur
 
     # allocator and log settings have to stand before JAX is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", getattr(module, "CPP_LOG_LEVEL", "2"))
+    helps = any(argument in HELP for argument in arguments)
+    if not helps:
+        cli.guarded(environment.prepare, getattr(module, "COMPILES", True))
     if hasattr(module, "parser"):
         sys.argv = [program, *arguments]
         options = module.parser(program).parse_args(arguments)
         cli.plain_log()
         sys.exit(cli.guarded(module.main, options))
-    if any(argument in HELP for argument in arguments):
+    if helps:
         from mcl_jax.commands import flag_help
 
         print(flag_help.of_command(program, module))
@@ -77,8 +80,10 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if argument == "--":
             break
-        if name == "--config" and equals:
-            found[place] = f"--config={path_of(value)}"
-        elif argument == "--config" and place + 1 < len(arguments):
+        if name not in ("--config", "-config"):
+            continue
+        if equals:
+            found[place] = f"{name}={path_of(value)}"
+        elif place + 1 < len(arguments):
             found[place + 1] = path_of(arguments[place + 1])
     return found

@@ -16,6 +16,8 @@ from importlib import import_module
 
 from mcl_jax import cli
 
+COMPILES = False
+
 
 def parser(program: str) -> argparse.ArgumentParser:
     parser = cli.Parser(

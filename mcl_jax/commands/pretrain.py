@@ -43,9 +43,9 @@ def main(_: Sequence[str]) -> int:
 
     workdir = train.check_workdir(WORKDIR.value)
     steps = profile.first_and_last(PROFILE.value) if PROFILE.value else None
-    if DISTRIBUTED.value or COORDINATOR.value:
-        lost_after = config.log.lost_host_s
-        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, lost_after)
+    job = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    if DISTRIBUTED.value or job != (None, None, None):
+        hosts.join(*job, config.log.lost_host_s)
     try:
         api.pretrain(config, workdir, stop_after=STOP_AFTER.value, profile=steps, owner=True)
     except TrainingStopped as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mcl_jax import cli, exit_codes
 
+COMPILES = False
+
 
 def parser(program: str) -> argparse.ArgumentParser:
     parser = cli.Parser(

@@ -34,7 +34,7 @@ COCO = {
     for kind, what in (("json", "COCO's annotations, for a data set"), ("images", "their folder"))
 }
 JSON = flags.DEFINE_string("json", None, "also write the result to this file")
-PROCESSES = flags.DEFINE_bool("distributed", False, "several hosts: jax.distributed.initialize()")
+PROCESSES = flags.DEFINE_bool("distributed", False, "one process of several that form a job")
 
 
 def main(_: Sequence[str]) -> None:
@@ -48,10 +48,10 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax import program, sharding
     from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
-    from mcl_jax.runtime import checkpoint, storage
+    from mcl_jax.runtime import checkpoint, hosts, storage
 
     if PROCESSES.value:
-        jax.distributed.initialize()
+        hosts.join()
     state, meta = checkpoint.read(WORKDIR.value)
     config = cli.complete(meta["config"], program.plain_config(base.get_config()), OVERRIDES)
     if JSON.value and not storage.has_folder(storage.absolute(JSON.value)):

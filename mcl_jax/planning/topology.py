@@ -96,7 +96,7 @@ def prepare_process(topology: Topology) -> None:
     """Environment variables that must be set before JAX starts its backends."""
     if topology.platform == "gpu":
         return
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # whatever $JAX_PLATFORMS says
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server to ask
     if topology.platform == "cpu" and topology.shape:
         jax.config.update("jax_num_cpu_devices", topology.shape[0])
@@ -109,6 +109,7 @@ def mesh_devices(topology: Topology) -> list[jax.Device]:
       UserError: if the TPU compiler is not installed or knows no such slice, or there is no GPU.
     """
     if topology.platform != "tpu":
+        jax.devices()  # a $JAX_PLATFORMS that is not here is no fault of the topology's
         try:
             devices = jax.devices(topology.platform)
         except RuntimeError as error:

@@ -33,6 +33,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
       UserError: if it is not a checkpoint, is damaged or cannot be read.
     """
     folder, step = find(path)
+    jax.process_count()  # orbax asks it too; a platform that is not here is no fault of the file's
     try:
         reason = integrity.damage(folder / str(step))
     except OSError as error:

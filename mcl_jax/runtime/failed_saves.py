@@ -51,8 +51,8 @@ class FailedSaves:
         """Raises `CannotSave` once `IN_A_ROW` saves in a row have failed."""
         if self._in_a_row >= IN_A_ROW:
             raise CannotSave(
-                f"{self._in_a_row} checkpoints in a row could not be written, see above; the newest "
-                f"is of step {newest}. {self._advice()}"
+                f"{self._in_a_row} checkpoints in a row could not be written, see above; "
+                f"{_kept(newest)}. {self._advice()}"
             )
 
     def demand_last(self, newest: int | None) -> None:
@@ -60,8 +60,8 @@ class FailedSaves:
         last = max(self.steps, default=-1)
         if last > (-1 if newest is None else newest):
             raise CannotSave(
-                f"the checkpoint of step {last} was not written, see above; the newest is of "
-                f"step {newest}. {self._advice()}"
+                f"the checkpoint of step {last} was not written, see above; {_kept(newest)}. "
+                f"{self._advice()}"
             )
 
     def _add(self, step: int) -> None:
@@ -73,3 +73,7 @@ class FailedSaves:
             "Make room" if storage.renames(self._folder) else "See that the bucket can be written"
         )
         return f"{what}, then run the same command again"
+
+
+def _kept(newest: int | None) -> str:
+    return "there is none" if newest is None else f"the newest is of step {newest}"

@@ -1,6 +1,7 @@
 """Several processes as one job: joining it, and leaving it when a host is lost."""
 
 import os
+import re
 from typing import NoReturn
 
 import jax
@@ -9,10 +10,16 @@ from orbax.checkpoint import multihost
 from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import leaving
+from mcl_jax.runtime.optional import one_line
+
+_ADDRESS = re.compile(r"(\[[\da-fA-F:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
 
 def join(
-    coordinator: str | None, processes: int | None, process: int | None, lost_after_s: int
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    lost_after_s: int = 100,
 ) -> None:
     """Joins the job's processes; must come before anything that asks JAX for devices.
 
@@ -33,6 +40,8 @@ def join(
         )
     if all(given) and not 0 <= process < processes:
         raise UserError(f"--process {process} is not one of 0..{processes - 1} (--processes)")
+    if coordinator is not None:
+        _demand_address(coordinator)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -41,12 +50,20 @@ def join(
             cluster_detection_method="deactivate" if all(given) else None,
             heartbeat_timeout_seconds=lost_after_s,
         )
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # JAX reads variables of many schedulers, and what is in them
         raise UserError(
-            f"cannot join the job: {reason}; outside Cloud TPU, SLURM, Open MPI and Kubernetes give "
-            "--coordinator HOST:PORT --processes N --process I"
+            f"cannot join the job: {one_line(error)}; outside Cloud TPU, SLURM, Open MPI and "
+            "Kubernetes give mcl-jax pretrain --coordinator HOST:PORT --processes N --process I"
         ) from error
+
+
+def _demand_address(coordinator: str) -> None:
+    found = _ADDRESS.fullmatch(coordinator)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        raise UserError(
+            f"--coordinator {coordinator!r} is not HOST:PORT with a port from 1 to 65535, e.g. "
+            "10.0.0.1:1234 or [fd00::1]:1234"
+        )
 
 
 def meet(name: str, timeout_s: float = 1800.0) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import hosts, leaving, machine, storage
+from mcl_jax.runtime import hosts, leaving, machine, own_names, storage
 from mcl_jax.runtime.optional import one_line, optional
 from mcl_jax.runtime.storage import Place
 
@@ -107,7 +107,8 @@ def hold(folder: str | os.PathLike) -> Iterator[Lease | None]:
 
     Raises:
       Held: another run is at it; the message names its host, process and start.
-      UserError: nothing can be written there; CannotSave if that is for want of room.
+      UserError: nothing can be written there (CannotSave if for want of room), or something else
+        lies there under a name that a run uses.
     """
     place = storage.absolute(folder)
     thread, lease = _held.get(str(place), (None, None))
@@ -159,6 +160,7 @@ def _agreed(folder: Place) -> Lease | None:
 
 def _take(folder: Place) -> Lease:
     leases = folder / FOLDER
+    own_names.demand_usable(folder)
     try:
         before = _numbers(leases)
         if before:

@@ -1,16 +1,23 @@
 """Configuration files: `configs/NAME.py` or `configs/mcl.py:ARGUMENT`, and mistakes in them."""
 
+import contextlib
 import os
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door
+
+_HINT = (
+    "give a Python file with a function get_config, or the name of a configuration that comes along: "
+    "demo, folder, mcl:c4"
+)
 
 
 def load(name: str) -> ConfigDict:
@@ -33,73 +40,76 @@ def load(name: str) -> ConfigDict:
     return config
 
 
-def read(name: str) -> ConfigDict:
-    """`load` without looking at the values."""
-    path, colon, argument = str(name).partition(":")
-    if not os.path.isfile(path):
-        raise _no_file(path)
-    loader = SourceFileLoader("given_config", path)  # of any suffix, as the flag --config
+def read(name: str | os.PathLike) -> ConfigDict:
+    """`load` without looking at the values.
+
+    The file runs in this process. What it prints goes to stderr, for stdout is the command's; the
+    current folder and the command line are afterwards as before; that it ends the program is a
+    mistake in it.
+    """
+    given, argument = paths.split_argument(os.fspath(name))
+    path = paths.existing_file(given, "--config", _HINT)
+    if paths.is_bucket(path):
+        raise UserError(f"--config {path} lies in a bucket; copy it to this machine first")
+    loader = SourceFileLoader("given_config", path)  # of any suffix
     module = module_from_spec(spec_from_loader(loader.name, loader))
     try:
-        loader.exec_module(module)
-        config = module.get_config(*([argument] if colon else []))
-    except Exception as error:  # a file may raise anything
-        raise mistake(error, name) from error
-    demand_loaded(config, name)
+        with _contained():
+            loader.exec_module(module)
+            config = module.get_config(*([] if argument is None else [argument]))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may raise anything, SystemExit too
+        raise mistake(error, path, argument) from error
+    if not hasattr(config, "to_dict"):
+        raise UserError(
+            f"--config {path}: get_config() returned a {type(config).__name__}; it must return a "
+            "ConfigDict, as configs/base.py does"
+        )
     return config
 
 
-def demand_loaded(config: Any, name: str) -> None:
-    """UserError unless a file gave a ConfigDict.
-
-    ml_collections keeps it to itself that a file cannot be opened until the config is first used.
-    """
-    path = _path(name)
-    try:
-        if hasattr(config, "to_dict"):
-            return
-    except OSError as error:
-        raise (mistake(error, name) if os.path.isfile(path) else _no_file(path)) from error
-    raise UserError(
-        f"--config {path}: get_config() returned a {type(config).__name__}; it must return a "
-        "ConfigDict, as configs/base.py does"
-    )
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Inside, code of a user's may do what `read` says."""
+    line, words = sys.argv, list(sys.argv)
+    with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(os.curdir):
+        try:
+            yield
+        finally:
+            sys.argv = line
+            line[:] = words
 
 
-def _no_file(path: str) -> UserError:
-    kind = "it is a folder" if os.path.isdir(path) else "there is no such file"
-    return UserError(
-        f"--config {path} cannot be loaded: {kind}; give a Python file with a function get_config, or "
-        "the name of a configuration that comes along: demo, folder, mcl:c4"
-    )
-
-
-def mistake(error: BaseException, name: str) -> UserError:
+def mistake(error: BaseException, path: str, argument: str | None) -> UserError:
     """An exception that a file raised while it was loaded, as one line with file and line."""
-    path, chain = _path(name), _chain(error)
-    for raised in chain:
-        if isinstance(raised, UserError) and "Traceback (most" not in str(raised):
+    raisings = chain(error)
+    for raised in raisings:
+        if isinstance(raised, UserError):
             return raised
         if isinstance(raised, SyntaxError) and raised.filename:
             return UserError(
                 f"--config {path} cannot be loaded: {raised.filename}, line {raised.lineno}: "
                 f"{raised.msg}"
             )
-    if (found := _place(chain, path)) is not None:
+    if (found := _place(raisings, path)) is not None:
         raised, line = found
         reason = " ".join(str(raised).split())
+        if isinstance(raised, SystemExit):
+            reason = f"it ends the program ({reason}); a configuration may not"
         return UserError(f"--config {path}, line {line}: {type(raised).__name__}: {reason}")
-    reason = " ".join(str(chain[0]).split())
+    reason = " ".join(str(raisings[0]).split())
     if "has no attribute 'get_config'" in reason:
         reason = "it has no function get_config()"
     elif "get_config()" in reason:
         reason += ", which is what stands behind the ':'"
+    name = path if argument is None else f"{path}:{argument}"
     return UserError(f"--config {name} cannot be loaded: {reason}")
 
 
-def _place(chain: Sequence[BaseException], path: str) -> tuple[BaseException, int] | None:
+def _place(raisings: Sequence[BaseException], path: str) -> tuple[BaseException, int] | None:
     """(the first exception that went through this file, the line in it); None: none did."""
-    for raised in chain:
+    for raised in raisings:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(raised.__traceback__)
@@ -110,14 +120,10 @@ def _place(chain: Sequence[BaseException], path: str) -> tuple[BaseException, in
     return None
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def chain(error: BaseException | None) -> list[BaseException]:
     """What an exception was made from, the first one first."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.insert(0, error)
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.insert(0, error)
         error = error.__cause__ or error.__context__
-    return chain
-
-
-def _path(name: str) -> str:
-    return str(name).partition(":")[0]
+    return found

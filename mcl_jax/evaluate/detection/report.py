@@ -26,7 +26,7 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
-from mcl_jax.runtime import lease, optional, provenance, storage
+from mcl_jax.runtime import lease, optional, own_names, provenance, storage
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 
@@ -141,11 +141,16 @@ def run(
         for mode in modes
     }  # fmt: skip
     _warn_of_missing_classes(data, [p for (mode, _), p in prepared.items() if mode == modes[0]])
+    names = {
+        (mode, count): f"{mode}-{'all' if count is None else count}-seed{seed}"
+        for mode, count in prepared
+    }
+    own_names.demand_usable(output, names.values())
     rows = []
     optional.begin()
     with lease.hold(output):
-        for (mode, count), one in prepared.items():
-            name = f"{mode}-{'all' if count is None else count}-seed{seed}"
+        for key, one in prepared.items():
+            name = names[key]
             print(
                 f"{name}: {len(one.train)} images to train on, {len(one.test)} to test",
                 file=sys.stderr,
