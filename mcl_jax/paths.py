@@ -102,6 +102,17 @@ def split_argument(text: str) -> tuple[str, str | None]:
     return text[:end], text[end + 1 :] if end < len(text) else None
 
 
+def on_disk(path: str | os.PathLike, name: str) -> str:
+    """UserError for a path in a bucket, where only disks are read and written; as it is otherwise."""
+    text = os.fspath(path)
+    if is_bucket(text):
+        bucket = _BUCKET.sub("gs://", text, count=1)
+        raise UserError(
+            f"{name} {bucket}: this command uses disks alone; give a path of this machine"
+        )
+    return text
+
+
 def existing_file(path: str | os.PathLike, name: str, hint: str = "") -> str:
     """A file that can be read; arguments and errors as `existing_folder`."""
     whole = expanded(path, name)

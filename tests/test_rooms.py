@@ -42,6 +42,7 @@ FLOORS = (
         "mcl_jax.models.sizes",
         "mcl_jax.data.record",
         "mcl_jax.paths",
+        "mcl_jax.whole_file",
         "mcl_jax",
     ),
 )

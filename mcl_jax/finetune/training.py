@@ -3,8 +3,8 @@
 Shapes: see mcl_jax/finetune/images.py.
 """
 
+import io
 import math
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mcl_jax import whole_file
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import images, machine, networks, schedule
 from mcl_jax.finetune.job import Job
@@ -44,7 +45,11 @@ class Run:
     losses: list[list[float]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Writes the checkpoint; whoever is killed meanwhile still has the one before."""
+        """Writes the checkpoint; whoever is killed meanwhile still has the one before.
+
+        Raises:
+          CannotSave: the disk takes no more.
+        """
         content = {
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -53,9 +58,8 @@ class Run:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        temporary = folder / f"{CHECKPOINT}.tmp"
-        torch.save(content, temporary)
-        os.replace(temporary, folder / CHECKPOINT)
+        torch.save(content, buffer := io.BytesIO())  # torch tells a full disk in its own way
+        whole_file.write_result(folder / CHECKPOINT, buffer.getbuffer())
 
     def restore(self, folder: Path) -> bool:
         """Takes the place of the saved run, if there is one.

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from mcl_jax import program, sharding
+from mcl_jax import program, sharding, whole_file
 from mcl_jax.bench import loader
 from mcl_jax.errors import UserError
 from mcl_jax.planning import compiled, operations, topology
@@ -119,9 +119,7 @@ def _figures(
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            staged = path.with_suffix(".tmp")
-            staged.write_text(json.dumps(figures, indent=1))
-            staged.replace(path)
+            whole_file.write(path, json.dumps(figures, indent=1))
         except OSError as error:  # no home folder, or a read-only one
             print(f"--cache {path.parent}: not kept ({error.strerror})", file=sys.stderr)
     if longest:
