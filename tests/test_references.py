@@ -70,5 +70,5 @@ def test_a_reference_that_leads_nowhere_is_found():
     assert wrong_sections(text) == [("9", ""), ("3", "Wiews")]
     folder = REPO / "mcl_jax/evaluate/linear"
     assert missing_files("linear.py, loop.py, linear/loop.py, train.py", folder) == ["linear.py"]
-    names = "`losses.nothing`, `losses.normalize(x)`, `knn.chunk_size`, `knn.shrinks`, `np.zeros`"
+    names = "`losses.nothing`, `losses.unit_rows(x)`, `knn.chunk_size`, `knn.shrinks`, `np.zeros`"
     assert missing_names(names) == ["losses.nothing", "knn.chunk_size"]
