@@ -89,8 +89,8 @@ def split_argument(text: str) -> tuple[str, str | None]:
     """(FILE, ARGUMENT) of FILE:ARGUMENT; None without one. FILE itself may hold colons.
 
     Example:
-      >>> split_argument("a:folder/mcl.py:c4,loss=b")
-      ('a:folder/mcl.py', 'c4,loss=b')
+      >>> split_argument("18:30/{own}.py:c4,loss=b")
+      ('18:30/{own}.py', 'c4,loss=b')
     """
     ends = [match.start() for match in re.finditer("(?=:)|$", text)]
     for end in reversed(ends):
