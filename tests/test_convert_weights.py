@@ -262,7 +262,7 @@ def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
             "bare.pkl",
             "lacks 'model' or '__author__', so that Detectron2 would take it for a file of C",
         ),
-        ("a.safetensors", "is safetensors, which Detectron2 does not read: python -m convert"),
+        ("a.safetensors", "is safetensors, which Detectron2 does not read: mcl-jax convert"),
     ):
         with pytest.raises(UserError) as caught:
             detectron2_check.read_weights(tmp_path / name)

@@ -14,6 +14,19 @@ MODULES = {path.stem for path in SOURCES}
 # Detectron2's, an export's, and what stands for a file of the user's
 FILES_ELSEWHERE = ("tools/train_net.py", "load_torchvision.py", "own/config.py", "configs/NAME.py")
 FILES_ELSEWHERE += ("demo.py",)
+# without CHANGELOG.md: older versions had scripts alone
+WORDS = ["README.md", "CONTRIBUTING.md", "configs/README.md"]
+WORDS += [str(path.relative_to(REPO)) for path in REPO.glob("docs/*.md")]
+WORDS += [name for name in map(str, (x.relative_to(REPO) for x in SOURCES)) if name[:5] != "tests"]
+# where it is said that a checkout has other names too
+OTHER_NAMES = {
+    "README.md": ["scripts/pretrain.py"],
+    "docs/commands.md": ["scripts/pretrain.py"],
+    "docs/convert.md": ["python -m convert"],
+    "convert/__main__.py": ["python -m convert"],
+    "convert/arguments.py": ["python -m convert"],
+    "scripts/quickstart.py": ["scripts/pretrain.py", "scripts/summary.py"],
+}
 KEYS_ELSEWHERE = ("study.seeds",)  # of the studies' own configurations
 
 
@@ -63,6 +76,18 @@ def test_references_lead_somewhere(path):
     if path.is_relative_to(REPO / "tests") or path.parent.name == "openmmlab":
         return
     assert missing_files(text, path.parent) == [] and missing_names(text) == []
+
+
+def other_names(text):
+    """Scripts that are commands of mcl-jax, named as scripts; `python -m convert`."""
+    named = re.findall(r"(?<!\.\./)scripts/\w+\.py", text)
+    scripts = {x for x in named if 'script("' in (REPO / x).read_text()}
+    return sorted(scripts | set(re.findall(r"python -m convert", text)))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_command_has_one_name(name):
+    assert other_names((REPO / name).read_text()) == OTHER_NAMES.get(name, [])
 
 
 def test_a_reference_that_leads_nowhere_is_found():

@@ -17,8 +17,8 @@ from mcl_jax.errors import UserError
 SUFFIX = {"pickle": ".pkl", "torch": ".pth"}
 PREFIXES = ("", "model.", "module.", "model.module.")
 CONVERT = (
-    "python -m convert FILE --from detectron2 --out RUN, then python -m convert RUN --to "
-    "detectron2 --out exported, makes one that it loads"
+    "mcl-jax convert FILE --from detectron2 --out RUN, then mcl-jax convert RUN --to detectron2 "
+    "--out exported, makes one that it loads"
 )
 # Detectron2's ResNets: depth -> (blocks of res2..res5, whether they are bottlenecks)
 DEPTHS = {

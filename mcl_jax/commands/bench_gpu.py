@@ -29,9 +29,7 @@ PARTS = flags.DEFINE_list("parts", [], "only these; default: all, change only wi
 STEPS = flags.DEFINE_integer("steps", 20, "timed steps", lower_bound=1)
 RESTART = flags.DEFINE_integer("restart_steps", 60, "of the run that is killed", lower_bound=6)
 LOADER = flags.DEFINE_float("loader_s", 2.0, "per stage of the loader", lower_bound=0.1)
-STUDY = flags.DEFINE_string(
-    "study", "--config=configs/study_photos.py:gpu", "arguments of compare_methods.py"
-)
+STUDY = flags.DEFINE_string("study", "--config=study_photos:gpu", "arguments of mcl-jax study")
 CHANGE = flags.DEFINE_multi_string("change", [], "overrides and NAME=VALUE variables of one change")
 ROOM = flags.DEFINE_float(
     "room_gib", 0.0, "for the largest batch; 0: all of the device", lower_bound=0

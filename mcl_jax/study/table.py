@@ -71,7 +71,7 @@ def _cell(values: list[float | None]) -> str:
     return f"{present.mean():.1f}{spread}"
 
 
-MARKS = ("<!-- table: written by scripts/compare_methods.py -->", "<!-- end of table -->")
+MARKS = ("<!-- table: written by mcl-jax study -->", "<!-- end of table -->")
 
 
 def write_table(document: Path, text: str) -> None:
