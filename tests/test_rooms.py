@@ -28,6 +28,7 @@ FLOORS = (
     ("mcl_jax.bench",),
     ("mcl_jax.planning",),
     ("mcl_jax.train",),
+    ("mcl_jax.loop",),
     ("mcl_jax.evaluate",),
     ("mcl_jax.program", "mcl_jax.accumulation", "mcl_jax.train_step", "mcl_jax.optimizer"),
     ("mcl_jax.objectives",),
