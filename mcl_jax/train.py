@@ -135,7 +135,7 @@ def pretrain(
                 bar,
             ):
                 steps = StepLog(writer, page, health, meter, bar, callbacks)
-                checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
+                checkpointer.before_commit = writer.sync  # metrics are on disk first
                 evaluate_start = monitor.later(state) if start == 0 else None
                 meter.restart(start)
                 for step in range(start, run.total_steps):
@@ -148,7 +148,7 @@ def pretrain(
                     preemption.guard_work()
                     if step == 0 and draws_montages:  # while the devices work
                         _draw_montages(run, batch, workdir)
-                    if evaluate_start is not None:  # here, for a step is sooner done
+                    if evaluate_start is not None:  # only now: the first step comes sooner
                         jax.block_until_ready(values)
                         with meter.paused():
                             writer.write(0, evaluate_start())

@@ -52,7 +52,7 @@ def read(name: str) -> ConfigDict:
 def demand_loaded(config: Any, name: str) -> None:
     """UserError unless a file gave a ConfigDict.
 
-    ml_collections keeps it to itself that a file cannot be opened until the config is first used.
+    ml_collections does not say that a file cannot be opened before the config is first used.
     """
     path = _path(name)
     try:
@@ -70,7 +70,7 @@ def _no_file(path: str) -> UserError:
     kind = "it is a folder" if os.path.isdir(path) else "there is no such file"
     return UserError(
         f"--config {path} cannot be loaded: {kind}; give a Python file with a function get_config, or "
-        "the name of a configuration that comes along: demo, folder, mcl:c4"
+        "the name of one that is installed: demo, folder, mcl:c4"
     )
 
 
