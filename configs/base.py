@@ -217,7 +217,7 @@ def get_config() -> ConfigDict:
     export.targets = ()
 
     log = config.log = ConfigDict()
-    log.every_steps = 50  # metrics to disk and progress bar
+    log.every_steps = 50  # steps between two records of metrics, also in the progress bar
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
     log.keep_checkpoints = 3
     # jsonl (the record, always) | tensorboard | wandb | mlflow

@@ -211,4 +211,4 @@ def test_averages_and_divisions_of_a_run(tmp_path, capsys):
     err = fails(capsys, run, "--to", "mcl-official", "--fold-norms", "--out", tmp_path / "a.npz")
     assert "mcl-official is always whole" in err
     err = fails(capsys, run, "--from", "timm", "--average", 2, "--out", out)
-    assert "--average: for --to alone" in err
+    assert "--average: only with --to" in err

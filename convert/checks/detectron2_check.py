@@ -199,7 +199,7 @@ def _demand_whole_layers(
         if {leaf for leaf in wanted if f"{layer}.{leaf}" in taken} == wanted == held:
             continue
         if wanted == held:
-            raise UserError(f"{layer} would be loaded in part: of another shape is the rest of it")
+            raise UserError(f"{layer} would be loaded in part: the rest of it has another shape")
         key = next((key for pattern, key in NORMS.items() if re.search(pattern, layer)), "its NORM")
         norms = any(leaf.startswith("norm.") for leaf in held)
         right = "'SyncBN', for the file holds norms"

@@ -17,7 +17,7 @@ class BucketError(OSError, UserError):
 
 @contextlib.contextmanager
 def client(place: os.PathLike) -> Iterator[Any]:
-    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
+    """The client. Its errors become `BucketError`, but not FileNotFoundError and FileExistsError."""
     files = demand_client()
     files.invalidate_cache()  # of listings, which other processes change
     try:

@@ -1,4 +1,4 @@
-"""Where orbax is used otherwise than it is made: who writes the state, and what a failed save logs."""
+"""Two settings of orbax that differ from its defaults: who writes, what is logged."""
 
 import contextlib
 import logging
