@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,8 @@ def test_the_gke_manifest_fills_its_slice_and_starts_a_run_that_parses():
     understood(container["command"])
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert rule["onExitCodes"]["values"] == [exit_codes.USER_ERROR, exit_codes.UNHEALTHY]
+    killed = [128 + signal.SIGKILL, 128 + signal.SIGTERM]
+    assert rule["onExitCodes"]["operator"] == "NotIn" and rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [exit_codes.LOST_HOST, exit_codes.STOPPED, *killed]
     (action,) = manifest["spec"]["failurePolicy"]["rules"]
     assert action == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
