@@ -14,7 +14,7 @@ from mcl_jax import exit_codes
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCH = REPO / "scripts/launch"
-SHELL = [*REPO.rglob("scripts/**/*.sh"), LAUNCH / "slurm.sbatch", REPO / ".ci/run"]
+SHELL = [*(REPO / "scripts").rglob("*.sh"), LAUNCH / "slurm.sbatch", REPO / ".ci/run"]
 HOOKS = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 
 
