@@ -26,6 +26,13 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
 class Parser(argparse.ArgumentParser):
     """Wrong arguments in one line, as everywhere in the project."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, which gives [] for FLAG=-- instead of a value."""
+        for argument in sys.argv[1:] if args is None else args:
+            if argument.startswith("-") and argument.endswith("=--"):
+                self.error(f"{argument} gives no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; {self.prog} --help tells more")
 
