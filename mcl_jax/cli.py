@@ -156,6 +156,8 @@ def mistakes_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), error.exit_code)
+    except flags.Error as error:  # --flagfile is read where --config is defined
+        fail(str(error))
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
@@ -175,7 +177,7 @@ def memory_mistake(error: Exception) -> str | None:
     return f"out of memory{amount}. A smaller batch or smaller images need less"
 
 
-def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
+def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     """function(*arguments), with mistakes in one line."""
     with mistakes_in_one_line():
         return function(*arguments)

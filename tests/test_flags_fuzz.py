@@ -78,7 +78,8 @@ def flags_of(name):
     module = registry.find(name.split())[0].module()
     if hasattr(module, "parser"):
         return sorted(set(_of_parser(module.parser(""))))
-    return [(f"--{flag.name}", flag.flag_type() != "bool") for flag in flag_help.own_flags(module)]
+    own = [(f"--{flag.name}", flag.flag_type() != "bool") for flag in flag_help.own_flags(module)]
+    return own + [(flag, True) for flag in ("--flagfile", "--undefok", "--verbosity")]  # absl's
 
 
 def _of_parser(parser):
