@@ -3,9 +3,9 @@
 Defaults are the paper's ImageNet run (MCL section 4.1): ResNet-50, B = 4096, 100 epochs. Where the
 paper is silent the authors' released code decides; 'design' marks a choice of this project.
 
-    python scripts/pretrain.py --config configs/base.py --workdir runs/base --config.data.data_dir=/data
+    mcl-jax pretrain --config base --workdir runs/base --config.data.data_dir=/data
 
-Data:     ImageNet-1k, 1.28 M images, prepared by scripts/prepare_data.py.
+Data:     ImageNet-1k, 1.28 M images, prepared by `mcl-jax prepare imagenet`.
 Chips:    256 of TPU v5e (v5e:16x16), or any number that divides B (docs/tpu.md).
 Hours:    at least 68 chip-hours on v5e, 45 on v4 (plan: bounds of docs/tpu.md; not measured).
 Expected: 42.5 box AP, 38.2 mask AP after Mask R-CNN's 1x schedule on COCO (paper, Table 3; not
@@ -169,9 +169,8 @@ def get_config() -> ConfigDict:
     svm.samples = 5  # independent draws of them (VISSL)
     svm.threads = 0  # SVMs trained at a time; 0: as many as CPUs
 
-    probe = config.probe = (
-        ConfigDict()
-    )  # detection probe: an FCOS head (Tian et al., 2019) on labeled images
+    # detection probe: an FCOS head (Tian et al., 2019) on labeled images
+    probe = config.probe = ConfigDict()
     # scenes | tfds:coco/2017, tfds:voc/2007, ... | coco_json: the four paths below
     probe.dataset = "scenes"
     probe.train_split = "train"  # of scenes and TFDS data sets
@@ -218,7 +217,7 @@ def get_config() -> ConfigDict:
     export.targets = ()
 
     log = config.log = ConfigDict()
-    log.every_steps = 50  # metrics to disk and progress bar
+    log.every_steps = 50  # steps between two records of metrics, also in the progress bar
     log.checkpoint_steps = 1000  # steps between checkpoints; the last step is always saved
     log.keep_checkpoints = 3
     # jsonl (the record, always) | tensorboard | wandb | mlflow

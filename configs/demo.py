@@ -4,7 +4,7 @@
 
 Data:     the built-in scenes, rendered at the first start.
 Chips:    a CPU.
-Hours:    minutes; docs and scripts/quickstart.sh time it on two cores.
+Hours:    six to nine minutes on two CPU cores, installing included (measured; README).
 Expected: a kNN accuracy that rises from the first evaluation to the last; no figure of a paper.
 
 So short a run needs another recipe than the paper's: AdamW, a lower temperature, a target network

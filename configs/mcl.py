@@ -165,7 +165,7 @@ def _copy_paste(c: ConfigDict) -> None:
 
 
 def _authors(c: ConfigDict) -> None:
-    """The released code's choices where they differ from the paper's text (design section 3)."""
+    """The released code's choices where they differ from the paper's text (design section 6)."""
     c.loss.pyramid = "full"
     c.optimizer.excluded, c.optimizer.warmup_shape = "authors", "multiplied"
 

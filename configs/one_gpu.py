@@ -3,9 +3,9 @@
     mcl-jax pretrain --config one_gpu --workdir runs/one_gpu \\
         --config.data.data_dir=/data
 
-Data:     ImageNet-1k, 1.28 M images, prepared by scripts/prepare_data.py.
+Data:     ImageNet-1k, 1.28 M images, prepared by `mcl-jax prepare imagenet`.
 Chips:    one GPU of 80 GB.
-Hours:    not measured; docs/gpu.md says how `scripts/on_gpu.py` measures it within ten minutes.
+Hours:    not measured; docs/gpu.md says how `mcl-jax bench gpu` measures it within ten minutes.
 Expected: not measured, and not in the paper, which has B = 4096 only.
 
 The learning rate follows B by itself (optimizer.base_lr per 256 images). So does the target here:

@@ -1,7 +1,7 @@
 """The comparison of docs/study.md: every method at one small budget on photographs.
 
-    python scripts/compare_methods.py --config configs/study_photos.py:cpu
-    python scripts/compare_methods.py --config configs/study_photos.py:gpu,/data/photos
+    mcl-jax study --config study_photos:cpu
+    mcl-jax study --config study_photos:gpu,/data/photos
 
 Data:     photographs, `photos` in the current folder unless the argument names another folder: with
           `pretrain/CLASS/*.jpg` and `detection/instances_{train,test}.json`, which name their images

@@ -4,9 +4,10 @@
 
 Data:     the built-in scenes, rendered at the first start.
 Chips:    a CPU of two cores.
-Hours:    one for every seed.
-Expected: nothing that tells methods apart. Seeds differ more than methods here, and views of 8 px
-          hold nothing to learn. configs/study_photos.py is the comparison to read.
+Hours:    one for every seed (not measured).
+Expected: nothing that tells methods apart (measured; docs/study.md). Seeds differ more than methods
+          here, and views of 8 px hold nothing to learn. configs/study_photos.py is the comparison to
+          read.
 
 All rows share data, images seen, network, optimizer, learning rate, augmentation and the target
 network's speed (momentum .99 to 1, MCL's and BYOL's published schedule); a row changes what its

@@ -1,1 +1,1 @@
-"""Weights out of (and into) mcl_jax checkpoints: one name table, thin views, a strict report."""
+"""Weights out of and into mcl_jax checkpoints: one name table, every file's layout, a strict report."""

@@ -55,9 +55,12 @@ def read(options: argparse.Namespace) -> list[str]:
     """`--from`: writes a checkpoint; returns the lines to print."""
     if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
         flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
-        raise UserError(f"{flags}: for --to alone")
+        raise UserError(f"{flags}: only with --to")
     if options.network is not None and options.origin not in recognition.KINDS:
-        raise UserError(f"--network {options.network}: --from {options.origin} reads all networks")
+        raise UserError(
+            f"--network {options.network}: --from {options.origin} always reads all networks; "
+            "leave --network out"
+        )
     if not storage.renames(options.source):
         raise UserError(f"{options.source}: --from reads files of this machine; copy it here first")
     config = files.load(path_of(options.config)) if options.config else base.get_config()

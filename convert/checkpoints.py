@@ -7,7 +7,7 @@ from typing import Any
 
 from mcl_jax.convert import export, transform
 from mcl_jax.convert.arguments import OFFICIAL
-from mcl_jax.convert.names.views import NETWORKS
+from mcl_jax.convert.names.layouts import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError

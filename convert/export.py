@@ -1,6 +1,6 @@
 """One frame for all exports: weights, the target's own files, report and checks, all or nothing.
 
-Shapes: those of a target's view.
+Shapes: those of a target's layout.
 """
 
 import json
@@ -16,7 +16,7 @@ from mcl_jax.convert.files import formats as files
 from mcl_jax.convert.files.formats import Format
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.names.architectures import PARTS
-from mcl_jax.convert.names.views import View
+from mcl_jax.convert.names.layouts import FileLayout
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.report import card
@@ -64,7 +64,7 @@ class Target:
       parts: which of architectures.PARTS it has.
       default: what `--parts` is where it is not given.
       demand: UserError for a network that it does not have.
-      view: what the file holds.
+      layout: what the file holds.
       files: the target's own files beside the weights: name -> text.
       notes: what the user has to know, in words.
       models: model of the target -> its 'loads' and 'from_scratch', in words.
@@ -77,7 +77,7 @@ class Target:
     parts: tuple[str, ...]
     default: str
     demand: Callable[[Job], None]
-    view: Callable[[Job], View]
+    layout: Callable[[Job], FileLayout]
     files: Callable[[Job], dict[str, str]]
     notes: Callable[[Job], list[str]]
     models: Callable[[Job], dict[str, dict[str, str]]]
@@ -145,8 +145,8 @@ def export(
         array, a failed check.
 
     Example:
-      >>> state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
-      >>> export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
+      state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
+      export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
     """
     a = architectures.from_config(meta["config"])
     part_names = chosen_parts(target, parts, meta["config"])
@@ -158,18 +158,18 @@ def export(
     subject = f"the checkpoint does not hold the {a.backbone} that its configuration names"
     if folded:
         job = _fold(target, job, subject)
-    view = target.view(job)
-    model = view.to_file(job.state, subject)
+    layout = target.layout(job)
+    model = layout.to_file(job.state, subject)
 
     def fill(temporary: Path) -> None:
         read = _write(target, temporary / weights, model=model, meta=meta)
-        view.demand_same(read, job.state)
+        layout.demand_same(read, job.state)
         errors = selfcheck.check(
-            read, view, state=state, a=a, parts=part_names, config=meta["config"]
+            read, layout, state=state, a=a, parts=part_names, config=meta["config"]
         )
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        content = _report(target, job, source=source, model=model, view=view)
+        content = _report(target, job, source=source, model=model, layout=layout)
         digest = files.sha256(temporary / weights)
         content |= {"file": weights, "self_check": errors, "sha256": digest}
         report.write(temporary, content)
@@ -192,14 +192,14 @@ def _write(
 
 def _fold(target: Target, job: Job, subject: str) -> Job:
     """The job with its norms folded; what is wrong with the arrays is said by their own names."""
-    target.view(replace(job, folded=False)).to_file(job.state, subject)
+    target.layout(replace(job, folded=False)).to_file(job.state, subject)
     state = transform.fold(job.state, job.parts, forward.EPSILON)
     note = "FPN and head: norms folded into kernels and biases; this cannot be undone"
     return replace(job, state=state, changes=(*job.changes, note))
 
 
 def _report(
-    target: Target, job: Job, source: str, model: Mapping[str, Any], view: View
+    target: Target, job: Job, source: str, model: Mapping[str, Any], layout: FileLayout
 ) -> dict[str, Any]:
     """What the report says before anything is written."""
     return report.describe(
@@ -208,7 +208,7 @@ def _report(
         meta=job.meta,
         source=source,
         model=model,
-        sources=view.sources,
+        sources=layout.sources,
         notes=[*job.changes, *target.notes(job)],
         models=target.models(job),
         reasons=target.reasons(job),

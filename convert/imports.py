@@ -1,6 +1,6 @@
 """Weights of other libraries into a training state of step 0: to start from supervised ones, say.
 
-Shapes: here HWIO and [in, out]; there as the view of the library says.
+Shapes: here HWIO and [in, out]; there as the layout of the library says.
 """
 
 import json
@@ -17,7 +17,7 @@ from mcl_jax.convert.files.content import format_of
 from mcl_jax.convert.files.formats import Arrays
 from mcl_jax.convert.files.refusals import few, one_line
 from mcl_jax.convert.names.architectures import from_config, on_one_device
-from mcl_jax.convert.names.views import NETWORKS
+from mcl_jax.convert.names.layouts import NETWORKS
 from mcl_jax.errors import UserError
 from mcl_jax.state import TrainState
 
@@ -84,11 +84,11 @@ def read(
             f"{path.name} holds a {backbone}, model.backbone is {a.backbone!r} in the configuration"
         )
     parts, other = recognition.parts_of(model, kind, a)
-    view = recognition.without_stage_norms(kind.view(a, parts), model)
-    known = {name for name, e in view.named.items() for name in (name, *e.buffers)}
+    layout = recognition.without_stage_norms(kind.layout(a, parts), model)
+    known = {name for name, e in layout.named.items() for name in (name, *e.buffers)}
     recognition.demand_no_more(found.backbone - known, a.backbone, path.name)
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
-    arrays = view.from_file({name: x for name, x in model.items() if name in known}, subject)
+    arrays = layout.from_file({name: x for name, x in model.items() if name in known}, subject)
     notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *found.notes]
     notes += [
         f"{part} is of another form (no norms, or other levels): not read, it starts anew"

@@ -1,6 +1,6 @@
 """Which of our networks a file of another library holds, by names and shapes.
 
-Shapes: as the library's view says; a *model* is name -> array.
+Shapes: as the library's layout says; a *model* is name -> array.
 """
 
 import re
@@ -13,7 +13,7 @@ from mcl_jax.convert.files.formats import Arrays
 from mcl_jax.convert.files.refusals import few
 from mcl_jax.convert.names import classifiers, detectors
 from mcl_jax.convert.names.architectures import PARTS
-from mcl_jax.convert.names.views import View
+from mcl_jax.convert.names.layouts import FileLayout
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.resnet import ARCHITECTURES as RESNETS
@@ -46,25 +46,25 @@ class Kind(NamedTuple):
 
     Attributes:
       words: for people.
-      view: (networks, parts) -> the view.
+      layout: (networks, parts) -> the layout.
       parts: which of architectures.PARTS there can be.
       swins: whether its backbone can be a Swin.
     """
 
     words: str
-    view: Callable[[Architecture, tuple[str, ...]], View]
+    layout: Callable[[Architecture, tuple[str, ...]], FileLayout]
     parts: tuple[str, ...]
     swins: bool
 
 
 def _classifier(library: classifiers.Library) -> Kind:
-    view = lambda a, parts: classifiers.view(a, library, None)  # noqa: E731
-    return Kind(f"{library.name} classifier", view, PARTS[:1], swins=True)
+    layout = lambda a, parts: classifiers.layout(a, library, None)  # noqa: E731
+    return Kind(f"{library.name} classifier", layout, PARTS[:1], swins=True)
 
 
 def _detector(library: str) -> Kind:
-    view = lambda a, parts: detectors.view(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", view, PARTS, library == "mmdet")
+    layout = lambda a, parts: detectors.layout(a, library, parts)  # noqa: E731
+    return Kind(f"{library} detector", layout, PARTS, library == "mmdet")
 
 
 # What each style of names is, by the origin: ResNets are called alike in torchvision and timm.
@@ -113,12 +113,12 @@ def demand_no_more(others: Set[str], backbone: str, file: str) -> None:
         )
 
 
-def without_stage_norms(view: View, model: Arrays) -> View:
+def without_stage_norms(layout: FileLayout, model: Arrays) -> FileLayout:
     """For a Swin of mmpretrain, a classifier: norms of res2 to res4 are a detector's alone."""
-    norms = [e.name for e in view.entries if re.match(r"backbone\.norm[0-2]\.", e.name)]
+    norms = [e.name for e in layout.entries if re.match(r"backbone\.norm[0-2]\.", e.name)]
     if any(name in model for name in norms):
-        return view
-    return replace(view, entries=tuple(e for e in view.entries if e.name not in norms))
+        return layout
+    return replace(layout, entries=tuple(e for e in layout.entries if e.name not in norms))
 
 
 def _backbone_names(kind: Kind, backbone: str) -> set[str]:
@@ -127,14 +127,14 @@ def _backbone_names(kind: Kind, backbone: str) -> set[str]:
         return set()
     width = 32 if backbone in SWINS else 8
     a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)
-    return set(kind.view(a, PARTS[:1]).named)
+    return set(kind.layout(a, PARTS[:1]).named)
 
 
 def sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dict[str, Any]:
     """The keys of `config.model` that the file decides."""
     a = replace(given, backbone=backbone, head_convs=MOST_HEAD_CONVS)
     found = {"backbone": backbone}
-    by_source = {e.source: model.get(e.name) for e in kind.view(a, kind.parts).entries}
+    by_source = {e.source: model.get(e.name) for e in kind.layout(a, kind.parts).entries}
     for key, sources in VECTORS.items():
         vectors = (by_source[source] for source in sources if by_source.get(source) is not None)
         if (vector := next(vectors, None)) is not None:
@@ -152,7 +152,7 @@ def parts_of(model: Arrays, kind: Kind, a: Architecture) -> tuple[list[str], lis
     """
     whole, other = [], []
     for part in kind.parts:
-        entries = kind.view(a, (part,)).named
+        entries = kind.layout(a, (part,)).named
         there = {e.source for name, e in entries.items() if name in model}
         missing = {e.source for e in entries.values()} - there
         if there:

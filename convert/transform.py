@@ -10,7 +10,7 @@ import numpy as np
 
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names.architectures import PARTS, from_config
-from mcl_jax.convert.names.views import networks, roots
+from mcl_jax.convert.names.layouts import networks, roots
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import is_swin
 

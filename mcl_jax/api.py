@@ -161,6 +161,9 @@ def load(path: str | Path, *, origin: str | None = None) -> FrozenNetwork:
       origin: whose names a file has: detectron2, torchvision, timm, mmdet, mcl-official or
         safetensors; None: by its ending (.pkl is detectron2's, .safetensors ours).
 
+    Returns:
+      The network with its frozen weights; `features` computes its maps.
+
     Raises:
       UserError: for a path without a network.
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from mcl_jax import environment, exit_codes, path_flags
+from mcl_jax import environment, exit_codes, path_flags, whole_file
 from mcl_jax.errors import UserError
 from mcl_jax.settings import door, files
 from mcl_jax.settings.keys import KEYS
@@ -123,11 +124,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
         plain_log()
+        _demand_finite()
         path_flags.check()
         return main(argv)
 
     with mistakes_in_one_line():
         app.run(guarded, flags_parser=_parse)
+
+
+def _demand_finite() -> None:
+    """UserError for a flag that is nan or infinite: bounds of flags let nan pass."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value) and not name.startswith("config."):
+            raise UserError(f"--{name} {value} is no finite number")
 
 
 class PlainHandler(logging.Handler):
@@ -150,7 +160,7 @@ def plain_log() -> None:
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """What a user can mend, the environment too, ends the program with one line and its code."""
+    """What a user can mend, the environment and a full disk too, ends the program with one line."""
     path_flags.take_any_text()
     try:
         yield
@@ -161,7 +171,11 @@ def mistakes_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
-    except (AssertionError, RuntimeError, MemoryError, ValueError) as error:
+    except Exception as error:
+        if message := whole_file.mistake(error):
+            fail(message, exit_codes.CANNOT_SAVE)
+        if not isinstance(error, AssertionError | RuntimeError | MemoryError | ValueError):
+            raise
         if (message := memory_mistake(error) or environment.mistake(error)) is None:
             raise
         fail(message)

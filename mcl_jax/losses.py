@@ -45,11 +45,11 @@ def target_levels(matching: np.ndarray) -> int:
     return int(np.flatnonzero(matching.any(0)).max()) + 1
 
 
-def normalize(x: Array) -> Array:
+def unit_rows(x: Array) -> Array:
     """L2-normalizes the last axis in float32 (or wider), torch's F.normalize with eps 1e-12.
 
     Example:
-      >>> [f"{x:.2f}" for x in normalize(jnp.array([3.0, 4.0]))]
+      >>> [f"{x:.2f}" for x in unit_rows(jnp.array([3.0, 4.0]))]
       ['0.60', '0.80']
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -73,7 +73,7 @@ def scaled_info_nce(
       (loss scalar, {'positive', 'negative': mean cosines, 'top1': retrieval accuracy}).
 
     Example:
-      >>> u = normalize(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+      >>> u = unit_rows(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
       >>> loss, metrics = scaled_info_nce(u, u, jnp.array([0, 1]), temperature=0.2)
       >>> f"{loss:.4f}, {metrics['top1']:.0%}"
       '0.0027, 100%'
@@ -117,7 +117,7 @@ def multi_level(
       collapsed) and pair_loss's metrics averaged over sides and, by M, over target levels.
 
     Example:
-      >>> x = normalize(jax.random.normal(jax.random.key(0), (2, 4, 8)))  # both sides, 4 images
+      >>> x = unit_rows(jax.random.normal(jax.random.key(0), (2, 4, 8)))  # both sides, 4 images
       >>> loss, metrics = multi_level(
       ...     online=[x],
       ...     targets=[x],

@@ -1,6 +1,6 @@
 """LARS / SGD / AdamW with masks by parameter path; learning-rate and EMA schedules.
 
-Formulas: design section 3 (Optimizer) and You et al., 2017 (LARS). Schedules map an int step to a
+Formulas: design section 3, Optimizer, and You et al., 2017 (LARS). Schedules map an int step to a
 float32 scalar and are pure, so they also serve the plots.
 """
 

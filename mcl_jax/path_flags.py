@@ -6,12 +6,18 @@ from absl import flags
 
 from mcl_jax import paths
 
+
+def _output_folder_on_disk(path: str, name: str) -> str:
+    return paths.output_folder(paths.on_disk(path, name), name)
+
+
 DOORS = {
     "workdir": paths.expanded,  # training checks that it can write, others that there is a run
     "data_dir": paths.expanded,  # the data set says what is missing in it
     "out": paths.output_folder,
     "results": paths.output_folder,
-    "scratch": paths.output_folder,
+    "scratch": _output_folder_on_disk,  # other programs work in it
+    "cache": paths.on_disk,  # what cannot be written there is not kept
     "output": paths.output_place,
     "document": paths.output_file,
     "json": paths.output_file,

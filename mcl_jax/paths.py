@@ -23,7 +23,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path for messages, pages and files: bytes that are no UTF-8 become replacement characters.
+    r"""A path for messages, pages and files: bytes that are no UTF-8 become replacement characters.
 
     Example:
       >>> shown(os.fsdecode(b"caf\xe9.jpg"))
@@ -97,8 +97,8 @@ def split_argument(text: str) -> tuple[str, str | None]:
     """(FILE, ARGUMENT) of FILE:ARGUMENT; None without one. FILE itself may hold colons.
 
     Example:
-      >>> split_argument("18:30/own.py:c4,loss=b")
-      ('18:30/own.py', 'c4,loss=b')
+      >>> split_argument("18:30/{own}.py:c4,loss=b")
+      ('18:30/{own}.py', 'c4,loss=b')
     """
     ends = [match.start() for match in re.finditer("(?=:)|$", text)]
     for end in reversed(ends):
@@ -108,6 +108,17 @@ def split_argument(text: str) -> tuple[str, str | None]:
         suffix = re.match(r".*?\.py(?=:|$)", text, re.DOTALL)
         end = suffix.end() if suffix else ends[0]
     return text[:end], text[end + 1 :] if end < len(text) else None
+
+
+def on_disk(path: str | os.PathLike, name: str) -> str:
+    """UserError for a path in a bucket, where only disks are read and written; as it is otherwise."""
+    text = os.fspath(path)
+    if is_bucket(text):
+        bucket = _BUCKET.sub("gs://", text, count=1)
+        raise UserError(
+            f"{name} {bucket}: this command uses disks alone; give a path of this machine"
+        )
+    return text
 
 
 def existing_file(path: str | os.PathLike, name: str, hint: str = "") -> str:
@@ -137,8 +148,7 @@ def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
         the path and what is wrong with it.
 
     Example:
-      >>> existing_folder("~/photos", "--folder")
-      '/home/ada/photos'
+      existing_folder("~/photos", "--folder")  # '/home/ada/photos'
     """
     whole = expanded(path, name)
     if is_bucket(whole):

@@ -78,8 +78,8 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
       UserError: if the batch does not divide over the devices and groups, saying what would.
 
     Example:
-      >>> run = build(config, sharding.mesh_for(config), images=1_281_167)
-      >>> state = new_state(run)
+      run = build(config, sharding.mesh_for(config), images=1_281_167)
+      state = new_state(run)
     """
     data = config["data"]
     micro_batches = config["optimizer"]["micro_batches"]

@@ -112,7 +112,8 @@ def by_platform(*arguments: Any, cpu: Callable, default: Callable) -> Any:
       cpu, default: functions of them with results of the same shapes and dtypes.
 
     Example:
-      >>> by_platform(x, cpu=max_pool_by_comparison, default=max_pool_by_windows)
+      >>> by_platform(jax.numpy.arange(3), cpu=lambda x: -x, default=lambda x: x).tolist()  # here: cpu
+      [0, -1, -2]
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:

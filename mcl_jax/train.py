@@ -1,36 +1,28 @@
-"""The training program: one loop that reads top to bottom."""
+"""A run from its configuration to its last state. Its steps are in loop.py."""
 
-import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 import mcl_jax
-from mcl_jax import paths, program, sharding
-from mcl_jax.data import loader_settings, pipeline
+from mcl_jax import loop, paths, program, sharding
+from mcl_jax.data import folder
 from mcl_jax.data.record import Source, data_digest
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.program import Program
-from mcl_jax.report import plots, writers
-from mcl_jax.report.metrics import MetricWriter
-from mcl_jax.report.profile import Window
-from mcl_jax.report.progress import Bar
-from mcl_jax.report.run_page import RunPage
-from mcl_jax.report.step_log import Callback, StepLog
-from mcl_jax.report.throughput import Throughput
+from mcl_jax.report import writers
+from mcl_jax.report.step_log import Callback
 from mcl_jax.runtime import hosts, lease, memory, optional, own_names, provenance, storage
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
-from mcl_jax.runtime.health import HealthCheck
 from mcl_jax.runtime.preemption import Preempted, Preemption
 from mcl_jax.runtime.start import rare_collections
 from mcl_jax.settings import changes, door, teaching
@@ -76,136 +68,73 @@ def pretrain(
       Preempted: with `owner`, if a signal stopped the run before its end, after saving.
     """
     started = time.monotonic()
-    door.check(config)
-    writers.demand_installed(tuple(config["log"]["writers"]))
-    workdir = storage.absolute(_usable(workdir, "workdir"))
-    writers.demand_place(tuple(config["log"]["writers"]), workdir)
+    workdir = _checked(config, workdir)
     optional.begin()
-    first_process = jax.process_index() == 0
+    at_end = at_end if at_end and jax.process_index() == 0 else lambda step: None
     with (
         Preemption(owner) as preemption,
         compile_cache(workdir / "xla_cache"),
         rare_collections(),
     ):
-        data = config["data"]
-        source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
-        teaching.check_labels(config, source)
-        draws_montages = first_process and config["log"]["montages"] > 0
-        mesh = sharding.mesh_for(config)
-        teaching.check_run(config, mesh.size, len(source))
-        run = program.build(config, mesh, images=len(source))
+        run, source = _opened(config)
         monitor = KnnMonitor(run, source)
         with (
             lease.hold(workdir) as ownership,
             Checkpointer(workdir, keep=config["log"]["keep_checkpoints"]) as checkpointer,
         ):
-            saved = checkpointer.latest_step
-            health = HealthCheck(config["log"], config["model"]["projector_out"], saved)
+            _say(_described(run, source))  # before the first compilation
             meta = _meta(run, source)
-            _say(_described(run, source), first_process)  # before the first compilation
             state = _restore_or_start(run, meta, checkpointer)
             start = int(state.step)
-            _announce(run, source, start, first_process, workdir)
-            at_end = at_end if first_process else None
-            if start == run.total_steps:
-                if at_end:
-                    at_end(start)
-                return state
-            compiled = program.lower_step(run).compile()
-            memory.demand_room(compiled)
-            hosts.meet("compiled")
-            _say(f"compiled after {time.monotonic() - started:.0f} s", first_process)
-            log_every = config["log"]["every_steps"]
-            save_every = config["log"]["checkpoint_steps"]
-            seed = program.seed_argument(run)
-            meter, values = Throughput(data["batch_size"], start), {}
-            bar = Bar(
-                total=run.total_steps,
-                initial=start,
-                unit="step",
-                disable=not first_process,
-                every_s=config["log"]["progress_s"],
-            )
-            with (
-                _results(run, workdir, start, first_process) as (writer, page),
-                contextlib.closing(Window(profile, workdir / "profile")) as window,
-                open_batches(run, source, start) as batches,
-                bar,
-            ):
-                steps = StepLog(writer, page, health, meter, bar, callbacks)
-                checkpointer.before_commit = writer.sync  # no step between checkpoint and metrics
-                evaluate_start = monitor.later(state) if start == 0 else None
-                meter.restart(start)
-                for step in range(start, run.total_steps):
-                    with meter.waiting(values):
-                        batch = next(batches)
-                    inputs = {name: batch[name] for name in run.objective.batch_fields}
-                    window.before(step + 1, state)
-                    state, values = compiled(state, sharding.put_batch(inputs, mesh), seed)
-                    window.after(step + 1, values, compiled)
-                    preemption.guard_work()
-                    if step == 0 and draws_montages:  # while the devices work
-                        _draw_montages(run, batch, workdir)
-                    if evaluate_start is not None:  # here, for a step is sooner done
-                        jax.block_until_ready(values)
-                        with meter.paused():
-                            writer.write(0, evaluate_start())
-                        evaluate_start = None  # and its copy of the network
-                    done = step + 1
-                    asked = preemption.requested_after(done) or done - start == stop_after
-                    last = done == run.total_steps or asked
-                    steps.write()  # an earlier step's metrics, fetched while this one runs
-                    save = done % save_every == 0 or last
-                    if done % log_every == 0 or save:
-                        steps.keep(done, values)
-                    if save:  # only what passed the health check
-                        steps.write()
-                        if ownership is not None:
-                            ownership.check()
-                        checkpointer.save(state, meta, last)
-                    if monitor.due(done) and not asked:
-                        writer.write(done, monitor.evaluate(state))
-                        meter.restart(done)
-                    bar.update(done - bar.n)
-                    if last:
-                        break
-            checkpointer.wait()
-            if int(state.step) < run.total_steps:
-                _say(f"stopped on request; step {int(state.step)} is saved", first_process)
-                if owner and preemption.stopped:
-                    raise Preempted
-            elif at_end:
+            _announce(run, source, start=start, workdir=workdir)
+            if start < run.total_steps:
+                compiled = program.lower_step(run).compile()
+                memory.demand_room(compiled)
+                hosts.meet("compiled")
+                _say(f"compiled after {time.monotonic() - started:.0f} s")
+                session = loop.Session(
+                    run=run,
+                    source=source,
+                    workdir=workdir,
+                    meta=meta,
+                    checkpointer=checkpointer,
+                    ownership=ownership,
+                    preemption=preemption,
+                    monitor=monitor,
+                    callbacks=callbacks,
+                    profile=profile,
+                    stop_after=stop_after,
+                )
+                state = loop.train(session, state, compiled)
+                checkpointer.wait()
+            if int(state.step) == run.total_steps:
                 at_end(run.total_steps)
+                return state
+            _say(f"stopped on request; step {int(state.step)} is saved")
+            if owner and preemption.stopped:
+                raise Preempted
             return state
 
 
-@contextlib.contextmanager
-def _results(
-    run: Program, workdir: storage.Place, start: int, enabled: bool
-) -> Iterator[tuple[MetricWriter, RunPage | None]]:
-    """Metrics and the run's page; however the run ends, both are closed and complete."""
-    config, log_section = program.plain_config(run.config), run.config["log"]
-    about = writers.About(tuple(log_section["writers"]), log_section["project"], config)
-    writer = MetricWriter(workdir, start, enabled, about)
-    page = RunPage(config, workdir, run.total_steps, log_section["page_s"]) if enabled else None
-    try:
-        yield writer, page
-    finally:
-        writer.close()
-        if page is not None:
-            page.close()
+def _checked(config: Mapping[str, Any], workdir: str | os.PathLike) -> storage.Place:
+    """The workdir, after everything that can be found wrong before data are opened."""
+    door.check(config)
+    writers_asked = tuple(config["log"]["writers"])
+    writers.demand_installed(writers_asked)
+    place = storage.absolute(_usable(workdir, "workdir"))
+    folder.demand_apart(config["data"]["dataset"], place)
+    writers.demand_place(writers_asked, place)
+    return place
 
 
-def open_batches(run: Program, source: Source, start_step: int) -> "pipeline.BatchIterator":
-    """This process's stream of training batches from a step on."""
-    data = run.config["data"]
-    return pipeline.batches(
-        source,
-        loader_settings.of_this_process(data, data["batch_size"]),
-        seed=run.config["seed"],
-        start_step=start_step,
-        shuffle=True,
-    )
+def _opened(config: Mapping[str, Any]) -> tuple[Program, Source]:
+    """(what is trained, on what), once it is known that it can teach something."""
+    data = config["data"]
+    source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
+    teaching.check_labels(config, source)
+    mesh = sharding.mesh_for(config)
+    teaching.check_run(config, mesh.size, len(source))
+    return program.build(config, mesh, images=len(source)), source
 
 
 def _meta(run: Program, source: Source) -> dict[str, Any]:
@@ -234,9 +163,9 @@ def _restore_or_start(
     return program.new_state(run) if found is None else found[0]
 
 
-def _announce(run: Program, source: Source, start: int, show: bool, workdir: storage.Place) -> None:
+def _announce(run: Program, source: Source, start: int, workdir: storage.Place) -> None:
     if start == run.total_steps:
-        _say(f"step {start} of {run.total_steps}: nothing left to do", show)
+        _say(f"step {start} of {run.total_steps}: nothing left to do")
         return
     if start > run.total_steps:
         raise UserError(
@@ -245,15 +174,14 @@ def _announce(run: Program, source: Source, start: int, show: bool, workdir: sto
             f"optimizer.epochs {run.config['optimizer']['epochs']:g}): nothing was trained. Raise "
             "optimizer.epochs to go on, or give another --workdir"
         )
-    if show:
+    if jax.process_index() == 0:
         plain = program.plain_config(run.config)
         with optional.optional("config.json"):
             storage.write(workdir / "config.json", json.dumps(plain, indent=2) + "\n")
     resumed = " (resumed)" if start else ""
     _say(
         f"steps {start} to {run.total_steps}{resumed}; compiling, which takes minutes for a large "
-        "network",
-        show,
+        "network"
     )
 
 
@@ -264,24 +192,9 @@ def _described(run: Program, source: Source) -> str:
     )
 
 
-def _say(message: str, show: bool) -> None:
-    if show:
+def _say(message: str) -> None:
+    if jax.process_index() == 0:
         print(message, file=sys.stderr, flush=True)
-
-
-def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: storage.Place) -> None:
-    """montage.png: the first device's inputs of step 0, exactly as the step makes them."""
-    b = run.objective.images_per_device
-    images = {name: batch[name][:b] for name in run.objective.batch_fields}
-    inputs = jax.jit(run.objective.inputs)(program.seed_argument(run), 0, images, 0)
-    with optional.optional("montage.png"):
-        plots.sheet(
-            workdir / "montage.png",
-            run.objective.pictures(inputs),
-            run.config["augment"]["mean"],
-            run.config["augment"]["std"],
-            columns=run.config["log"]["montages"],
-        )
 
 
 def check_workdir(workdir: str | None) -> storage.Place:

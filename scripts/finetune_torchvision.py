@@ -34,7 +34,7 @@ def main() -> None:
         result = run.run(task, read_weights, say=lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     if result is None and not task.check:
         sys.exit(exit_codes.STOPPED)
     for key, words in (("scores", "boxes"), ("mask_scores", "masks")):

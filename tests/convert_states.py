@@ -92,14 +92,14 @@ def job_of(target, state, meta, parts=None, folded=False):
     )
 
 
-def view_of(target, state, meta, parts=None):
+def layout_of(target, state, meta, parts=None):
     """What the target's file would hold."""
-    return TARGETS[target].view(job_of(target, state, meta=meta, parts=parts))
+    return TARGETS[target].layout(job_of(target, state, meta=meta, parts=parts))
 
 
 def arrays_of(target, state, meta, parts=None):
     """The file's arrays, not written."""
-    return view_of(target, state, meta=meta, parts=parts).to_file(state, "the checkpoint")
+    return layout_of(target, state, meta=meta, parts=parts).to_file(state, "the checkpoint")
 
 
 def export(a, state, out):

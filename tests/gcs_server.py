@@ -27,7 +27,7 @@ class Service:
 
     Attributes:
       url: for STORAGE_EMULATOR_HOST.
-      requests: how many there were, by method and first part of the path.
+      requests: how many there were, by method.
       outage: None, an HTTP status that answers everything, or "hang up".
       before: called with the method and the name of the object (of a listing: '') of every request,
         before it is answered.

@@ -114,9 +114,12 @@ def as_command(name: str, shown: Sequence[str]) -> tuple[str, list[str]] | None:
     path = rest.pop(0) if "python" in Path(program).name else program
     if path in ("-c", "-m"):
         module = rest.pop(0)
-        assert path == "-c" or module in {"convert", *MODULES}, f"{name}: no module {module}"
+        assert path == "-c" or module in {"convert", "mcl_jax", *MODULES}, (
+            f"{name}: no module {module}"
+        )
         assert module != "pytest" or all((REPO / x).is_file() for x in rest if x[0] != "-"), name
-        return ("mcl-jax", ["convert", *rest]) if module == "convert" else None
+        before = {"mcl_jax": [], "convert": ["convert"]}.get(module)
+        return None if before is None else ("mcl-jax", [*before, *rest])
     assert (REPO / path).is_file(), f"{name} shows {path}, which is not there"
     if command := re.search(r'script\("(.*)"\)', (REPO / path).read_text()):
         return "mcl-jax", [*command[1].split(), *rest]

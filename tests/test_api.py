@@ -38,6 +38,11 @@ TINY = {
     "knn.every_epochs": 0.0,
     "targets": ("safetensors", "detectron2"),
 }
+# `pretrain`'s makes the run of the others
+WITH_EXAMPLES = (
+    *(mcl_jax.pretrain, mcl_jax.load_config, mcl_jax.load, mcl_jax.export),
+    frozen.FrozenNetwork.features,
+)
 
 
 def show(function, **names):
@@ -68,10 +73,7 @@ def network(run):
     return mcl_jax.load(run[0])
 
 
-@pytest.mark.parametrize(
-    "function",
-    [mcl_jax.load_config, mcl_jax.load, mcl_jax.export, frozen.FrozenNetwork.features],
-)
+@pytest.mark.parametrize("function", [x for x in WITH_EXAMPLES if x is not mcl_jax.pretrain])
 def test_examples_in_docstrings(function, run, tmp_path):
     show(function, workdir=run[0], out=tmp_path / "out")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 import threading
 from types import SimpleNamespace
@@ -192,11 +193,14 @@ def test_a_server_that_is_away_costs_no_older_checkpoint(gcs, workdir, capsys, m
     ("answer", "message"),
     [(401, "the bucket cannot be read .*gcloud auth"), (403, "give this machine's account access")],
 )
-def test_no_credentials_and_no_permission_are_one_line(answer, message, gcs, workdir):
+def test_no_credentials_and_no_permission_are_one_line(answer, message, gcs, workdir, caplog):
     gcs.outage = answer
     with pytest.raises(UserError, match=message) as refusal:
         train.check_workdir(str(workdir))
     assert "\n" not in str(refusal.value)
+    assert not caplog.records  # its client would log a traceback
+    client = logging.getLogger("gcsfs")
+    assert client.level == logging.NOTSET and not client.filters  # as it was before
 
 
 def test_no_such_bucket_and_no_gcsfs_are_one_line(gcs, monkeypatch):

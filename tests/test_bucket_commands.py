@@ -54,6 +54,7 @@ def command(monkeypatch, capsys):
     """Runs a command line in this process; its stdout, or stderr if it is to end with 2."""
 
     def call(*arguments, code=0):
+        forget_commands()
         with pytest.raises(SystemExit) as end:
             main.main(list(map(str, arguments)))
         told = capsys.readouterr()
@@ -62,7 +63,6 @@ def command(monkeypatch, capsys):
 
     for name in ("argv", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
-    forget_commands()
     yield call
     forget_commands()
 
@@ -98,6 +98,14 @@ def test_a_checkpoint_in_a_bucket_is_measured_and_looked_at(run, on_disk, comman
     assert "scenes, step 6" in command("knn", f"--workdir={run}", "--json=gs://mcl/knn.json")
     result = json.loads(storage.read(storage.locate("gs://mcl/knn.json")))
     assert result["step"] == 6 and 0 <= result["values"]["knn"] <= 1
+
+    splits = ("--dataset=scenes", "--train_split=train[:64]", "--test_split=validation[:32]")
+    command("svm", f"--workdir={run}", *splits, "--stages=res5", "--shots=", "--json=gs://mcl/svm")
+    assert json.loads(storage.read(storage.locate("gs://mcl/svm")))["step"] == 6
+    output = storage.locate("gs://mcl/linear")
+    brief = ("--lrs=1", "--epochs=1", "--batch_size=32")
+    command("linear", f"--workdir={run}", f"--output={output}", *splits, *brief)
+    assert 0 <= json.loads(storage.read(output / "result.json"))["best"]["top1"] <= 1
 
     looked_at = ["--against", on_disk, "--count", 2, "--rows", 1]
     assert f"wrote {run}/pictures/features.png" in command("visualize", run, *looked_at)

@@ -151,7 +151,7 @@ def until(condition):
 def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
     gcs, workdir, whole, monkeypatch, capsys
 ):
-    """Of a second for config.json, of ten for everything, and until the save after the next."""
+    """503 for a second at config.json, for ten in a save; then dead until the save after the next."""
     refused, stepping, dead = set(), threading.Event(), threading.Event()
 
     def answer_503(seconds):

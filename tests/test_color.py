@@ -72,5 +72,5 @@ def test_grayscale_solarize_and_normalize():
     got = color.solarize(planes_of(image), threshold)
     np.testing.assert_allclose(image_of(got), solarized, atol=1e-7)
     normal = (image - MEAN) / STD
-    got = color.normalize(planes_of(image), MEAN, STD)
+    got = color.standardize(planes_of(image), MEAN, STD)
     np.testing.assert_allclose(image_of(got), normal, atol=1e-6)

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convert_states import NUMERICS, R18, R50, arrays_of, export_to, meta_of, random_state, view_of
+from convert_states import (
+    NUMERICS,
+    R18,
+    R50,
+    arrays_of,
+    export_to,
+    layout_of,
+    meta_of,
+    random_state,
+)
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 from torch_or_skip import module_on_torch, need_torch, torch
 
@@ -21,7 +30,7 @@ from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 from mcl_jax.convert.targets import authors
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import make_backbone
@@ -42,7 +51,7 @@ def run_of(a, method, pooling="montage"):
 def random_tiny(seed=0):
     r = np.random.RandomState(seed)
     flat = {}
-    for entry in classifiers.view(TINY, TORCHVISION, None).entries:
+    for entry in classifiers.layout(TINY, TORCHVISION, None).entries:
         scale = 0.3 if len(entry.shape) > 1 else 1.0
         flat[entry.source] = (scale * r.randn(*entry.shape)).astype(np.float32)
     return strict.unflatten(flat)
@@ -70,7 +79,7 @@ def test_table_lists_exactly_what_the_module_creates(a):
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         shapes["/".join(("params/encoder/backbone", *(key.key for key in path)))] = x.shape
-    assert {e.source: e.shape for e in classifiers.view(a, TORCHVISION, None).entries} == shapes
+    assert {e.source: e.shape for e in classifiers.layout(a, TORCHVISION, None).entries} == shapes
 
 
 @pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
@@ -108,7 +117,7 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
     assert shapes == {key: kind for key, kind in keys.items() if key not in head}
     assert head <= set(keys)
     torchvision_arrays = arrays_of("torchvision", state, meta)
-    sources = view_of("torchvision", state, meta).sources
+    sources = layout_of("torchvision", state, meta).sources
     by_source = {
         source: torchvision_arrays[key] for key, source in sources.items() if source != "computed"
     }
@@ -123,7 +132,7 @@ def test_timm_gets_the_same_arrays_under_its_own_names(tmp_path, name, a):
 def test_index_buffer_counts_offsets_row_by_row():
     """For the bias table's layout: row (dy + w - 1) * (2w - 1) + dx + w - 1 of query minus key."""
     model = arrays_of("torchvision", random_tiny(), meta_of(TINY))
-    sources = view_of("torchvision", random_tiny(), meta_of(TINY)).sources
+    sources = layout_of("torchvision", random_tiny(), meta_of(TINY)).sources
     name = "features.1.0.attn.relative_position_index"
     tokens = [(y, x) for y in range(3) for x in range(3)]
     expected = [(a - c + 2) * 5 + b - d + 2 for a, b in tokens for c, d in tokens]

@@ -18,9 +18,9 @@ from convert_states import (
     export_to,
     full_meta_of,
     job_of,
+    layout_of,
     meta_of,
     random_state,
-    view_of,
 )
 from swin_networks import TINY
 from torch_or_skip import module_on_torch, torch
@@ -30,7 +30,7 @@ from mcl_jax.convert.checks import forward, selfcheck
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import swin, table
 from mcl_jax.convert.names.architectures import PARTS
-from mcl_jax.convert.names.views import roots
+from mcl_jax.convert.names.layouts import roots
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
@@ -74,7 +74,7 @@ def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_
     """torchvision has no constructor for it; the loader puts its parts together."""
     a = replace(NARROW_R50, backbone="resnet18", width=64, fpn_channels=256)
     job = job_of("torchvision", random_state(a, 0), meta_of(a), "all")
-    model = TARGETS["torchvision"].view(job).to_file(job.state, "the checkpoint")
+    model = TARGETS["torchvision"].layout(job).to_file(job.state, "the checkpoint")
     expected = keys_of("maskrcnn_resnet18")
     (text,) = TARGETS["torchvision"].files(job).values()
     loader = ast.parse(text)
@@ -96,7 +96,7 @@ def test_files_of_a_resnet18_are_torchvisions_and_the_loader_names_the_rest(tmp_
 def test_folded_files_are_torchvisions_mask_rcnn_without_norms_in_the_fpn():
     job = job_of("torchvision", random_state(R50, 0), meta_of(R50), "backbone,fpn", folded=True)
     state = transform.fold(job.state, job.parts, forward.EPSILON)
-    model = TARGETS["torchvision"].view(job).to_file(state, "the checkpoint")
+    model = TARGETS["torchvision"].layout(job).to_file(state, "the checkpoint")
     expected = keys_of("maskrcnn_resnet50_fpn")
     assert shapes(model) == {
         k: v for k, v in expected.items() if not k.startswith(("rpn.", "roi_heads."))
@@ -244,34 +244,34 @@ ALL = [(target, R18) for target in TARGETS] + [("mmdet", TINY), ("timm", TINY)]
 def test_every_entry_is_missed_by_name(target, a):
     """Dropped or renamed in the checkpoint; of the file: transposed, or another's values."""
     state = tiny_swin() if a is TINY else random_state(a, 4)
-    view = view_of(target, state, (full_meta_of if target == "safetensors" else meta_of)(a))
+    layout = layout_of(target, state, (full_meta_of if target == "safetensors" else meta_of)(a))
     flat = strict.flatten(state)
-    model = view.to_file(state, "the checkpoint")
-    for entry in view.entries:
+    model = layout.to_file(state, "the checkpoint")
+    for entry in layout.entries:
         rest = {path: x for path, x in flat.items() if path != entry.source}
         with pytest.raises(UserError, match=f"1 problem: missing {entry.source}$"):
-            view.to_file(strict.unflatten(rest), "the checkpoint")
+            layout.to_file(strict.unflatten(rest), "the checkpoint")
         renamed = strict.unflatten(rest | {entry.source + "2": flat[entry.source]})
         with pytest.raises(UserError, match=f"missing {entry.source}; unexpected {entry.source}2"):
-            view.to_file(renamed, "the checkpoint")
-    for name in view.named:
+            layout.to_file(renamed, "the checkpoint")
+    for name in layout.named:
         x = model[name]
         inputs_and_outputs = (2, 3) if target == "safetensors" and x.ndim == 4 else (0, 1)
         wrong = x.swapaxes(*inputs_and_outputs) if x.ndim > 1 else x[::-1]
         message = "the written file is wrong" if wrong.shape == x.shape else f"{name} has shape"
         with pytest.raises(UserError, match=message) as caught:
-            view.demand_same(model | {name: wrong}, state)
+            layout.demand_same(model | {name: wrong}, state)
         assert name in str(caught.value)
 
 
 def test_a_file_that_computes_something_else_is_refused():
     """Two arrays of one shape under each other's names: what only the numbers can tell."""
     state, meta = random_state(R18, 5), meta_of(R18)
-    view = view_of("detectron2", state, meta)
-    model = view.to_file(state, "the checkpoint")
+    layout = layout_of("detectron2", state, meta)
+    model = layout.to_file(state, "the checkpoint")
     first, second = "res3.0.conv2.weight", "res3.1.conv1.weight"
     swapped = model | {first: model[second], second: model[first]}
-    check = (view, state, R18, PARTS, meta["config"])
+    check = (layout, state, R18, PARTS, meta["config"])
     assert max(selfcheck.check(model, *check).values()) < 1e-5
     with pytest.raises(UserError, match="computes another res3"):
         selfcheck.check(swapped, *check)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convert_states import arrays_of, full_meta_of, need_torch_for, random_state, view_of
+from convert_states import arrays_of, full_meta_of, layout_of, need_torch_for, random_state
 from test_convert_detectors import tiny_swin
 from test_convert_refusals import fails
 from torch_or_skip import need_torch, torch
@@ -17,7 +17,7 @@ from weights_of_projects import behind
 
 from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.files import formats
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 from mcl_jax.convert.targets.registry import TARGETS
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.runtime import checkpoint
@@ -87,12 +87,12 @@ ROUNDS = [
 def test_views_are_their_own_inverses(target, a):
     """Every target that has the network, whole; without files and states around it."""
     state = tiny_swin(0, a) if a is TINY else random_state(a, 0)
-    view = view_of(target, state, full_meta_of(a))
-    model = view.to_file(state, "the checkpoint")
-    back = view.from_file(model, "the file")
+    layout = layout_of(target, state, full_meta_of(a))
+    model = layout.to_file(state, "the checkpoint")
+    back = layout.from_file(model, "the file")
     arrays = networks(state)
     assert back and all(np.array_equal(x, arrays[path]) for path, x in back.items())
-    again = {name: entry.to_file(back[entry.source]) for name, entry in view.named.items()}
+    again = {name: entry.to_file(back[entry.source]) for name, entry in layout.named.items()}
     assert all(x.tobytes() == model[name].tobytes() for name, x in again.items())
 
 
@@ -115,7 +115,7 @@ def test_out_and_in_and_out_again_is_the_same_arrays(tmp_path, target, a, parts,
     back, meta = checkpoint.read(tmp_path / "back")
     assert meta["step"] == 0 and meta["origin"] == f"{target}:{file.name}"
     ours, theirs = networks(state), networks(back)
-    for entry in view_of(target, state, full_meta_of(a), parts).named.values():
+    for entry in layout_of(target, state, full_meta_of(a), parts).named.values():
         np.testing.assert_array_equal(theirs[entry.source], ours[entry.source])
         if target != "safetensors":  # which holds a target network of its own
             copy = in_target(entry.source)
@@ -211,4 +211,4 @@ def test_averages_and_divisions_of_a_run(tmp_path, capsys):
     err = fails(capsys, run, "--to", "mcl-official", "--fold-norms", "--out", tmp_path / "a.npz")
     assert "mcl-official is always whole" in err
     err = fails(capsys, run, "--from", "timm", "--average", 2, "--out", out)
-    assert "--average: for --to alone" in err
+    assert "--average: only with --to" in err

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from mcl_jax.convert.files import formats, strict
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import provenance
 

@@ -20,7 +20,7 @@ from mcl_jax.configs import base
 from mcl_jax.convert import imports
 from mcl_jax.convert.checks import detectron2_check
 from mcl_jax.convert.files import formats, weights
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
 
@@ -262,7 +262,7 @@ def test_what_of_a_file_detectron2_itself_will_load(tmp_path, state):
             "bare.pkl",
             "lacks 'model' or '__author__', so that Detectron2 would take it for a file of C",
         ),
-        ("a.safetensors", "is safetensors, which Detectron2 does not read: python -m convert"),
+        ("a.safetensors", "is safetensors, which Detectron2 does not read: mcl-jax convert"),
     ):
         with pytest.raises(UserError) as caught:
             detectron2_check.read_weights(tmp_path / name)
@@ -291,7 +291,7 @@ def test_the_command_wants_one_network(tmp_path, pair, capsys):
     err = fails(capsys, path, "--to", "timm", "--network", "x", "--out", out)
     assert "--network belongs to --from" in err
     err = fails(capsys, path, "--from", "mcl-official", "--network", "x", "--out", out)
-    assert "--from mcl-official reads all networks" in err and not out.exists()
+    assert "--from mcl-official always reads all networks" in err and not out.exists()
 
 
 def test_a_file_of_another_library_says_which_origin_reads_it(tmp_path, pair):

@@ -95,7 +95,7 @@ def test_loss_is_that_of_the_networks_own_embeddings(assembly, mode, levels, cop
         whole = 0 if assembly == "copy_paste" else 1
         spans = objective.spans[: whole + 1]
         v, _ = objective.encoder.apply(variables, inputs.canvases, spans, **flags)
-        return loss, [losses.normalize(x) for x in u], losses.normalize(v[whole])
+        return loss, [losses.unit_rows(x) for x in u], losses.unit_rows(v[whole])
 
     loss, u, v = jax.device_get(everything(params, state, inputs))
     whole = 0 if assembly == "copy_paste" else 1

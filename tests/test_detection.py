@@ -248,7 +248,7 @@ def test_freezing_an_fpn_that_is_not_there_is_told(run, variables):
 
 def test_padding_is_the_mean_color(config):
     tool = detector(config, ())
-    x = tool.normalize(jnp.full((1, 4, 4, 3), 255, jnp.uint8), jnp.array([[2, 3]]))
+    x = tool.standardize(jnp.full((1, 4, 4, 3), 255, jnp.uint8), jnp.array([[2, 3]]))
     assert not x[0, 2:].any() and not x[0, :, 3:].any()
     np.testing.assert_allclose(x[0, 1, 2], (1 - np.array(tool.mean)) / tool.std, rtol=1e-6)
 

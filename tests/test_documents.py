@@ -23,7 +23,7 @@ PARSERS = {"finetune_torchvision": flags_of_torchvision, "finetune_detectron2": 
 
 def is_mention(words):
     """Whether a text names a command, and shows no use of it: `mcl-jax knn`, `mcl-jax --help`."""
-    return "--help" in words or registry.find(words)[1] in ([], ["..."])
+    return not words or "--help" in words or registry.find(words)[1] in ([], ["..."])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch_or_skip import module_on_torch, torch
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import flags, job, machine, precision, schedule, settings
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.settings import FinetuneSettings
 
 images = module_on_torch("mcl_jax.finetune.images")
 pictures = module_on_torch("mcl_jax.finetune.pictures")
@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line_and_exit_code_2():
 def test_flags_become_a_job():
     given = ["out", "--weights=w", *DATA_FLAGS, "--min_sizes=96,160", "--labels=50", "--steps=9"]
     task = flags.parse("", given)
-    assert task.settings == Settings(min_sizes=(96, 160), labels=50, steps=9)
+    assert task.settings == FinetuneSettings(min_sizes=(96, 160), labels=50, steps=9)
     assert (task.weights, task.threads, task.check) == (Path("w"), None, False)
     assert flags.parse("", ["out", "--random", *DATA_FLAGS]).weights is None
     assert json.loads(json.dumps(settings.as_json(task.settings)))["min_sizes"] == [96, 160]
@@ -99,7 +99,9 @@ def test_wrong_flags_are_refused(given, words):
 
 
 def test_the_learning_rate_rises_and_falls():
-    own = Settings(steps=90, batch_size=8, base_lr=0.02, warmup_steps=10, decay_at=(0.5, 0.9))
+    own = FinetuneSettings(
+        steps=90, batch_size=8, base_lr=0.02, warmup_steps=10, decay_at=(0.5, 0.9)
+    )
     rates = [schedule.learning_rate(own, step) for step in range(90)]
     np.testing.assert_allclose(rates[0], 0.01 * 1e-3)
     np.testing.assert_allclose(rates[5], 0.01 * (0.5 * 1e-3 + 0.5))
@@ -113,9 +115,9 @@ def test_every_epoch_has_every_image_once():
     assert [sorted(order) for order in orders] == [list(range(7))] * 3
     assert orders[0] != orders[1] != orders[2]
     assert orders[0] != [schedule.image_at(1, 7, i) for i in range(7)]
-    mirrored = [schedule.is_mirrored(Settings(flip_prob=0.3), i) for i in range(1000)]
+    mirrored = [schedule.is_mirrored(FinetuneSettings(flip_prob=0.3), i) for i in range(1000)]
     assert 240 < sum(mirrored) < 360
-    seeds = {schedule.torch_seed(s, p, n) for s in (0, 1) for p in schedule.Purpose for n in (0, 1)}
+    seeds = {schedule.torch_seed(s, p, n) for s in (0, 1) for p in schedule.Draw for n in (0, 1)}
     assert len(seeds) == 16
 
 
@@ -181,7 +183,7 @@ def test_boxes_without_segmentations_are_refused_for_masks(data):
 
 
 def test_the_stream_is_the_same_from_any_position_and_with_workers(data):
-    own = Settings(steps=3, batch_size=4)
+    own = FinetuneSettings(steps=3, batch_size=4)
     stream = images.Stream(data, list(data.instances.images), own)
     whole = list(images.batches(stream, 4, workers=0))
     rest = list(images.batches(stream, 4, workers=1, start=4))
@@ -199,7 +201,7 @@ def test_images_that_are_damaged_missing_or_of_another_size_are_named(data, tmp_
     Image.new("RGB", (41, 30)).save(tmp_path / second.file_name)
     with pytest.raises(UserError, match=r"\(30, 41\), its annotation file says \(30, 40\)"):
         images.load(tmp_path, second)
-    stream = images.Stream(data, [first], Settings(steps=1, batch_size=1))
+    stream = images.Stream(data, [first], FinetuneSettings(steps=1, batch_size=1))
     assert isinstance(next(iter(images.batches(stream, 1, workers=1))), UserError)
     (tmp_path / third.file_name).unlink()
     with pytest.raises(UserError, match="lacks 1 of 6 images.*first 2.png"):

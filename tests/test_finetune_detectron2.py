@@ -46,7 +46,7 @@ def files(tmp_path_factory):
     plain = arrays_of("detectron2", state, meta_of(R50))
     job = job_of("detectron2", state, meta_of(R50), folded=True)
     folded_state = transform.fold(state, job.parts, forward.EPSILON)
-    folded = TARGETS["detectron2"].view(job).to_file(folded_state, "the checkpoint")
+    folded = TARGETS["detectron2"].layout(job).to_file(folded_state, "the checkpoint")
     head = {name: x for name, x in plain.items() if name.startswith("box_head.")}
     for name, arrays in (("plain", plain), ("folded", folded), ("head", head)):
         formats.write_pickle(folder / f"{name}.pkl", arrays, {})

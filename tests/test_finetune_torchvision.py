@@ -30,9 +30,9 @@ from mcl_jax import exit_codes  # noqa: E402
 from mcl_jax.errors import UserError  # noqa: E402
 from mcl_jax.finetune import job, machine, names, networks, run, training  # noqa: E402
 from mcl_jax.finetune.job import Job  # noqa: E402
-from mcl_jax.finetune.settings import Settings  # noqa: E402
+from mcl_jax.finetune.settings import FinetuneSettings  # noqa: E402
 
-SMALL = Settings(
+SMALL = FinetuneSettings(
     backbone="resnet18",
     fpn_channels=32,
     head_convs=1,
@@ -104,7 +104,7 @@ def weights_in(out):
 def test_our_detectors_are_torchvisions_but_for_norms_in_retinanets_fpn(detector):
     stock = getattr(torchvision.models.detection, f"{detector}_resnet50_fpn_v2")
     stock = networks.shapes(stock(weights=None, weights_backbone=None, num_classes=91))
-    own = networks.shapes(networks.build(Settings(detector=detector), 90))
+    own = networks.shapes(networks.build(FinetuneSettings(detector=detector), 90))
     differing = {name for name in {**stock, **own} if stock.get(name) != own.get(name)}
     if detector != "retinanet":
         assert not differing and list(stock) == list(own)
@@ -116,7 +116,9 @@ def test_our_detectors_are_torchvisions_but_for_norms_in_retinanets_fpn(detector
 @pytest.mark.parametrize("detector", ["maskrcnn", "retinanet"])
 def test_the_lists_of_names_in_tests_data_are_current(detector):
     rows = (ROOT / f"tests/data/keys_torchvision_{detector}_resnet18.txt").read_text().splitlines()
-    model = networks.build(Settings(detector=detector, backbone="resnet18"), 90).state_dict()
+    model = networks.build(
+        FinetuneSettings(detector=detector, backbone="resnet18"), 90
+    ).state_dict()
     kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in model.items()}
     assert rows == [f"{n}\t{tuple(x.shape)}\t{kinds[n]}" for n, x in model.items()]
 

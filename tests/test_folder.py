@@ -8,11 +8,22 @@ import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
+import toy_run
 from image_folders import names_of, write_images
 
+import mcl_jax
+from mcl_jax import train
+from mcl_jax.data import tree
 from mcl_jax.data.record import data_digest, why_unlabeled
 from mcl_jax.data.sources import open_source
+from mcl_jax.errors import UserError
+from mcl_jax.evaluate import pictures
+from mcl_jax.evaluate.detection import report
+from mcl_jax.finetune import job
+from mcl_jax.runtime import checkpoint_folders, lease
 
 
 def told(caplog):
@@ -88,14 +99,68 @@ def test_what_is_left_out_is_counted_and_named_once_by_kind(tmp_path, caplog):
         assert part in message
 
 
+SYSTEM = ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
+HIDDEN = (".ipynb_checkpoints", ".thumbnails", ".git", ".Trash-1000")
+
+
+@pytest.mark.parametrize("kind, folders", [("system", SYSTEM), ("hidden", HIDDEN)])
+def test_folders_that_a_system_made_hold_no_images_and_are_no_classes(
+    tmp_path, caplog, kind, folders
+):
+    dataset = write_images(tmp_path, ["a/1.png", "b/2.png"])
+    alone = open_source(dataset, "train", None)
+    write_images(tmp_path, [f"{name}/a/1.png" for name in folders])
+    write_images(tmp_path, [f"b/{folders[0]}/1.png"])
+    source = open_source(dataset, "train", None)
+    assert source.class_names == ("a", "b") and source.files == alone.files
+    (message,) = told(caplog)
+    assert f"left out {len(folders) + 1} x {kind} folder (the first is " in message
+
+
+def test_the_signs_of_our_output_folders_are_the_names_that_are_written():
+    written = {checkpoint_folders.FOLDER, lease.FOLDER, "config.json", *pictures.NAMES}
+    written |= {report.RESULT_FILE, report.PICTURE_FILE, job.RESULT, job.PICTURE}
+    assert set().union(*tree.OUTPUT_SIGNS) == written - {"montage.png"}
+    assert {"montage.png", *tree.OUTPUT_SIGNS[-1]} == {*pictures.NAMES}
+
+
+@pytest.mark.parametrize("signs", tree.OUTPUT_SIGNS, ids=lambda signs: "-".join(sorted(signs)))
+def test_pictures_of_a_run_inside_the_folder_are_no_images(tmp_path, caplog, signs):
+    dataset = write_images(tmp_path, ["a/1.png", "b/2.png"])
+    alone = open_source(dataset, "train", None)
+    write_images(tmp_path, ["run/montage.png", "run/curves.png"])
+    *some, last = sorted(signs)
+    for name in some:
+        (tmp_path / "run" / name).write_text("{}")
+    there = open_source(dataset, "train", None)
+    assert {"run/montage.png", "run/curves.png"} <= {*there.files}  # a folder of the user's
+    (tmp_path / "run" / last).mkdir()
+    source = open_source(dataset, "train", None)
+    assert source == alone and source.digest == alone.digest
+    assert "left out 1 x output folder of mcl-jax (the first is run)" in told(caplog)[-1]
+
+
+def test_a_run_inside_its_data_resumes_with_the_same_data(tmp_path, caplog, monkeypatch):
+    toy_run.replace_network(monkeypatch.setattr, devices=1)
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (32, 32, 3), np.uint8))
+    config = mcl_jax.load_config("demo", **{**toy_run.SETTINGS, "data.split": "train"})
+    config.data.dataset, config.data.batch_size = f"folder:{tmp_path}", 8
+    config.optimizer.epochs = 2
+    for stop_after in (2, None):
+        state = train.pretrain(config, tmp_path / "run", stop_after=stop_after)
+        write_images(tmp_path, ["run/montage.png"])
+    assert int(state.step) == 4 and (tmp_path / "run/curves.png").is_file()
+    assert not [line for line in told(caplog) if "changed since the checkpoint" in line]
+    with pytest.raises(UserError, match="is the folder of the images"):
+        train.pretrain(config, tmp_path)
+    assert not (tmp_path / "owner").exists() and not (tmp_path / "xla_cache").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (
-            ["train/a/1.png", "train/b/2.png", "val/a/3.png"],
-            r"splits train \(2 images\), val \(1 images\): all of them are taken as one.*"
-            r"give folder:\S+/train",
-        ),
         (["a/1.png", "b/2.png", "preview.jpg"], r"1 of 3 images lie beside.*preview.jpg.*move"),
         (["images/a/1.png", "images/b/2.png"], r"one sub-folder, images.*give folder:\S+/images"),
     ],
@@ -108,15 +173,6 @@ def test_why_there_are_no_labels_and_what_to_give_is_said_once(tmp_path, caplog,
     assert re.search(words, why_unlabeled(sources[0])) and sources[0].class_names is None
     if given := re.search(r"give (folder:\S+),?", message):
         assert why_unlabeled(open_source(given[1].rstrip(","), "train", None)) == ""
-
-
-def test_splits_among_other_folders_are_classes_but_not_without_a_word(tmp_path, caplog):
-    dataset = write_images(tmp_path, ["train/1.png", "val/2.png", "extra/3.png"])
-    source = open_source(dataset, "train", None)
-    assert source.class_names == ("extra", "train", "val")
-    (message,) = told(caplog)
-    assert "sub-folders train, val are taken for classes" in message
-    assert message.endswith(f"give {dataset}/train")
 
 
 def test_flat_folders_are_not_worth_a_word(tmp_path, caplog):

@@ -13,7 +13,7 @@ from torch_or_skip import module_on_torch, torch
 from mcl_jax import program, sharding
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
-from mcl_jax.convert.names.views import NETWORKS
+from mcl_jax.convert.names.layouts import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.objectives.mcl import Inputs
 from mcl_jax.state import TrainState
@@ -53,7 +53,7 @@ def random_inputs(counts, dtype, seed):
 
 def imported(names, architecture):
     """The state's trees from the authors' names."""
-    return strict.unflatten(authors.view(architecture, 4).from_file(names, "test"))
+    return strict.unflatten(authors.layout(architecture, 4).from_file(names, "test"))
 
 
 def official_names(state, architecture):

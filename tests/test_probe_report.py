@@ -1,6 +1,7 @@
 """The folder of a checkpoint's probes: rows, pictures, what is finished, what is refused."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -14,6 +15,7 @@ from mcl_jax.bench import probe as bench
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import report, training
 from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.runtime import storage
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +35,21 @@ def run(subject, folder, modes=(), labels=(2, None), **conduct):
     )  # fmt: skip
 
 
-def test_rows_are_stopped_resumed_and_never_computed_twice(subject, tmp_path, capsys):
-    kept = tmp_path / "kept"
+def test_rows_are_stopped_resumed_and_never_computed_twice(subject, gcs, tmp_path, capsys):
+    kept = storage.locate("gs://mcl/probe")  # and those of `whole` on a disk
     with pytest.raises(training.Stopped):
         run(subject, kept, ["backbone"], stops=lambda step: step == 2)
-    assert not (kept / "result.json").exists()
+    assert not storage.is_file(kept / "result.json")
     rows = run(subject, kept, ["backbone"])
     assert "budget of 2 images has no box" not in capsys.readouterr().err  # it has both classes
     assert [(row["mode"], row["labels"]) for row in rows] == [("backbone", 2), ("backbone", 3)]
-    assert json.loads((kept / "result.json").read_text()) == rows
+    assert json.loads(storage.read(kept / "result.json")) == rows
     whole = run(subject, tmp_path / "whole", ["backbone"])
     assert [row["scores"] for row in rows] == [row["scores"] for row in whole]
     for name, row in zip(("backbone-2-seed0", "backbone-all-seed0"), rows, strict=True):
-        files = {path.name for path in (kept / name).iterdir()}
-        assert files == {"result.json", "boxes.png"}
-        assert matplotlib.image.imread(kept / name / "boxes.png").std() > 0.01
+        assert {*storage.names(kept / name)} == {"result.json", "boxes.png"}
+        picture = io.BytesIO(storage.read(kept / name / "boxes.png"))
+        assert matplotlib.image.imread(picture).std() > 0.01
         assert row["scores"]["ap/iou50"] == row["scores"]["ap50"] and row["settings"]["steps"] == 3
     assert run(subject, kept, ["backbone"], stops=lambda step: pytest.fail("computed")) == rows
     assert "backbone" in report.as_text(rows) and "all" not in report.as_text(rows)

@@ -6,7 +6,10 @@ import sys
 
 import jax
 import pytest
+import toy_run
 
+import mcl_jax
+from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.preemption import Preemption
 
@@ -71,3 +74,23 @@ def test_in_a_notebook_the_first_interrupt_is_a_request_and_the_second_an_interr
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_a_library_call_saves_and_returns(tmp_path, monkeypatch):
+    toy_run.replace_network(monkeypatch.setattr, devices=1)
+    config = mcl_jax.load_config("demo", **toy_run.SETTINGS | {"log.checkpoint_steps": 1000})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(step, values):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        state = mcl_jax.pretrain(config, tmp_path / "run", callbacks=[interrupt])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    step = int(state.step)
+    assert 3 <= step <= 5 < config.optimizer.epochs * 2  # a step or two were under way
+    assert checkpoint.read(tmp_path / "run")[1]["step"] == step
+    assert int(mcl_jax.pretrain(config, tmp_path / "run", stop_after=1).step) == step + 1

@@ -60,6 +60,9 @@ def test_the_image_holds_what_is_installed_and_is_linted():
     let_in = (REPO / ".dockerignore").read_text().splitlines()
     assert {line[1:] for line in let_in if line.startswith("!")} == copied
     assert all((REPO / name).exists() for name in copied)
+    extras = {*SETUP["options.extras_require"]}
+    for given in re.findall(r"EXTRAS=(\S+?);?(?:\s|$)", text):
+        assert "gcs" in given.split(",") and {*given.split(",")} <= extras, given
 
 
 def test_the_hooks_are_those_of_ci_at_the_same_versions():

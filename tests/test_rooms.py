@@ -1,6 +1,7 @@
 """Which room may import which: downwards only, and never out of the library."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ FLOORS = (
     ("mcl_jax.bench",),
     ("mcl_jax.planning",),
     ("mcl_jax.train",),
+    ("mcl_jax.loop",),
     ("mcl_jax.evaluate",),
     ("mcl_jax.program", "mcl_jax.accumulation", "mcl_jax.train_step", "mcl_jax.optimizer"),
     ("mcl_jax.objectives",),
@@ -41,17 +43,21 @@ FLOORS = (
         "mcl_jax.models.sizes",
         "mcl_jax.data.record",
         "mcl_jax.paths",
+        "mcl_jax.whole_file",
         "mcl_jax",
     ),
 )
-INDOORS = ("convert", "commands", "api", "__main__")  # what may use converters and configurations
-OUTSIDE = ("mcl_jax.convert", "mcl_jax.configs", "convert", "configs", "scripts", "tests")
+# what may use converters and configurations
+INDOORS = ("convert", "configs", "commands", "api", "__main__")
+ABOVE = ("mcl_jax.convert", "mcl_jax.configs")
+OUTSIDE = ("convert", "configs", "scripts", "tests")  # not there once it is installed
 
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of everything that is installed."""
     found = {}
-    for folder, package in (("mcl_jax", "mcl_jax"), ("convert", "mcl_jax.convert")):
+    for folder in ("mcl_jax", "convert", "configs"):
+        package = "mcl_jax" if folder == "mcl_jax" else f"mcl_jax.{folder}"
         for path in (ROOT / folder).rglob("*.py"):
             inner = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join((package, *inner)).removesuffix(".__init__")] = path
@@ -92,9 +98,8 @@ def upward(module: str, path: Path) -> list[str]:
     wrong = []
     for name in imported(path):
         own = name in MODULES
-        leaves = module.partition(".")[2].partition(".")[0] not in INDOORS and name.startswith(
-            OUTSIDE
-        )
+        indoors = module.partition(".")[2].partition(".")[0] in INDOORS
+        leaves = name.partition(".")[0] in OUTSIDE or (not indoors and name.startswith(ABOVE))
         if leaves or (own and floor(name) < floor(module)):
             wrong.append(f"{module} imports {name}")
     return wrong
@@ -113,6 +118,8 @@ def test_an_import_that_goes_up_is_found(tmp_path):
     ) == ["mcl_jax.losses imports mcl_jax.runtime.hosts"]
     path.write_text("import mcl_jax.convert.export\nfrom configs import base\n")
     assert len(upward("mcl_jax.losses", path)) == 2
+    assert len(upward("mcl_jax.configs.demo", path)) == 2
+    assert upward("mcl_jax.commands.main", path) == ["mcl_jax.commands.main imports configs"]
 
 
 def test_every_package_is_installed():
@@ -130,3 +137,11 @@ def test_every_package_is_installed():
     assert sorted(listed) == sorted(
         name if name.startswith("mcl_jax") else f"mcl_jax.{name}" for name in names
     )
+
+
+def test_docs_design_places_every_room_and_every_module_of_the_hall():
+    section = (ROOT / "docs/design.md").read_text().partition("## 2. ")[2].partition("\nWords ")[0]
+    inside = {path.stem for path in (ROOT / "mcl_jax").glob("*.py") if path.stem[0] != "_"}
+    inside |= {f"{path.parent.name}/" for path in (ROOT / "mcl_jax").glob("*/__init__.py")}
+    missing = [name for name in sorted(inside) if not re.search(rf"\b{name}(?:\b|`)", section)]
+    assert missing == []

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -15,6 +16,8 @@ from mcl_jax.objectives.build import make_objective
 from mcl_jax.runtime import lease
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.study import figures, rows, runs, table
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -109,6 +112,25 @@ def test_a_run_that_fails_is_recorded_with_its_reason(config, tmp_path, monkeypa
     (result,) = table.read(tmp_path)
     assert result["failed"] == "loss is nan at step 7" and result["scores"] == {}
     assert "| mcl | 1 | - |" in table.table([result], config)
+
+
+def test_a_result_of_version_0_1_0_has_its_row_in_the_tables():
+    finished = table.read(REPO / "tests/data/study_0.1.0")  # of commit b78ee1a, on scenes
+    lines = table.table(finished, study_scenes.get_config()).splitlines()
+    cells = [line.split(" | ")[2:] for line in lines if line.startswith("| mcl_s1 | 1 | ")]
+    neighbors, frozen, _, tuned = cells
+    assert neighbors[:2] == ["31.5", "15.8"] and frozen[:2] == ["4.3", "11.6"] and tuned[0] == "8.9"
+
+
+def test_finished_rows_are_of_todays_configuration():
+    """Else the study's command would refuse to go on with them."""
+    finished = table.read(REPO / "docs/study/cpu")
+    config = study_photos.get_config("cpu")
+    assert finished
+    for run in finished:
+        assert run["config"] == rows.fingerprint(
+            rows.config_of_run(config, run["row"], run["seed"])
+        )
 
 
 def test_the_table_gives_mean_and_deviation_in_the_studys_order(config):

@@ -47,6 +47,11 @@ def test_a_disk_without_room_for_a_byte_ends_a_run_with_one_line_and_code_5(job)
     assert "checkpoints in a row could not be written" in last
 
 
+def test_mistakes_in_flags_are_one_line_each(tmp_path):
+    said = data.mistakes(runs.Job(tmp_path))
+    assert len(said) == 6 and all(line.startswith("error: ") for line in said)
+
+
 def test_a_run_that_does_not_survive_is_noticed(job):
     workdir = job.scratch / "wrong"
     workdir.mkdir()

@@ -24,7 +24,7 @@ def one_device(monkeypatch):
 
 def authors_names(config):
     architecture = architectures.from_config(program.plain_config(config))
-    named = authors.view(architecture, config.montage.levels).named
+    named = authors.layout(architecture, config.montage.levels).named
     return {name: entry.source for name, entry in named.items()}
 
 

@@ -29,7 +29,7 @@ def log(workdir, resume_step, steps, told):
 
 
 def test_the_table_of_writers_is_the_settings():
-    assert ("jsonl", *writers.VIEWS) == WRITERS
+    assert ("jsonl", *writers.SINKS) == WRITERS
 
 
 def test_mlflow_holds_one_run_through_a_resumption(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_writer_that_fails_is_left_and_said_once(tmp_path, monkeypatch, caplog
         def close(self):
             raise AssertionError("was left")
 
-    monkeypatch.setitem(writers.VIEWS, "wandb", Broken)
+    monkeypatch.setitem(writers.SINKS, "wandb", Broken)
     log(tmp_path, 0, (1, 2, 3), about("wandb", "tensorboard"))
     assert [record.getMessage() for record in caplog.records] == [
         "writer wandb failed, the run goes on without it: no route"

@@ -4,7 +4,7 @@
 # supervised       box AP 43.9, mask AP 39.6   load_from = the same export of a vanilla run
 # random init      not in the paper            load_from = None
 #
-# python -m convert CHECKPOINT --to mmdet --out exported
+# mcl-jax convert CHECKPOINT --to mmdet --out exported
 # mim train mmdet configs/openmmlab/mask-rcnn_swin-t_fpn_1x_coco.py --gpus 8 --launcher pytorch
 #
 # The base trains with AdamW and drops paths as MMDetection does for Swin-T; `convert` writes the

@@ -5,7 +5,7 @@
 #               init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50")
 # random init   not in the paper   load_from = None
 #
-# python -m convert CHECKPOINT --to mmdet --out exported
+# mcl-jax convert CHECKPOINT --to mmdet --out exported
 # mim train mmdet configs/openmmlab/sparse-rcnn_r50_fpn_300-proposals_3x_coco.py --gpus 8 \
 #     --launcher pytorch
 #

@@ -5,7 +5,7 @@
 # random init      not in the paper   load_from = None
 # The paper names no schedule; 160k iterations at batch 16 are MMSegmentation's for ADE20K.
 #
-# python -m convert CHECKPOINT --to mmdet --parts backbone --out exported
+# mcl-jax convert CHECKPOINT --to mmdet --parts backbone --out exported
 # PYTHONPATH=. mim train mmsegmentation configs/openmmlab/upernet_r50_ade20k-847.py --gpus 8
 #
 # MMSegmentation has no ADE20K-847; `data_root` is a folder with images/{training,validation} and

@@ -17,8 +17,8 @@ from mcl_jax.errors import UserError
 SUFFIX = {"pickle": ".pkl", "torch": ".pth"}
 PREFIXES = ("", "model.", "module.", "model.module.")
 CONVERT = (
-    "python -m convert FILE --from detectron2 --out RUN, then python -m convert RUN --to "
-    "detectron2 --out exported, makes one that it loads"
+    "mcl-jax convert FILE --from detectron2 --out RUN, then mcl-jax convert RUN --to detectron2 "
+    "--out exported, makes one that it loads"
 )
 # Detectron2's ResNets: depth -> (blocks of res2..res5, whether they are bottlenecks)
 DEPTHS = {
@@ -199,7 +199,7 @@ def _demand_whole_layers(
         if {leaf for leaf in wanted if f"{layer}.{leaf}" in taken} == wanted == held:
             continue
         if wanted == held:
-            raise UserError(f"{layer} would be loaded in part: of another shape is the rest of it")
+            raise UserError(f"{layer} would be loaded in part: the rest of it has another shape")
         key = next((key for pattern, key in NORMS.items() if re.search(pattern, layer)), "its NORM")
         norms = any(leaf.startswith("norm.") for leaf in held)
         right = "'SyncBN', for the file holds norms"

@@ -12,7 +12,7 @@ import numpy as np
 
 from mcl_jax.convert.names import swin as swin_names
 from mcl_jax.convert.names import table
-from mcl_jax.convert.names.views import View
+from mcl_jax.convert.names.layouts import FileLayout
 from mcl_jax.models import swin as swin_sizes
 from mcl_jax.models import windows
 from mcl_jax.models.backbone import Architecture, is_swin
@@ -30,9 +30,9 @@ Maps = dict[str, np.ndarray]
 class Weights:
     """Arrays of a file by their path here below 'encoder/': 'backbone/stem/norm/scale'."""
 
-    def __init__(self, model: Mapping[str, np.ndarray], view: View):
+    def __init__(self, model: Mapping[str, np.ndarray], layout: FileLayout):
         self.arrays, self.unfolds, self.indices = {}, False, {}
-        for name, entry in view.named.items():
+        for name, entry in layout.named.items():
             x = model[name].astype(np.float64)
             if entry.layout == "ours" and not name.endswith(swin_names.BIAS_TABLE):
                 x = table.to_torch(x)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mcl_jax.convert.names.views import networks
+from mcl_jax.convert.names.layouts import networks
 
 
 def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:

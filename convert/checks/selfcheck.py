@@ -13,7 +13,7 @@ import numpy as np
 
 from mcl_jax.convert.checks import forward
 from mcl_jax.convert.checks.forward import Maps
-from mcl_jax.convert.names.views import View
+from mcl_jax.convert.names.layouts import FileLayout
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture, make_backbone
 from mcl_jax.models.heads import RoIHead
@@ -71,7 +71,7 @@ def _networks(a: Architecture, parts: tuple[str, ...], epsilon: float) -> Callab
 
 def check(
     model: Mapping[str, np.ndarray],
-    view: View,
+    layout: FileLayout,
     state: Mapping[str, Any],
     a: Architecture,
     parts: Sequence[str],
@@ -81,7 +81,7 @@ def check(
 
     Args:
       model: arrays as read from the written file.
-      view: what they are.
+      layout: what they are.
       state: of the checkpoint.
       a: its networks.
       parts: which of architectures.PARTS are in the file.
@@ -93,7 +93,7 @@ def check(
     Raises:
       UserError: above TOLERANCE, naming the first map.
     """
-    theirs = forward.features(forward.Weights(model, view), a, parts)
+    theirs = forward.features(forward.Weights(model, layout), a, parts)
     epsilon = config.get("numerics", {}).get("bn_epsilon", forward.EPSILON)
     ours = reference(state, a, parts=parts, epsilon=epsilon)
     errors = {}

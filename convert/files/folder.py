@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mcl_jax import whole_file
 from mcl_jax.paths import output_folder
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
@@ -28,8 +29,8 @@ def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
       The written files, sorted.
 
     Raises:
-      UserError: if `out` is a file or may not be written; and whatever `fill` raises, with nothing
-        left behind.
+      UserError: if `out` is a file or may not be written; CannotSave if the disk takes no more; and
+        whatever `fill` raises, with nothing left behind.
     """
     out = storage.locate(output_folder(out, "--out"))
     storage.reachable(out)
@@ -37,11 +38,12 @@ def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
     beside = out.parent if storage.renames(out) else None
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=beside))
     try:
-        fill(temporary)
-        storage.make_folder(out)
-        names = sorted(path.name for path in temporary.iterdir())
-        for name in names:
-            storage.adopt(temporary / name, out / name)
+        with whole_file.saving(out):
+            fill(temporary)
+            storage.make_folder(out)
+            names = sorted(path.name for path in temporary.iterdir())
+            for name in names:
+                storage.adopt(temporary / name, out / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / name for name in names]

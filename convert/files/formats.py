@@ -8,6 +8,7 @@ from __future__ import annotations  # Detectron2's environments go down to Pytho
 
 import contextlib
 import hashlib
+import io
 import json
 import pickle
 import warnings
@@ -132,14 +133,20 @@ def load_torch(path: Path) -> Any:
 def write_torch(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
     """A plain state_dict."""
     torch = import_torch()
-    torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, path)
+    save_torch({name: torch.from_numpy(x) for name, x in arrays.items()}, path)
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """torch.save with OSError for a disk that takes no more; torch has its own words for it."""
+    import_torch().save(content, buffer := io.BytesIO())
+    path.write_bytes(buffer.getbuffer())
 
 
 def write_torch_with_meta(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
     """{'state_dict', 'meta'}, as mmengine's runner writes it."""
     torch = import_torch()
     tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
-    torch.save({"state_dict": tensors, "meta": dict(about)}, path)
+    save_torch({"state_dict": tensors, "meta": dict(about)}, path)
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -162,7 +169,7 @@ def import_safetensors() -> Any:
 def write_safetensors(path: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
     library = import_safetensors()
     contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-    library.numpy.save_file(contiguous, path, dict(about))
+    path.write_bytes(library.numpy.save(contiguous, dict(about)))  # as in `save_torch`
 
 
 def _load_with_torch(path: Path) -> dict[str, Any]:

@@ -112,7 +112,11 @@ def _place(error: Exception) -> str:
 
 
 def _parsed(tree: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Values that YAML does not have, as tuples, out of their texts; UserError for keys no text."""
+    """With the values that YAML cannot write (tuples) made of their texts.
+
+    Raises:
+      UserError: for a key that is not a text.
+    """
     found = {}
     for key, x in tree.items():
         if not isinstance(key, str):

@@ -41,7 +41,7 @@ def root() -> Path:
 
 
 def register_subsets(names: tuple[str, ...], folder: Path | None) -> None:
-    """Makes coco_2017_train_Npercent of DATASETS.TRAIN known, from scripts/coco_subset.py's files.
+    """Makes coco_2017_train_Npercent of DATASETS.TRAIN known, from mcl-jax coco-subset's files.
 
     Args:
       names: of DATASETS.TRAIN.
@@ -63,7 +63,7 @@ def register_subsets(names: tuple[str, ...], folder: Path | None) -> None:
         share = name.rsplit("_", 1)[1]
         path = (folder or coco / "annotations") / f"instances_train2017_{share}.json"
         if not path.is_file():
-            raise UserError(f"{path} does not exist; scripts/coco_subset.py makes it (--subsets)")
+            raise UserError(f"{path} does not exist; mcl-jax coco-subset makes it (--subsets)")
         metadata = _get_builtin_metadata("coco")
         register_coco_instances(name, metadata, str(path), str(coco / "train2017"))
 

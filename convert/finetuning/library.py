@@ -78,7 +78,7 @@ def model_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
     cfg.MODEL.DEVICE = "cpu"
     try:
         model = build_model(cfg)
-    except Exception as error:  # assertions and look-ups all over Detectron2
+    except Exception as error:  # Detectron2 raises many kinds, in many places
         words = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(
             f"Detectron2 cannot build the model of this configuration ({words})"

@@ -26,7 +26,7 @@ class Task:
       resume: go on from OUTPUT_DIR, where it has a checkpoint.
       eval_only: measure, do not train.
       check: look at everything and stop.
-      subsets: folder of scripts/coco_subset.py's files; None: COCO's annotations.
+      subsets: folder of mcl-jax coco-subset's files; None: COCO's annotations.
       options: KEY VALUE KEY VALUE ...
     """
 
@@ -71,7 +71,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Task:
         "--check", action="store_true", help="look at configuration, weights and data, and stop"
     )
     parser.add_argument(
-        "--subsets", type=_path, help="folder of scripts/coco_subset.py, for the low-data rows"
+        "--subsets", type=_path, help="folder of mcl-jax coco-subset, for the low-data rows"
     )
     parser.add_argument("options", nargs="*", help="KEY VALUE ... of Detectron2")
     found = vars(parser.parse_intermixed_args(arguments))

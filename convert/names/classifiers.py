@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcl_jax.convert.names import swin, table
-from mcl_jax.convert.names.views import Entry, View, roots
+from mcl_jax.convert.names.layouts import Entry, FileLayout, roots
 from mcl_jax.models.backbone import Architecture, is_swin, stage_channels
 
 CLASSIFIER = "params/classifier/"
@@ -61,7 +61,7 @@ TIMM = Library(
 )
 
 
-def view(a: Architecture, library: Library, classes: int | None) -> View:
+def layout(a: Architecture, library: Library, classes: int | None) -> FileLayout:
     """The online backbone, in the order of torchvision's state_dict.
 
     Args:
@@ -74,13 +74,13 @@ def view(a: Architecture, library: Library, classes: int | None) -> View:
         entries = [swin_entry(row, getattr(row, library.name), library) for row in swin.rows(a)]
     entries += [with_counter(t, t.classifier) for t in table.online(a) if t.classifier]
     if classes is None:
-        return View(tuple(entries), roots("backbone"))
+        return FileLayout(tuple(entries), roots("backbone"))
     name, channels = classifier_name(a, library), stage_channels(a)[-1]
     entries += [
         Entry(f"{CLASSIFIER}kernel", (channels, classes), f"{name}.weight"),
         Entry(f"{CLASSIFIER}bias", (classes,), f"{name}.bias"),
     ]
-    return View(tuple(entries), (*roots("backbone"), CLASSIFIER))
+    return FileLayout(tuple(entries), (*roots("backbone"), CLASSIFIER))
 
 
 def swin_entry(row: swin.Row, name: str, library: Library) -> Entry:

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from mcl_jax.convert.names import swin, table
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.classifiers import with_counter
-from mcl_jax.convert.names.views import Entry, View, roots
+from mcl_jax.convert.names.layouts import Entry, FileLayout, roots
 from mcl_jax.models.backbone import Architecture, is_swin
 
 LIBRARIES = ("detectron2", "mmdet", "torchvision")  # columns of convert/names/table.py
 
 
-def view(a: Architecture, library: str, parts: Sequence[str] = PARTS, folded: bool = False) -> View:
+def layout(
+    a: Architecture, library: str, parts: Sequence[str] = PARTS, folded: bool = False
+) -> FileLayout:
     """These parts of the online encoder.
 
     Args:
@@ -31,7 +33,7 @@ def view(a: Architecture, library: str, parts: Sequence[str] = PARTS, folded: bo
         if part in parts:
             entry = _entry(tensor, library)
             entries += _biased(entry) if folded and part != "backbone" else [entry]
-    return View(tuple(entries), roots(*parts))
+    return FileLayout(tuple(entries), roots(*parts))
 
 
 def _entry(tensor: table.Tensor, library: str) -> Entry:

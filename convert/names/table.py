@@ -163,7 +163,7 @@ def _encoder(a: Architecture, network: Network) -> list[Tensor]:
     tensors += _linear(PROJECTOR_1, {}, shape=(a.fpn_channels, hidden), network=network)
     tensors += _norm("projector/norm1", PROJECTOR_1, indices={}, channels=hidden, network=network)
     tensors += _linear(PROJECTOR_2, {}, shape=(hidden, outer), network=network)
-    # The last norm has no affine parameters (docs/design.md).
+    # The last norm has no affine parameters (design section 3).
     norm = _norm(
         "projector/norm2",
         PROJECTOR_2,

@@ -17,7 +17,7 @@ from mcl_jax import optimizer, program
 from mcl_jax.convert.checks import report, selfcheck
 from mcl_jax.convert.files import folder, formats, strict
 from mcl_jax.convert.names import architectures, table
-from mcl_jax.convert.names.views import Entry, View
+from mcl_jax.convert.names.layouts import Entry, FileLayout
 from mcl_jax.convert.targets import authors_files
 from mcl_jax.errors import UserError
 from mcl_jax.models.backbone import Architecture
@@ -31,10 +31,10 @@ def tensors(a: Architecture, levels: int) -> list[table.Tensor]:
     return table.online(a) + table.target(a) + table.predictor(a, levels)
 
 
-def view(a: Architecture, levels: int) -> View:
+def layout(a: Architecture, levels: int) -> FileLayout:
     """All networks under the authors' names."""
     entries = tuple(Entry(t.source, t.shape, t.authors) for t in tensors(a, levels))
-    return View(entries, ("",))
+    return FileLayout(entries, ("",))
 
 
 def export(
@@ -65,7 +65,7 @@ def export(
             f"mcl-official holds MCL with an FPN; this checkpoint is {method} with neck {a.neck}. "
             "--to detectron2, --to torchvision and --to timm export its backbone"
         )
-    networks = view(a, levels)
+    networks = layout(a, levels)
     arrays = networks.to_file(state, "the checkpoint does not fit its own configuration")
 
     def fill(temporary: Path) -> None:
@@ -121,7 +121,7 @@ def load(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict[str, An
     if different:
         raise UserError(f"{path.name} does not fit the configuration: {'; '.join(different)}")
     subject = f"{path.name} does not hold a complete {a.backbone} of the authors' code"
-    trees = strict.unflatten(view(a, levels).from_file(content.arrays, subject))
+    trees = strict.unflatten(layout(a, levels).from_file(content.arrays, subject))
     notes = [f"read {path.name}: {a.backbone}, {levels} levels, {len(content.arrays)} arrays"]
     if content.step is None:
         notes.append("the file names no iteration: starting at step 0")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.convert.files import content, weights
-from mcl_jax.convert.files.formats import import_torch
+from mcl_jax.convert.files.formats import import_torch, save_torch
 from mcl_jax.convert.files.refusals import few, printable
 from mcl_jax.errors import UserError
 
@@ -151,7 +151,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], step: int) -> None:
                 for name, x in tensors.items()
                 if name.startswith(ALIASED)
             }
-            torch.save({"state_dict": tensors | copies, "meta": {STEP_KEY: step}}, temporary)
+            save_torch({"state_dict": tensors | copies, "meta": {STEP_KEY: step}}, temporary)
         read_back = read(temporary)
         if read_back.step != step or not _equal(read_back.arrays, arrays):
             raise RuntimeError(f"{path.name} does not read back as written: is the disk sound?")

@@ -91,7 +91,9 @@ TARGET = Target(
     parts=architectures.PARTS,
     default="all",
     demand=lambda job: None,
-    view=lambda job: detectors.view(job.architecture, "mmdet", parts=job.parts, folded=job.folded),
+    layout=lambda job: detectors.layout(
+        job.architecture, "mmdet", parts=job.parts, folded=job.folded
+    ),
     files=files,
     notes=notes,
     models=models,

@@ -10,10 +10,10 @@ from mcl_jax.convert.export import Job, Target
 from mcl_jax.convert.files.formats import SAFETENSORS
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.names.architectures import PARTS
-from mcl_jax.convert.names.views import NETWORKS, Entry, View
+from mcl_jax.convert.names.layouts import NETWORKS, Entry, FileLayout
 
 
-def view(job: Job) -> View:
+def layout(job: Job) -> FileLayout:
     """Every array of the online and the target network that the run's configuration has, sorted."""
     expected = program.abstract_state(architectures.on_one_device(job.config))
     shapes = flax.traverse_util.flatten_dict(
@@ -22,7 +22,7 @@ def view(job: Job) -> View:
     entries = tuple(
         Entry(name, x.shape, name=name, layout="ours") for name, x in sorted(shapes.items())
     )
-    return View(entries, ("",))
+    return FileLayout(entries, ("",))
 
 
 TARGET = Target(
@@ -32,7 +32,7 @@ TARGET = Target(
     parts=PARTS,
     default="all",
     demand=lambda job: None,
-    view=view,
+    layout=layout,
     files=lambda job: {},
     notes=lambda job: [],
     models=lambda job: {"mcl_jax": {"loads": "all", "from_scratch": "nothing"}},

@@ -14,7 +14,7 @@ from mcl_jax.convert.files.formats import TORCH
 from mcl_jax.convert.names import architectures, classifiers, detectors
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION, Library
-from mcl_jax.convert.names.views import View
+from mcl_jax.convert.names.layouts import FileLayout
 from mcl_jax.convert.targets import torchvision_detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
 from mcl_jax.errors import UserError
@@ -54,11 +54,11 @@ def classes(job: Job) -> int | None:
     return bias.size  # of a missing one: none, and the strict check names it
 
 
-def view(job: Job, library: Library) -> View:
+def layout(job: Job, library: Library) -> FileLayout:
     """A classifier's names for the backbone alone, a detector's with an FPN."""
     if is_detector(job.parts):
-        return detectors.view(job.architecture, "torchvision", parts=job.parts, folded=job.folded)
-    return classifiers.view(job.architecture, library, classes(job))
+        return detectors.layout(job.architecture, "torchvision", parts=job.parts, folded=job.folded)
+    return classifiers.layout(job.architecture, library, classes(job))
 
 
 def files(job: Job, library: Library) -> dict[str, str]:
@@ -137,7 +137,7 @@ def target(library: Library, parts: tuple[str, ...]) -> Target:
         parts=parts,
         default="backbone",
         demand=demand,
-        view=partial(view, library=library),
+        layout=partial(layout, library=library),
         files=partial(files, library=library),
         notes=partial(notes, library=library),
         models=partial(models, library=library),

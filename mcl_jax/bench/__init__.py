@@ -1,1 +1,2 @@
-"""Benchmarks: the train step against plain torch, the input pipeline."""
+"""Benchmarks: the train step, also against plain torch; the input pipeline; the way to the first step;
+the detection probe; and all of it on one accelerator."""

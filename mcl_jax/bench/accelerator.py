@@ -235,7 +235,7 @@ def _study(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]
 
 
 def _change(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    """bench_step.py as in `speed`, then once per change; `speed` first where it is not known."""
+    """mcl-jax bench step as in `speed`, then once per change; `speed` first where it is not known."""
     before = done.get("speed") or _bench_step(request, budget)
     result: dict[str, Any] = {"before": before}
     for change in request.changes:

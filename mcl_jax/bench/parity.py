@@ -35,7 +35,7 @@ def steps(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     """{'losses', 'grad_norms', 'device'} of the first steps on the first device."""
     import jax
 
-    from mcl_jax import program, sharding, train
+    from mcl_jax import loop, program, sharding
     from mcl_jax.data.sources import open_source
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -45,7 +45,7 @@ def steps(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     state, seed = program.new_state(run), program.seed_argument(run)
     step = program.lower_step(run).compile()
     losses, norms = [], []
-    with train.open_batches(run, source, 0) as batches:
+    with loop.open_batches(run, source, 0) as batches:
         for _ in range(count):
             batch = next(batches)
             inputs = {name: batch[name] for name in run.objective.batch_fields}

@@ -4,8 +4,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from mcl_jax.runtime import storage
+from mcl_jax.runtime.storage import Place
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 Results = Mapping[str, Mapping[str, Any]]
@@ -42,7 +44,7 @@ class Part:
 
 
 def run(
-    parts: Sequence[Part], budget: Budget, out: Path, about: Mapping[str, Any]
+    parts: Sequence[Part], budget: Budget, out: Place, about: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Measures part after part; one that fails is recorded with its error and the next goes on.
 
@@ -56,7 +58,7 @@ def run(
       name -> record: {'part', 'status', 'seconds', ...about} and 'result', or 'error', or 'reason'
       of a part that was skipped.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(out)
     records: dict[str, dict[str, Any]] = {}
     for part in parts:
         started = budget.now()
@@ -64,10 +66,8 @@ def run(
         seconds = round(budget.now() - started, 2)
         record = {"part": part.name, "seconds": seconds, **about, **outcome}
         records[part.name] = record
-        staged = out / f".{part.name}.json.tmp"
-        staged.write_text(json.dumps(record, indent=1) + "\n")
-        staged.replace(out / f"{part.name}.json")
         print(line(record), flush=True)
+        storage.write_result(out / f"{part.name}.json", json.dumps(record, indent=1) + "\n")
     return records
 
 

@@ -7,15 +7,14 @@
 --pipelines=WORKERS,THREADS are the settings of the whole pipeline to try; repeat the flag.
 """
 
-import json
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 from mcl_jax.errors import UserError
 from mcl_jax.settings.rules import whole_number
 
@@ -54,10 +53,9 @@ def main(_: Sequence[str]) -> None:
     print(as_text(rows))
     times = ratio(rows, data["canvas_size"])
     print(f"a canvas takes 1/{times:.1f} of the CPU time of eight views by Pillow")
-    if JSON.value:
-        header = {"dataset": name, "cores": cores, "machine": platform.machine()}
-        result = header | {"canvas_size": data["canvas_size"], "ratio": times, "rows": rows}
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    header = {"dataset": name, "cores": cores, "machine": platform.machine()}
+    result = header | {"canvas_size": data["canvas_size"], "ratio": times, "rows": rows}
+    results.write_json(JSON.value, result)
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -22,20 +22,23 @@ from mcl_jax import cli
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string("out", "runs/gpu", "folder of the JSON files")
 SCRATCH = flags.DEFINE_string("scratch", None, "runs and compile cache; default: a new folder")
-MINUTES = flags.DEFINE_float("minutes", 9.0, "for all parts together", lower_bound=0)
+MINUTES = flags.DEFINE_float(
+    "minutes", 9.0, "for all parts together", lower_bound=0, upper_bound=100_000
+)
 PARTS = flags.DEFINE_list("parts", [], "only these; default: all, change only with --change")
 STEPS = flags.DEFINE_integer("steps", 20, "timed steps", lower_bound=1)
 RESTART = flags.DEFINE_integer("restart_steps", 60, "of the run that is killed", lower_bound=6)
 LOADER = flags.DEFINE_float("loader_s", 2.0, "per stage of the loader", lower_bound=0.1)
-STUDY = flags.DEFINE_string(
-    "study", "--config=configs/study_photos.py:gpu", "arguments of compare_methods.py"
-)
+STUDY = flags.DEFINE_string("study", "--config=study_photos:gpu", "arguments of mcl-jax study")
 CHANGE = flags.DEFINE_multi_string("change", [], "overrides and NAME=VALUE variables of one change")
-ROOM = flags.DEFINE_float("room_gib", 0.0, "for the largest batch; 0: all of the device")
+ROOM = flags.DEFINE_float(
+    "room_gib", 0.0, "for the largest batch; 0: all of the device", lower_bound=0
+)
 
 
 def main(_: Sequence[str]) -> int:
     from mcl_jax.bench import accelerator, parts
+    from mcl_jax.runtime import storage
 
     config = cli.config_of(CONFIG)
     unknown = [name for name in PARTS.value if name not in accelerator.LEAST_S]
@@ -60,5 +63,5 @@ def main(_: Sequence[str]) -> int:
     about = accelerator.found()
     print(f"{about}, scratch {scratch}", flush=True)
     wanted = accelerator.parts(request, PARTS.value)
-    records = parts.run(wanted, budget, Path(OUT.value), about)
+    records = parts.run(wanted, budget, storage.locate(OUT.value), about)
     return int(any(record["status"] == parts.FAILED for record in records.values()))

@@ -9,11 +9,11 @@ Random weights, images of noise; what is timed is in mcl_jax/bench/probe.py.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 CONFIG = cli.define_config()
 MODES = flags.DEFINE_list("modes", ["backbone", "tuned"], "backbone | tuned")
@@ -36,7 +36,5 @@ def main(_: Sequence[str]) -> None:
         "batch_size": plain["probe"]["batch_size"],
         "modes": [probe.compare(plain, mode, STEPS.value, mesh) for mode in MODES.value],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if JSON.value:
-        Path(JSON.value).write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    results.write_json(JSON.value, result)

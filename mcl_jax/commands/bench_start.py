@@ -6,17 +6,18 @@ Starts the run twice, each time for one step: first to fill a compile cache, the
 phase (mcl_jax/bench/start.py).
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 CONFIG = cli.define_config()
-SECONDS = flags.DEFINE_float("seconds", 1800.0, "each of both may take", lower_bound=1.0)
+SECONDS = flags.DEFINE_float(
+    "seconds", 1800.0, "each of both may take", lower_bound=1.0, upper_bound=1_000_000
+)
 JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
@@ -30,5 +31,4 @@ def main(_: Sequence[str]) -> None:
     except commands.CommandFailed as error:
         cli.fail(str(error))
     print(start.as_text(result))
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    results.write_json(JSON.value, result)

@@ -17,11 +17,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 CONFIG = cli.define_config()
 COMPILE_ONLY = flags.DEFINE_bool("compile-only", False, "figures of the compiled program, no run")
@@ -50,9 +50,8 @@ def main(_: Sequence[str]) -> None:
             result = step.measure(config, STEPS.value, PROFILE.value)
         if "profile" in result:
             print(profile.as_text(result["profile"]), file=sys.stderr)
-    print(text := json.dumps(result, indent=2))
-    if JSON.value:
-        Path(JSON.value).write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    results.write_json(JSON.value, result)
 
 
 def versus_torch(config) -> dict:
@@ -71,5 +70,5 @@ def versus_torch(config) -> dict:
     check_backbone(config.model.backbone)
     architecture = architectures.from_config(program.plain_config(config))
     architectures.demand_resnet(architecture, "the authors' code")
-    names = authors.view(architecture, config.montage.levels).named
+    names = authors.layout(architecture, config.montage.levels).named
     return versus.compare(config, {n: e.source for n, e in names.items()}, STEPS.value)

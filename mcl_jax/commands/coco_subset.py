@@ -11,6 +11,7 @@ from pathlib import Path
 from mcl_jax import cli, paths
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import storage
 
 COMPILES = False
 PERCENTS = (1, 2, 5, 10)
@@ -60,15 +61,15 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f"--percent {wrong[0]:g} must be above 0 and at most 100")
     content = coco_json.read(options.annotations).content
     ids = [image["id"] for image in content["images"]]
-    out = Path(paths.output_folder(options.out or options.annotations.parent, "--out"))
-    out.mkdir(parents=True, exist_ok=True)
+    out = storage.locate(paths.output_folder(options.out or options.annotations.parent, "--out"))
+    storage.make_folder(out)
     for percent in options.percent:
         chosen = draw(ids, percent, options.seed)
         part = subset(content, chosen)
-        stem = out / f"{options.annotations.stem}_{percent:g}percent"
-        stem.with_suffix(".json").write_text(json.dumps(part), encoding="utf-8")
-        stem.with_suffix(".txt").write_text("\n".join(map(str, chosen)) + "\n", encoding="utf-8")
+        name = f"{options.annotations.stem}_{percent:.15g}percent"  # digits enough for any share
+        storage.write_result(out / f"{name}.json", json.dumps(part))
+        storage.write_result(out / f"{name}.txt", "\n".join(map(str, chosen)) + "\n")
         print(
-            f"wrote {stem}.json and .txt: {len(chosen)} of {len(ids)} images, "
+            f"wrote {out / name}.json and .txt: {len(chosen)} of {len(ids)} images, "
             f"{len(part['annotations'])} annotations (seed {options.seed})"
         )

@@ -7,13 +7,12 @@ Before: as a detector resizes images, or (data sets without boxes, one instance 
 canvas's size. After: on the canvases of all levels together.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 CONFIG = cli.define_config()
 DATASET = flags.DEFINE_string("dataset", None, "default: the config's")
@@ -53,9 +52,8 @@ def main(_: Sequence[str]) -> None:
         names[f"after ({len(copies)} levels on {side} px canvases)"] = instance_sizes.AFTER
         shown = {title: measured[name] for title, name in names.items()}
         plots.size_histogram(OUTPUT.value, shown, f"Instance sizes, {dataset} {split}")
-    if JSON.value:
-        result = {"dataset": dataset, "split": split, "images": len(source), "copies": copies}
-        result |= {"image_size": side, "shorter": SHORTER.value, "longer": LONGER.value}
-        result |= {"boxes": not isinstance(boxes, int)}
-        result["sizes"] = {k: instance_sizes.statistics(v) for k, v in measured.items()}
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    result = {"dataset": dataset, "split": split, "images": len(source), "copies": copies}
+    result |= {"image_size": side, "shorter": SHORTER.value, "longer": LONGER.value}
+    result |= {"boxes": not isinstance(boxes, int)}
+    result["sizes"] = {k: instance_sizes.statistics(v) for k, v in measured.items()}
+    results.write_json(JSON.value, result)

@@ -6,12 +6,12 @@
 The checkpoint's own config says the rest (section `knn`).
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
 OVERRIDES = {
@@ -31,7 +31,7 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax.configs import base
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
-    from mcl_jax.runtime import checkpoint, storage
+    from mcl_jax.runtime import checkpoint
 
     if not WORKDIR.value:
         raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
@@ -43,7 +43,6 @@ def main(_: Sequence[str]) -> None:
         f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbors']} neighbors"
     )
     print(monitor.as_text(values))
-    if JSON.value:
-        evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
-        result = {"step": meta["step"], "config": evaluated, "values": values}
-        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")
+    evaluated = {key: config["data"][key] for key in ("dataset", "image_size")} | config["knn"]
+    result = {"step": meta["step"], "config": evaluated, "values": values}
+    results.write_json(JSON.value, result)

@@ -9,13 +9,13 @@ Topologies: v2, v3, v4, v5e, v5p and v6e with the shape of the slice (v4 and v5p
 dimensions), cpu:N, or gpu for what is here. Times are bounds from published peaks, not promises.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 
 CPP_LOG_LEVEL = "3"  # the TPU compiler says a lot
 CONFIG = cli.define_config()
@@ -56,8 +56,7 @@ def main(_: Sequence[str]) -> None:
     print(plan.describe(result))
     if longest:
         print(operations.as_text(result["account"]))
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+    results.write_json(JSON.value, result)
 
 
 def images_of(config) -> int:

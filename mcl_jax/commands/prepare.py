@@ -14,7 +14,7 @@ A second run skips what is finished and restarts what was interrupted.
 import argparse
 from importlib import import_module
 
-from mcl_jax import cli
+from mcl_jax import cli, paths, whole_file
 
 COMPILES = False
 
@@ -56,5 +56,9 @@ def parser(program: str) -> argparse.ArgumentParser:
 def main(options: argparse.Namespace) -> None:
     arguments = vars(options)
     kind = arguments.pop("kind")
+    for name, value in arguments.items():
+        if isinstance(value, str) and name != "name":
+            paths.on_disk(value, "--input" if name == "input_dir" else f"--{name}")
     module = import_module(f"mcl_jax.data.prepare.{kind}")
-    print(getattr(module, f"prepare_{kind}")(**arguments))
+    with whole_file.saving(arguments["data_dir"]):
+        print(getattr(module, f"prepare_{kind}")(**arguments))

@@ -10,12 +10,12 @@
 The checkpoint's own config says the rest (section `svm`). See docs/measures.md.
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
 
 from mcl_jax import cli
+from mcl_jax.commands import results
 from mcl_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
@@ -48,14 +48,12 @@ def main(_: Sequence[str]) -> None:
     from mcl_jax import program, sharding
     from mcl_jax.configs import base
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
-    from mcl_jax.runtime import checkpoint, hosts, storage
+    from mcl_jax.runtime import checkpoint, hosts
 
     if PROCESSES.value:
         hosts.join()
     state, meta = checkpoint.read(WORKDIR.value)
     config = cli.complete(meta["config"], program.plain_config(base.get_config()), OVERRIDES)
-    if JSON.value and not storage.has_folder(storage.absolute(JSON.value)):
-        raise UserError(f"--json {JSON.value}: there is no such folder")
     if SHOTS.value is not None:
         cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
     train, test = svm.open_splits(config, None if missing else files)
@@ -65,6 +63,5 @@ def main(_: Sequence[str]) -> None:
         return
     head = f"{train.name} -> {test.name}, step {meta['step']}"
     print(head, svm_measure.as_text(result, config["svm"]["costs"]), sep="\n")
-    if JSON.value:
-        result = {"step": meta["step"]} | svm.described(config, files) | result
-        storage.write_result(storage.locate(JSON.value), json.dumps(result, indent=2) + "\n")
+    described = {"step": meta["step"]} | svm.described(config, files)
+    results.write_json(JSON.value, described | result)

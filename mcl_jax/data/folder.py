@@ -11,15 +11,11 @@ import os
 import re
 
 from mcl_jax import paths
-from mcl_jax.data import left_out
+from mcl_jax.data import class_folders, left_out
 from mcl_jax.data.record import Record
 from mcl_jax.data.tree import list_images
 from mcl_jax.errors import EmptySplit, UserError
 
-# First-level folders of these names hold splits, not classes.
-_SPLIT_NAMES = frozenset(
-    {"train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"}
-)
 _SLICE = re.compile(r"train(?:\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?")
 # Asking a network file system for more sizes than this takes minutes.
 _SIZES = 10_000
@@ -73,11 +69,12 @@ def open_folder(root: str, split: str) -> FolderSource:
     """Images below `root` with an image suffix, in sorted order of their relative paths.
 
     Classes: when every image lies in a sub-folder and the first level has two or more of them,
-    these name the classes in sorted order; folders named as splits (train, val, ...) do not.
-    What is left out, and why folders name no classes, is told once.
+    these name the classes in sorted order; folders named as splits (train, val2017, ...) or as kinds
+    of files (images, labels) do not. What is left out, and why folders name no classes, is told once.
 
     Args:
-      root: the folder; links are followed, hidden files and folders left out.
+      root: the folder; links are followed. Hidden files and folders are left out, and so are those
+        that a system made (@eaDir, lost+found) and outputs of this project, whose pictures are no data.
       split: 'train' (all images) or slices of it, 'train[:90%]', 'train[90%:]', joined by '+'.
         Slices cut an order shuffled by a hash of the relative path, so they are the same on every
         machine and 'train[:90%]' and 'train[90%:]' are disjoint and complete.
@@ -99,7 +96,7 @@ def open_folder(root: str, split: str) -> FolderSource:
             f"split {split!r} of folder {paths.shown(root)!r} is empty: it holds {len(files)} images"
         )
     left_out.tell(f"folder {root}", others.kinds)
-    folders, reason = _class_folders(root, files)
+    folders, reason = class_folders.find(root, files)
     if reason and any("/" in name for name in files):
         left_out.tell_once(reason)
     labels = _labels(chosen, folders)
@@ -112,44 +109,23 @@ def open_folder(root: str, split: str) -> FolderSource:
     )
 
 
-def _class_folders(root: str, files: list[str]) -> tuple[list[str] | None, str]:
-    """(first-level folders that are classes, ''), or (None, why there are none)."""
-    shown = paths.shown(root)
-    first_level = sorted({name.split("/", 1)[0] for name in files if "/" in name}, key=_bytes)
-    loose = [name for name in files if "/" not in name]
-    listed = paths.shown(", ".join(first_level[:4]) + (", ..." if len(first_level) > 4 else ""))
-    if not first_level:
-        return None, f"folder {shown} has no sub-folders, which would name classes"
-    if loose:
-        return None, (
-            f"folder {shown}: {len(loose)} of {len(files)} images lie beside the sub-folders "
-            f"{listed} (the first is {paths.shown(loose[0])}), so these name no classes; "
-            "move such images into a sub-folder, or out of the folder"
+def demand_apart(dataset: str, workdir: str | os.PathLike) -> None:
+    """Refuses a run in the very folder of its images: its pictures would become images.
+
+    A run's folder below that of the images is left out by `open_folder`.
+
+    Raises:
+      UserError: if both are one folder.
+    """
+    kind, _, root = dataset.partition(":")
+    if kind != "folder" or paths.is_bucket(workdir):
+        return
+    root = os.path.expanduser(root)
+    if os.path.isdir(root) and os.path.isdir(workdir) and os.path.samefile(root, workdir):
+        raise UserError(
+            f"workdir {paths.shown(workdir)!r} is the folder of the images: the run's pictures would "
+            "become images; give another one"
         )
-    example = f"folder:{shown}/{paths.shown(first_level[0])}"
-    if len(first_level) == 1:
-        return (
-            None,
-            f"folder {shown} has one sub-folder, {listed}, and so no classes; give {example}",
-        )
-    if all(name.lower() in _SPLIT_NAMES for name in first_level):
-        counts = ", ".join(
-            f"{paths.shown(name)} ({sum(file.startswith(f'{name}/') for file in files)} images)"
-            for name in first_level
-        )
-        train = next((x for x in first_level if x.lower().startswith("train")), first_level[0])
-        return None, (
-            f"folder {shown} has the splits {counts}: all of them are taken as one, without labels; "
-            f"give folder:{shown}/{paths.shown(train)} for one of them, with its sub-folders as "
-            "classes"
-        )
-    splits = [name for name in first_level if name.lower() in _SPLIT_NAMES]
-    if len(splits) > 1:
-        left_out.tell_once(
-            f"folder {shown}: its sub-folders {', '.join(splits)} are taken for classes, since there "
-            f"are others beside them; if they are splits, give folder:{shown}/{splits[0]}"
-        )
-    return first_level, ""
 
 
 def _class_names(folders: list[str] | None) -> tuple[str, ...] | None:

@@ -15,6 +15,12 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
 )
+# What Windows, Synology, QNAP, NetApp, ext4 and Python put beside the user's folders, in small letters.
+_SYSTEM = frozenset(
+    {"$recycle.bin", "system volume information", "lost+found", "found.000"}
+    | {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot", "@tmp"}
+    | {"network trash folder", "temporary items", "__pycache__", "lost.dir"}
+)
 _KINDS_SHOWN = 6
 
 _told: set[str] = set()
@@ -110,4 +116,6 @@ def system_file(path: str) -> str | None:
         return "macOS resource fork"
     if any(part.startswith(".") for part in parts):
         return "hidden file"
+    if any(part.lower() in _SYSTEM for part in parts):
+        return "system folder"
     return None

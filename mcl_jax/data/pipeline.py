@@ -57,9 +57,9 @@ def batches(
       UserError: for a negative step; from the iterator, too many unreadable images.
 
     Example:
-      >>> source = open_source("scenes", "train", None)
-      >>> with batches(source, settings, seed=0, start_step=0, shuffle=True) as stream:
-      ...     batch = next(stream)
+      source = open_source("scenes", "train", None)
+      with batches(source, settings, seed=0, start_step=0, shuffle=True) as stream:
+          batch = next(stream)
     """
     check_at_least("start_step", start_step, 0)
     if len(source) < settings.batch_size:

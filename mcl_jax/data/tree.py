@@ -4,6 +4,13 @@ import os
 
 from mcl_jax.data.left_out import Tally, system_file, why_no_image
 
+# What the output folders of pretrain, probe, finetune_torchvision and visualize hold.
+OUTPUT_SIGNS = (
+    *({"config.json", "checkpoints"}, {"config.json", "owner"}),
+    *({"result.json", "boxes.png"}, {"result.json", "test_images.png"}),
+    {"features.png", "retrieval.png", "activation.png"},
+)
+
 
 def list_images(root: str) -> tuple[list[str], Tally]:
     """Image files below a folder by their names, and what is left out.
@@ -18,8 +25,11 @@ def list_images(root: str) -> tuple[list[str], Tally]:
     folders = [(root, "")]
     while folders:
         folder, path = folders.pop()
-        inner = []
-        for entry in _entries(folder, path, others, seen):
+        inner, entries = [], _entries(folder, path, others, seen)
+        if path and _is_output({entry.name for entry in entries}):
+            others.add("output folder of mcl-jax", path)
+            continue
+        for entry in entries:
             name = f"{path}/{entry.name}" if path else entry.name
             if _is_folder(entry):
                 if kind := system_file(entry.name):
@@ -32,6 +42,11 @@ def list_images(root: str) -> tuple[list[str], Tally]:
                 found.append(name)
         folders += reversed(inner)
     return sorted(found, key=os.fsencode), others
+
+
+def _is_output(names: set[str]) -> bool:
+    """Whether a folder with these names inside is an output of ours, whose pictures are no images."""
+    return any(signs <= names for signs in OUTPUT_SIGNS)
 
 
 def _entries(

@@ -51,7 +51,7 @@ def whole_view(canvas: Array, extent: Array, image_size: int, mean: Any, std: An
 def _view(canvas: Array, box: Array, *, image_size: int, mean: Any, std: Any) -> Array:
     """float32 [H, H, 3] of int32 box [4]: top, left, height, width in px."""
     planes = resample.crop(canvas, box, flip=False, image_size=image_size)
-    return color.normalize(planes, mean, std).transpose(0, 2, 1)
+    return color.standardize(planes, mean, std).transpose(0, 2, 1)
 
 
 def view_function(config: Mapping[str, Any], mesh: Mesh) -> Callable:
@@ -103,7 +103,7 @@ def feature_functions(
             read = {suffix: pool(maps["res5"]), f"/P{COARSEST - level}": region}
         else:
             read = {suffix: stage5(variables, small)}
-        return jax.tree.map(losses.normalize, read)
+        return jax.tree.map(losses.unit_rows, read)
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
     split = partial(jax.shard_map, mesh=mesh, in_specs=(state, batch), out_specs=batch)

@@ -132,6 +132,13 @@ def measure(
 
     Example:
       >>> print(as_text(measure(1000, (1, 1, 2, 4), image_size=224, shorter=800, longer=1333)))
+      sizes in px  instances     mean      std  octaves      5 %     50 %     95 %
+      before            1000   224.00     0.00     0.00   224.00   224.00   224.00
+      level 0           1000   224.00     0.00     0.00   224.00   224.00   224.00
+      level 1           1000   112.00     0.00     0.00   112.00   112.00   112.00
+      level 2           2000    56.00     0.00     0.00    56.00    56.00    56.00
+      level 3           4000    28.00     0.00     0.00    28.00    28.00    28.00
+      montage           8000    70.00    64.16     1.05    28.00    42.00   224.00
     """
     if isinstance(boxes, int):
         shares, before = np.ones(boxes), np.full(boxes, float(image_size))

@@ -223,7 +223,7 @@ def place(features: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Rows:
     )
     split = NamedSharding(mesh, sharding.BATCH_SPEC)
     rows = Rows(*(jax.make_array_from_callback(x.shape, split, x.__getitem__) for x in padded))
-    return rows._replace(features=jax.jit(losses.normalize, out_shardings=split)(rows.features))
+    return rows._replace(features=jax.jit(losses.unit_rows, out_shardings=split)(rows.features))
 
 
 def classify(
@@ -241,9 +241,9 @@ def classify(
     Every process passes the same arrays and gets the whole answer; other arguments: see `measure`.
 
     Example:
-      >>> classify(
-      ...     bank, bank_labels, queries, neighbors=20, temperature=0.07, mesh=make_mesh(), chunk=512
-      ... )
+      classify(
+          bank, bank_labels, queries, neighbors=20, temperature=0.07, mesh=make_mesh(), chunk=512
+      )
     """
     rows = place(queries, np.zeros(len(queries)), mesh)
     placed = place(bank, bank_labels, mesh)

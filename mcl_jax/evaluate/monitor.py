@@ -140,8 +140,8 @@ def evaluate_checkpoint(
       UserError: as `KnnEvaluation`; for a backbone that the config does not describe.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> evaluate_checkpoint(state, meta["config"], sharding.make_mesh())["knn"]
+      state, meta = checkpoint.read("runs/mcl")
+      evaluate_checkpoint(state, meta["config"], sharding.make_mesh())["knn"]
     """
     encoder = encoder_of(config)
     batch_size = max(1, config["knn"]["batch_size"] // mesh.size) * mesh.size

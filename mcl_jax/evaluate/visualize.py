@@ -104,9 +104,9 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
       images: at least one.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> images = load([Path("photos")], meta["config"], count=8)
-      >>> look(state, meta["config"], images).maps["P5"].shape
+      state, meta = checkpoint.read("runs/mcl")
+      images = load([Path("photos")], meta["config"], count=8)
+      look(state, meta["config"], images).maps["P5"].shape
     """
     encoder = encoder_of(config)
     params, stats = (read_parts(state.get(part)) for part in ("params", "batch_stats"))
@@ -176,8 +176,8 @@ def between_levels(
         (v,), _ = encoder.apply(
             target, canvases[:n], spans[:1], sides=1, full=False, train=True, **mutable
         )
-        v = losses.normalize(v.reshape(n, -1))
-        return [losses.normalize(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
+        v = losses.unit_rows(v.reshape(n, -1))
+        return [losses.unit_rows(x.reshape(n, -1, v.shape[1]).mean(1)) @ v.T for x in u]
 
     return [np.asarray(x) for x in compute(online, predictor, target, jnp.concatenate(copies))]
 

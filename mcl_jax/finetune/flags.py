@@ -56,8 +56,8 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Job:
             _add(parser, field)
     settings.add_flags(parser.add_argument_group("settings, which decide the result"))
     options = vars(parser.parse_args(arguments))
-    names = {field.name for field in dataclasses.fields(settings.Settings)}
-    own = settings.Settings(**{name: options[name] for name in names})
+    names = {field.name for field in dataclasses.fields(settings.FinetuneSettings)}
+    own = settings.FinetuneSettings(**{name: options[name] for name in names})
     rest = {name: x for name, x in options.items() if name not in names and name != "random"}
     return Job(**(rest | _expanded(rest)), settings=own)
 

@@ -21,7 +21,7 @@ from mcl_jax.data.coco_json import Annotation, Instances
 from mcl_jax.data.decode import DecodeError, decode_whole
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import schedule
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.settings import FinetuneSettings
 from mcl_jax.paths import existing_folder, shown
 
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -188,7 +188,7 @@ class Stream(torch.utils.data.Dataset):
     would wrap an exception.
     """
 
-    def __init__(self, data: Annotated, images: list[coco_json.Image], settings: Settings):
+    def __init__(self, data: Annotated, images: list[coco_json.Image], settings: FinetuneSettings):
         self.data, self.images, self.settings = data, images, settings
 
     def __len__(self) -> int:

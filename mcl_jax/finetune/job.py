@@ -5,16 +5,16 @@ AP here is in [0, 1]; tables show percent.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcl_jax import whole_file
 from mcl_jax.errors import UserError
 from mcl_jax.finetune.names import EXPORT
-from mcl_jax.finetune.settings import Settings
-from mcl_jax.paths import output_folder
+from mcl_jax.finetune.settings import FinetuneSettings
+from mcl_jax.paths import on_disk, output_folder
 
 RESULT, DETECTIONS, PICTURE = "result.json", "detections.json", "test_images.png"
 
@@ -43,7 +43,7 @@ class Job:
     train_images: Path
     test_json: Path
     test_images: Path
-    settings: Settings
+    settings: FinetuneSettings
     network: str | None = None
     parts: str | None = None
     device: str = "auto"
@@ -60,7 +60,7 @@ class Job:
         for name in ("checkpoint_steps", "log_steps", "pictures"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
-        output_folder(self.folder, "folder")
+        output_folder(on_disk(self.folder, "folder"), "folder")
 
 
 def weights_file(path: Path) -> Path:
@@ -96,10 +96,8 @@ def finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes all or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes all or nothing; CannotSave if the disk takes no more."""
+    whole_file.write_result(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 def as_text(scores: Mapping[str, float], class_names: Sequence[str]) -> str:

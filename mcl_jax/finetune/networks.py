@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from mcl_jax.errors import UserError
 from mcl_jax.finetune.names import Match
-from mcl_jax.finetune.settings import GROUPS, Settings
+from mcl_jax.finetune.settings import GROUPS, FinetuneSettings
 
 ROI_SIZE, MASK_ROI_SIZE = 7, 14  # px of a pooled region
 CANONICAL_ANCHORS = 7  # a region of so many smallest anchors (224 px of 32) is pooled from P4
@@ -36,7 +36,7 @@ BETA2 = 0.999  # of AdamW
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
-def build(settings: Settings, classes: int) -> nn.Module:
+def build(settings: FinetuneSettings, classes: int) -> nn.Module:
     """A detector with new weights, drawn from torch's current random state.
 
     Args:
@@ -82,7 +82,7 @@ def build(settings: Settings, classes: int) -> nn.Module:
     )
 
 
-def _retinanet(settings: Settings, outputs: int) -> nn.Module:
+def _retinanet(settings: FinetuneSettings, outputs: int) -> nn.Module:
     c, side = settings.fpn_channels, settings.smallest_anchor
     thirds = (0, 1 / 3, 2 / 3)
     sizes = tuple(tuple(int(side * 2**i * 2**t) for t in thirds) for i in range(LEVELS))
@@ -101,7 +101,7 @@ def _retinanet(settings: Settings, outputs: int) -> nn.Module:
     )
 
 
-def _backbone(settings: Settings) -> nn.Module:
+def _backbone(settings: FinetuneSettings) -> nn.Module:
     """ResNet and FPN: P2 to P6 of an R-CNN, P3 to P7 of RetinaNet."""
     trunk = getattr(resnet, settings.backbone)(weights=None, norm_layer=nn.BatchNorm2d)
     top, c = trunk.inplanes, settings.fpn_channels
@@ -117,7 +117,7 @@ def _backbone(settings: Settings) -> nn.Module:
     )
 
 
-def _pool(settings: Settings, size: int) -> nn.Module:
+def _pool(settings: FinetuneSettings, size: int) -> nn.Module:
     return MultiScaleRoIAlign(
         ["0", "1", "2", "3"],
         size,
@@ -126,7 +126,7 @@ def _pool(settings: Settings, size: int) -> nn.Module:
     )
 
 
-def _sizes(settings: Settings) -> dict[str, object]:
+def _sizes(settings: FinetuneSettings) -> dict[str, object]:
     return {"min_size": settings.min_sizes, "max_size": settings.max_size}
 
 
@@ -148,7 +148,7 @@ def load(detector: nn.Module, arrays: Mapping[str, np.ndarray], found: Match) ->
     detector.load_state_dict(tensors, strict=False)
 
 
-def optimizer(detector: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def optimizer(detector: nn.Module, settings: FinetuneSettings) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW; norms have no weight decay, as in Detectron2."""
     of_norms = {id(x) for m in detector.modules() if isinstance(m, NORMS) for x in m.parameters()}
     trained = [x for x in detector.parameters() if x.requires_grad]

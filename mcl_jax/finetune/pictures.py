@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mcl_jax import whole_file
 from mcl_jax.data import coco_json
 from mcl_jax.finetune.images import Annotated, load_pixels
 
@@ -48,7 +49,7 @@ def sheet(
         left = GAP + (i % COLUMNS) * (TILE + GAP) + (TILE - tile.width) // 2
         top = legend + GAP + (i // COLUMNS) * (TILE + GAP) + (TILE - tile.height) // 2
         canvas.paste(tile, (left, top))
-    canvas.save(path)
+    whole_file.write_result(path, lambda file: canvas.save(file, "PNG"))
 
 
 def color_of(index: int, count: int) -> tuple[int, int, int]:

@@ -102,7 +102,7 @@ def build(task: Job, classes: int, read_weights: Reader) -> tuple[nn.Module, dic
     Raises:
       UserError: the weights do not fit.
     """
-    torch.manual_seed(schedule.torch_seed(task.settings.seed, schedule.Purpose.INIT, 0))
+    torch.manual_seed(schedule.torch_seed(task.settings.seed, schedule.Draw.INIT, 0))
     detector = networks.build(task.settings, classes)
     if task.weights is None:
         return detector, {"weights": "random"}, ["weights: random"]
@@ -123,7 +123,7 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
       say: receives lines for the user.
 
     Returns:
-      What result.json holds; None where a stop was asked for, or with `task.check`.
+      What result.json holds; None where a stop was asked for, or if the task is only to check.
 
     Raises:
       UserError: for every mistake that the user can mend.

@@ -9,12 +9,12 @@ import functools
 
 import numpy as np
 
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.settings import FinetuneSettings
 
 REFERENCE_BATCH = 16  # images for which `base_lr` is meant
 
 
-class Purpose(enum.IntEnum):
+class Draw(enum.IntEnum):
     """What numbers are drawn for. Values are part of a run's identity: append, never renumber."""
 
     INIT = 0
@@ -23,17 +23,17 @@ class Purpose(enum.IntEnum):
     STEP = 3  # torchvision's own draws: image sizes, anchors and regions that are learned from
 
 
-def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
-    """Random numbers of one purpose, at one step or for one image."""
-    return np.random.default_rng([seed, int(purpose), number])
+def generator(seed: int, draw: Draw, number: int) -> np.random.Generator:
+    """Random numbers of one kind of draw, at one step or for one image."""
+    return np.random.default_rng([seed, int(draw), number])
 
 
-def torch_seed(seed: int, purpose: Purpose, number: int) -> int:
+def torch_seed(seed: int, draw: Draw, number: int) -> int:
     """What to give torch.manual_seed."""
-    return int(generator(seed, purpose, number).integers(2**63))
+    return int(generator(seed, draw, number).integers(2**63))
 
 
-def learning_rate(settings: Settings, step: int) -> float:
+def learning_rate(settings: FinetuneSettings, step: int) -> float:
     """Linear warm-up, then falls by `decay_factor` at shares of the run.
 
     Source: Detectron2's WarmupMultiStepLR; the fall does not wait for the end of the warm-up.
@@ -54,10 +54,10 @@ def image_at(seed: int, count: int, position: int) -> int:
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, count: int, epoch: int) -> np.ndarray:
-    return generator(seed, Purpose.ORDER, epoch).permutation(count)
+    return generator(seed, Draw.ORDER, epoch).permutation(count)
 
 
-def is_mirrored(settings: Settings, position: int) -> bool:
+def is_mirrored(settings: FinetuneSettings, position: int) -> bool:
     """Whether the image at this position of the stream is mirrored."""
-    draw = generator(settings.seed, Purpose.FLIP, position).random()
+    draw = generator(settings.seed, Draw.FLIP, position).random()
     return bool(draw < settings.flip_prob)

@@ -29,7 +29,7 @@ def _choice(choices: tuple[str, ...], words: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """The keys; each is a flag of the same name. Defaults follow Detectron2's 1x schedule."""
 
     detector: str = _choice(DETECTORS, "torchvision's v2 detector")
@@ -115,8 +115,8 @@ def _text(value: Any) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every key of `Settings`."""
-    for field in dataclasses.fields(Settings):
+    """A flag for every key of `FinetuneSettings`."""
+    for field in dataclasses.fields(FinetuneSettings):
         meta = field.metadata
         words = f"{meta['words']} ({_text(field.default)})".replace(" (None)", "")
         if "choices" in meta:
@@ -139,7 +139,7 @@ def _reader(annotation: Any) -> Any:
     return numbers
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
+def as_json(settings: FinetuneSettings) -> dict[str, Any]:
     """Key -> value, tuples as lists: what JSON and checkpoints hold."""
     values = dataclasses.asdict(settings)
     return {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}

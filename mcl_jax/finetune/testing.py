@@ -13,7 +13,7 @@ from torch import nn
 from mcl_jax.data import coco_json
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import images, machine
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.settings import FinetuneSettings
 
 MASK_THRESHOLD = 0.5  # of a mask's probability
 
@@ -24,7 +24,7 @@ def detect(
     data: images.Annotated,
     tested: list[coco_json.Image],
     category_ids: list[int],
-    settings: Settings,
+    settings: FinetuneSettings,
     *,
     workers: int,
 ) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 Shapes: see mcl_jax/finetune/images.py.
 """
 
+import io
 import math
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from mcl_jax import whole_file
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import images, machine, networks, schedule
 from mcl_jax.finetune.job import Job
-from mcl_jax.finetune.schedule import Purpose
-from mcl_jax.finetune.settings import Settings
+from mcl_jax.finetune.schedule import Draw
+from mcl_jax.finetune.settings import FinetuneSettings
 
 CHECKPOINT = "checkpoint.pth"
 
@@ -44,7 +45,11 @@ class Run:
     losses: list[list[float]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Writes the checkpoint; whoever is killed meanwhile still has the one before."""
+        """Writes the checkpoint; whoever is killed meanwhile still has the one before.
+
+        Raises:
+          CannotSave: the disk takes no more.
+        """
         content = {
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -53,9 +58,8 @@ class Run:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        temporary = folder / f"{CHECKPOINT}.tmp"
-        torch.save(content, temporary)
-        os.replace(temporary, folder / CHECKPOINT)
+        torch.save(content, buffer := io.BytesIO())  # torch tells a full disk in its own way
+        whole_file.write_result(folder / CHECKPOINT, buffer.getbuffer())
 
     def restore(self, folder: Path) -> bool:
         """Takes the place of the saved run, if there is one.
@@ -141,9 +145,9 @@ def train(run: Run, stream: images.Stream, task: Job, *, workers: int) -> bool:
     return True
 
 
-def take_step(run: Run, batch: list, settings: Settings, device: torch.device) -> float:
+def take_step(run: Run, batch: list, settings: FinetuneSettings, device: torch.device) -> float:
     """One step of SGD; returns the loss before it."""
-    torch.manual_seed(schedule.torch_seed(settings.seed, Purpose.STEP, run.step))
+    torch.manual_seed(schedule.torch_seed(settings.seed, Draw.STEP, run.step))
     lr = schedule.learning_rate(settings, run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -167,6 +171,6 @@ def take_step(run: Run, batch: list, settings: Settings, device: torch.device) -
     return value
 
 
-def start(detector: nn.Module, settings: Settings, identity: Mapping[str, Any]) -> Run:
+def start(detector: nn.Module, settings: FinetuneSettings, identity: Mapping[str, Any]) -> Run:
     """A run that has taken no step."""
     return Run(detector, networks.optimizer(detector, settings), identity)

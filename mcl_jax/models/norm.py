@@ -4,7 +4,7 @@ A *norm group* is what is normalized together, apart from the rest of the batch.
 
 Shapes: x [N, ..., C]; N is the sum of the norm groups' sizes; G norm groups; C channels.
 
-Why not flax's: the method needs torch's unbiased running variance (design section 3: exactness on
+Why not flax's: the method needs torch's unbiased running variance (design section 3; it tells on
 small batches), statistics of each montage side (and, in the shared head, of each level) on their
 own although all of them run as one batch, one all-reduce per call and direction instead of one per
 group and moment, and as few passes over memory as there can be: a step on a TPU is bound by them.
@@ -86,7 +86,7 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
-def normalize(
+def batch_normalize(
     x: Array,
     scale: Array | None,
     bias: Array | None,
@@ -122,7 +122,7 @@ def normalize(
 
 
 def _normalized(x, scale, bias, mean, var, groups, epsilon, relu):
-    """The formula of `normalize`, for any statistics; in their type."""
+    """The formula of `batch_normalize`, for any statistics; in their type."""
     out = _affine(_centered(x, mean, var=var, epsilon=epsilon, groups=groups), scale, bias)
     return nn.relu(out) if relu else out
 
@@ -138,7 +138,7 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
 
 
 def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool):
-    out = normalize(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
+    out = batch_normalize(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
     return out, (x, scale, bias, mean, var)
 
 
@@ -172,7 +172,7 @@ def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
     return dx, d_scale, d_bias, jnp.zeros_like(mean), jnp.zeros_like(var)
 
 
-normalize.defvjp(_forward, _backward)
+batch_normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
@@ -246,11 +246,11 @@ class BatchNorm(nn.Module):
                 groups=groups,
             )
         if self.pool is not None and self.affine:
-            # `normalize` with a pool takes no negative scale. Its sign goes into x instead, in the
+            # `batch_normalize` with a pool takes no negative scale. Its sign goes into x instead, in the
             # pass that writes x.
             signs = jnp.where(scale < 0, -1.0, 1.0)
             x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
-        return normalize(
+        return batch_normalize(
             x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu, self.pool
         )
 

@@ -112,7 +112,7 @@ class BYOL(Common):
 
         u, encoder_stats = self.encoder.apply(online("encoder"), inputs.images, context, **mutable)
         u, predictor_stats = self.predictor.apply(online("predictor"), u, context, **mutable)
-        u, v = (losses.normalize(x).reshape(SIDES, -1, x.shape[-1]) for x in (u, v))
+        u, v = (losses.unit_rows(x).reshape(SIDES, -1, x.shape[-1]) for x in (u, v))
         loss, metrics = symmetric_loss(u, v)
         stats = {
             "encoder": encoder_stats["batch_stats"],

@@ -115,7 +115,7 @@ def info_nce(
 
 def unit(features: Any) -> Any:
     """Every leaf [b, D] with rows of length 1 in float32."""
-    return jax.tree.map(losses.normalize, features)
+    return jax.tree.map(losses.unit_rows, features)
 
 
 def encode_queries(
@@ -142,8 +142,8 @@ def encode_keys(
       (unit features in the order of `batch`, running statistics equal on all devices).
 
     Raises:
-      UserError: under 'shuffle', if b does not divide over the devices, or if there is only one
-        group in all, which no shuffling could mix.
+      UserError: with 'shuffle', if b does not divide over the devices, or if the whole batch is one
+        norm group: shuffling would change nothing.
     """
     if settings.shuffles:
         check_shuffle(jax.tree.leaves(batch)[0].shape[0], settings, axis_name)

@@ -4,7 +4,7 @@ Shapes: b images of this device, V = 2 sides (q: query, k: key); images [V, b, H
 [V, b, 9, p, p, 3]; features per stage res2..res5 [b, D], of the whole image (the paper's g) and
 of its patches (l); queues of both, per stage [K, D].
 
-Choices where paper and digest are silent: the local crop is a crop of its own (not a part of the
+Where the paper is silent: the local crop is a crop of its own (not a part of the
 global view) with the sides' augmentation but for its area; patches keep their cells' order unless
 `shuffle_patches`; all MLPs share `projector_hidden`.
 """

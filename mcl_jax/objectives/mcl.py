@@ -233,7 +233,7 @@ class MCL(Common):
             "encoder": encoder_stats["batch_stats"],
             "predictor": predictor_stats["batch_stats"],
         }
-        return [losses.normalize(u) for u in predictions], stats
+        return [losses.unit_rows(u) for u in predictions], stats
 
     def labels(self, inputs: Inputs, axis_name: AxisName | None) -> list[Array]:
         """Per level int32 [V, m_s]: the targets' row of every sub-image's image."""
@@ -282,7 +282,7 @@ class MCL(Common):
                 targets.append(None)
                 continue
             first = jax.vmap(montage.first_copies, (0, None))(labels, self.images_per_device)
-            v = losses.normalize(jax.vmap(lambda rows, at: rows[at])(v, first))
+            v = losses.unit_rows(jax.vmap(lambda rows, at: rows[at])(v, first))
             if axis_name is not None:
                 v = jax.lax.all_gather(v, axis_name, axis=1, tiled=True)
             targets.append(jax.lax.stop_gradient(v))

@@ -20,7 +20,7 @@ Array = jax.Array
 
 def create(key: Array, size: int, dimensions: int) -> Array:
     """float32 [size, dimensions], random directions: normal rows scaled to unit length."""
-    return losses.normalize(jax.random.normal(key, (size, dimensions), jnp.float32))
+    return losses.unit_rows(jax.random.normal(key, (size, dimensions), jnp.float32))
 
 
 def create_like(key: Array, size: int, features: Any) -> Any:

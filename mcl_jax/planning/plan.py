@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from mcl_jax import program, sharding
+from mcl_jax import program, sharding, whole_file
 from mcl_jax.bench import loader
 from mcl_jax.errors import UserError
 from mcl_jax.planning import compiled, operations, topology
@@ -24,7 +24,7 @@ from mcl_jax.settings import teaching
 
 # XLA's lowest compile effort, as options of jax.stages.Lowered.compile. Figures are comparable only
 # at one effort: at the default, the TPU compiler takes 2.6 times as long and counts 1.6 times the
-# bytes of the same program (design section 4). jax 0.11 has levels instead of the number. O0 and -1
+# bytes of the same program (docs/tpu.md). jax 0.11 has levels instead of the number. O0 and -1
 # are nearly the same: libtpu 0.0.42 takes both, with equal FLOPs and collectives, and bytes and peak
 # memory 3e-6 and 7e-4 apart (a ResNet-18 step on v5e:4x4).
 LOWEST_EFFORT: Mapping[str, Any] = (
@@ -60,8 +60,8 @@ def make(
       UserError: if the batch does not divide or the step does not fit, saying what would.
 
     Example:
-      >>> plan = make(base.get_config().to_dict(), topology.parse("v5e:16x16"), images=1_281_167)
-      >>> print(describe(plan))
+      plan = make(base.get_config().to_dict(), topology.parse("v5e:16x16"), images=1_281_167)
+      print(describe(plan))
     """
     devices = topology.mesh_devices(where)
     chip, cores = topology.chip_of(where, devices), topology.cores_per_chip(devices)
@@ -119,9 +119,7 @@ def _figures(
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            staged = path.with_suffix(".tmp")
-            staged.write_text(json.dumps(figures, indent=1))
-            staged.replace(path)
+            whole_file.write(path, json.dumps(figures, indent=1))
         except OSError as error:  # no home folder, or a read-only one
             print(f"--cache {path.parent}: not kept ({error.strerror})", file=sys.stderr)
     if longest:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcl_jax.report.writers import About, View, open_views
+from mcl_jax.report.writers import About, Sink, open_sinks
 from mcl_jax.runtime import log, storage
 
 FILE = "metrics.jsonl"
@@ -32,7 +32,7 @@ class MetricWriter:
         about: About = STANDARD,
     ):
         self._enabled = enabled
-        self._views: list[View] = []
+        self._sinks: list[Sink] = []
         if not enabled:
             return
         folder = storage.absolute(workdir)
@@ -40,15 +40,15 @@ class MetricWriter:
             json.dumps(line) + "\n" for line in read(folder) if line["step"] <= resume_step
         )
         self._lines = log.open_log(folder / FILE, keep=kept.encode())
-        self._views = open_views(folder, resume_step, about)
+        self._sinks = open_sinks(folder, resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._enabled or not values:
             return
         self._lines.write((json.dumps({"step": step} | values) + "\n").encode())
         self._lines.flush()
-        for view in self._views:
-            view.write(step, values)
+        for sink in self._sinks:
+            sink.write(step, values)
 
     def sync(self) -> None:
         """Blocks until the lines written so far have left, or could not."""
@@ -58,8 +58,8 @@ class MetricWriter:
     def close(self) -> None:
         if self._enabled:
             self._lines.close()
-        for view in self._views:
-            view.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:

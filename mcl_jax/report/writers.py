@@ -1,7 +1,7 @@
 """Where metrics can be looked at while a run goes on: TensorBoard, Weights & Biases, MLflow.
 
-The record is metrics.jsonl (metrics.py); these are views of it. One that fails is left, with one
-warning: training goes on.
+The record is metrics.jsonl (metrics.py); these sinks get copies of its rows. One that fails is left,
+with one warning: training goes on.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class About:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-class View(Protocol):
+class Sink(Protocol):
     """One writer."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -72,12 +72,12 @@ def demand_place(writers: tuple[str, ...], workdir: Place) -> None:
         )
 
 
-def open_views(workdir: Place, resume_step: int, about: About) -> list[View]:
-    """The views that `log.writers` names, in its order."""
+def open_sinks(workdir: Place, resume_step: int, about: About) -> list[Sink]:
+    """The sinks that `log.writers` names, in its order."""
     return [
-        _Guarded(name, lambda make=VIEWS[name]: make(workdir, resume_step, about))
+        _Guarded(name, lambda make=SINKS[name]: make(workdir, resume_step, about))
         for name in about.writers
-        if name in VIEWS
+        if name in SINKS
     ]
 
 
@@ -196,7 +196,7 @@ class Mlflow:
         self._client.set_terminated(self._id)
 
 
-VIEWS: dict[str, Callable[[Place, int, About], View]] = {
+SINKS: dict[str, Callable[[Place, int, About], Sink]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "mlflow": Mlflow,
@@ -214,26 +214,26 @@ def _name(workdir: Place) -> str:
 
 
 class _Guarded:
-    """A view that does not end the run when it fails."""
+    """A sink that does not end the run when it fails."""
 
-    def __init__(self, name: str, make: Callable[[], View]):
+    def __init__(self, name: str, make: Callable[[], Sink]):
         self._name = name
-        self._view: View | None = None
-        self._try(lambda: setattr(self, "_view", make()))
+        self._sink: Sink | None = None
+        self._try(lambda: setattr(self, "_sink", make()))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        if view := self._view:
-            self._try(lambda: view.write(step, values))
+        if sink := self._sink:
+            self._try(lambda: sink.write(step, values))
 
     def close(self) -> None:
-        if view := self._view:
-            self._try(view.close)
+        if sink := self._sink:
+            self._try(sink.close)
 
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
         except Exception as error:  # a service may raise anything
-            self._view = None
+            self._sink = None
             reason = " ".join(str(error).split())[:200]
             log.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
 

@@ -1,12 +1,12 @@
 """Google's client of buckets: what is set before it is used, and its errors as ours."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import quiet
 
 _EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
 
@@ -17,16 +17,22 @@ class BucketError(OSError, UserError):
 
 @contextlib.contextmanager
 def client(place: os.PathLike) -> Iterator[Any]:
-    """The client; whatever it raises inside becomes a `BucketError`, but for objects there or not."""
+    """The client. Its errors become `BucketError`, but not FileNotFoundError and FileExistsError."""
     files = demand_client()
     files.invalidate_cache()  # of listings, which other processes change
     try:
-        yield files
+        with quiet_client():
+            yield files
     except (FileNotFoundError, FileExistsError):
         raise
     except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BucketError(f"{place}: {reason}") from error
+
+
+def quiet_client() -> contextlib.AbstractContextManager[None]:
+    """Inside, the client raises what fails, and does not log its traceback as well."""
+    return quiet.dropped("gcsfs", unwanted=lambda record: record.exc_info is not None)
 
 
 def demand_client() -> Any:
@@ -45,8 +51,6 @@ def demand_client() -> Any:
         raise UserError("gs:// needs gcsfs: pip install 'mcl_jax[gcs]'") from None
     import fsspec
 
-    # its last retry logs a traceback; what it raises is told in one line where it matters
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     if server:
         fsspec.config.conf.setdefault("gcs", {}).setdefault("token", "anon")
     return fsspec.filesystem("gcs", finalize_on_close=True)

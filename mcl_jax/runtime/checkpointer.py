@@ -78,7 +78,7 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """Of the newest finished checkpoint; None: there is none."""
-        # orbax names what it begins
+        # all_steps also lists a save that has only begun
         steps = {*self._manager.all_steps()} - {self._saving} - self._failed.steps
         return max(steps, default=None)
 
@@ -242,7 +242,8 @@ class Checkpointer:
     def _tidy(self) -> None:
         """After a save that failed; its threads may still write, and the next start cleans up."""
         checkpoint_folders.clean(self._folder)
-        self._manager.reload()  # it has struck the oldest off its list, but not removed it
+        # orbax already dropped the oldest from its list, but its files are still there
+        self._manager.reload()
         self._untidy = False
 
     def _seal(self) -> None:

@@ -168,7 +168,7 @@ def _take(folder: Place) -> Lease:
             _refuse_if_alive(folder, before[-1])
         number, record = before[-1] + 1 if before else 1, machine.myself()
         _create(leases, number, record)
-        if {*_numbers(leases)} - {*before, number}:  # numbers began anew since they were listed
+        if {*_numbers(leases)} - {*before, number}:  # another start began again at 1
             storage.remove(leases / f"{number}.json")
             raise Held(f"{folder}: another run took it at this moment")
         for old in before:

@@ -47,7 +47,8 @@ class Log:
 
     def __init__(self, place: Place):
         self._place = place
-        self._open, self._ready = b"", b""  # the end of a record is missing; may leave
+        self._open = b""  # not a whole record yet
+        self._ready = b""  # whole records, not written yet
         self._lock, self._putting = threading.Lock(), threading.Lock()
 
     def write(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Where orbax is used otherwise than it is made: who writes the state, and what a failed save logs."""
+"""Two settings of orbax that differ from its defaults: who writes, what is logged."""
 
 import contextlib
 import logging
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from mcl_jax.runtime import bucket, quiet
 
 _LOGGERS = ("absl", "asyncio")
 
@@ -26,19 +28,16 @@ def quiet_orbax() -> Iterator[None]:
             raised(unraisable)
 
     sys.unraisablehook = hook
-    for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_is_wanted)
     try:
-        yield
+        with quiet.dropped(*_LOGGERS, unwanted=_is_of_orbax), bucket.quiet_client():
+            yield
     finally:
         sys.unraisablehook = raised
-        for name in _LOGGERS:
-            logging.getLogger(name).removeFilter(_is_wanted)
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
+def _is_of_orbax(record: logging.LogRecord) -> bool:
     failed = record.levelno >= logging.ERROR
-    return not (failed and ("orbax" in record.pathname or "orbax" in record.getMessage()))
+    return failed and ("orbax" in record.pathname or "orbax" in record.getMessage())
 
 
 def state_handler() -> ocp.PyTreeCheckpointHandler:

@@ -1,4 +1,4 @@
-"""Configuration keys that were renamed, so that old checkpoints stay readable."""
+"""Names that were changed, so that old checkpoints and results stay readable."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,8 @@ RENAMED = {  # section -> old name -> new name
     "knn": {"neighbours": "neighbors"},
     "probe": {"centre_radius": "center_radius"},
 }
+
+SCORES = {"backbone/": "backbone@all/", "finetuned/": "tuned@all/"}  # beginnings of scores' names
 
 
 def modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,4 +21,16 @@ def modern(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(renamed.get(section), Mapping):
             own = renamed[section].items()
             renamed[section] = {names.get(key, key): value for key, value in own}
+    return renamed
+
+
+def modern_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """A finished run's scores under today's names.
+
+    Example: `modern_scores({"finetuned/ap": 0.5})` is `{"tuned@all/ap": 0.5}`.
+    """
+    renamed = {}
+    for name, value in scores.items():
+        old = next((beginning for beginning in SCORES if name.startswith(beginning)), "")
+        renamed[SCORES.get(old, "") + name.removeprefix(old)] = value
     return renamed

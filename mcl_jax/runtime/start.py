@@ -1,4 +1,4 @@
-"""What makes the way from the command to the first step shorter."""
+"""What makes the first step come sooner."""
 
 import contextlib
 import gc

@@ -15,25 +15,26 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
-from etils import epath
-
-from mcl_jax.errors import CannotSave, UserError
+from mcl_jax import whole_file
+from mcl_jax.errors import UserError
 from mcl_jax.runtime import bucket
+from mcl_jax.whole_file import Content
 
-Place: TypeAlias = Path | epath.Path
-Content = bytes | str | Callable[[IO[bytes]], Any]
+if TYPE_CHECKING:  # only a bucket needs it, and not every environment has it
+    from etils import epath
+
+Place: TypeAlias = Union[Path, "epath.Path"]
 
 
 def locate(path: str | os.PathLike) -> Place:
     """What a user calls a folder or file, as a path that the functions here take.
 
     Example:
-      >>> locate("gs://bucket/run") / "card.html"
-      PosixGPath('gs://bucket/run/card.html')
+      locate("gs://bucket/run") / "card.html"  # an epath.Path
 
     Raises:
       UserError: for a URL that is no gs:// one, and without gcsfs for one that is.
@@ -46,6 +47,8 @@ def locate(path: str | os.PathLike) -> Place:
     if match[1] != "gs":
         raise UserError(f"{text}: only folders and gs://BUCKET/NAME can be used")
     bucket.demand_client()
+    from etils import epath
+
     return epath.Path(f"gs://{text[match.end() :]}")
 
 
@@ -89,7 +92,7 @@ def write(place: Place, content: Content) -> None:
       content: bytes, text (UTF-8), or a function that is given the open binary file.
     """
     if isinstance(place, Path):
-        _replace(place, content)
+        whole_file.write(place, content)
         return
     with bucket.client(place) as files:  # an object appears when all of it is there
         files.pipe_file(str(place), _bytes(content))
@@ -97,13 +100,8 @@ def write(place: Place, content: Content) -> None:
 
 def write_result(place: Place, content: Content) -> None:
     """`write` of what a run is for; CannotSave if the disk or bucket fails."""
-    try:
+    with whole_file.saving(place, OSError):
         write(place, content)
-    except OSError as error:
-        raise CannotSave(
-            f"{place} cannot be written: {' '.join(str(error).split())[:200]}. Make room, then run the "
-            "same command again"
-        ) from error
 
 
 def local(place: Place) -> Path | None:
@@ -156,11 +154,6 @@ def is_file(place: Place) -> bool:
         return place.exists() and not place.is_dir()
     with bucket.client(place) as files:
         return files.isfile(str(place))
-
-
-def has_folder(place: Place) -> bool:
-    """Whether the folder is there that a file would be written to; a bucket needs none."""
-    return place.parent.is_dir() if isinstance(place, Path) else True
 
 
 def names(folder: Place) -> list[str]:
@@ -255,24 +248,7 @@ def _md5(info: dict[str, Any]) -> str:
     return f"md5:{base64.b64decode(found).hex()}" if found else ""
 
 
-def _replace(path: Path, content: Content) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(_bytes(content))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _bytes(content: Content) -> bytes:
+def _bytes(content: Content) -> bytes | memoryview:
     if callable(content):
         content(buffer := io.BytesIO())
         return buffer.getvalue()

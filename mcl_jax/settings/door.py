@@ -39,10 +39,12 @@ def check(config: Any) -> None:
       UserError: an unknown, missing or wrong value, or keys that do not go together.
 
     Example:
+      >>> from mcl_jax.configs import base
       >>> config = base.get_config()
       >>> config.log.keep_checkpoints = 0
-      >>> door.check(config)
-      UserError: log.keep_checkpoints is 0; it must be a whole number from 1 to 2,147,483,647
+      >>> check(config)
+      Traceback (most recent call last):
+      mcl_jax.errors.UserError: log.keep_checkpoints is 0; it must be a whole number from 1 to ...
     """
     plain = as_dict(config)
     values = dict(flattened(plain))

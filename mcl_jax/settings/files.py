@@ -31,7 +31,9 @@ def load(name: str) -> ConfigDict:
         cannot work.
 
     Example:
-      >>> config = files.load("configs/mcl.py:c4,loss=b")
+      >>> from mcl_jax.configs import path_of
+      >>> load(path_of("mcl:c4,loss=b")).model.neck
+      'c4'
     """
     config = read(name)
     door.check(config)

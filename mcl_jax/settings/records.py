@@ -22,7 +22,10 @@ def fill(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
       UserError: for a field that is in neither.
 
     Example:
-      >>> fill(montage.Layout, config.montage)
+      >>> from mcl_jax import montage
+      >>> from mcl_jax.configs import base
+      >>> fill(montage.Layout, base.get_config().montage).levels
+      4
     """
     own = {field.name: field for field in fields(cls) if field.name not in given}
     missing = [name for name in own if name not in section]

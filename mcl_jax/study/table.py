@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mcl_jax.errors import UserError
+from mcl_jax.runtime import renamed_keys
 from mcl_jax.study import figures
 
 Columns = tuple[tuple[str, str], ...]  # (heading, name among a run's scores)
@@ -35,8 +36,9 @@ def titles(config: ConfigDict) -> dict[str, Columns]:
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """All finished runs of a folder."""
-    return [json.loads(path.read_text()) for path in sorted(results.glob("*-seed*.json"))]
+    """All finished runs of a folder, their scores under the names of today."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*-seed*.json"))]
+    return [run | {"scores": renamed_keys.modern_scores(run["scores"])} for run in found]
 
 
 def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
@@ -69,7 +71,7 @@ def _cell(values: list[float | None]) -> str:
     return f"{present.mean():.1f}{spread}"
 
 
-MARKS = ("<!-- table: written by scripts/compare_methods.py -->", "<!-- end of table -->")
+MARKS = ("<!-- table: written by mcl-jax study -->", "<!-- end of table -->")
 
 
 def write_table(document: Path, text: str) -> None:

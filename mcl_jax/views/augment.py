@@ -1,4 +1,4 @@
-"""On-device augmentation: uint8 canvases in, normalized views out, one key per view (design §3).
+"""On-device augmentation: uint8 canvases in, normalized views out, a key per view (design section 3).
 
 Shapes:
   b images of this device, V sides (q, k), S levels, C canvas side in px, H image side in px
@@ -30,7 +30,7 @@ Draw = enum.IntEnum(
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings:
-    """The augmentation's numbers (design §3 "Views"); probabilities in [0, 1].
+    """The augmentation's numbers (design section 3, Views); probabilities in [0, 1].
 
     Attributes:
       area: (low, high) of the crop's share of the valid extent.
@@ -82,9 +82,9 @@ def views(key, canvas, extent, settings, *, image_size, strides):
       image i with `view_key(key, i, v, s)`, whatever the rest of the batch holds.
 
     Example:
-      >>> settings = fill(AugmentSettings, config.augment)
-      >>> key = jax.random.key(0)
-      >>> (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
+      settings = fill(AugmentSettings, config.augment)
+      key = jax.random.key(0)
+      (whole,) = views(key, canvas, extent, settings, image_size=224, strides=(1,))
     """
 
     counts = (len(canvas), len(settings.blur_prob), len(strides))
@@ -168,7 +168,7 @@ def finished(keys, planes, side, *, settings, image_size, stride):
     solarizes = _happens(keys[Draw.SOLARIZES], jnp.array(settings.solarize_prob)[side])
     planes = jnp.where(solarizes, color.solarize(planes, settings.solarize_threshold), planes)
 
-    return color.normalize(planes, settings.mean, settings.std).transpose(0, 2, 1)
+    return color.standardize(planes, settings.mean, settings.std).transpose(0, 2, 1)
 
 
 def _happens(key, probability):

@@ -192,7 +192,7 @@ def solarize(planes, threshold):
     return jnp.where(planes >= threshold, 1.0 - planes, planes)
 
 
-def normalize(planes, mean, std):
+def standardize(planes, mean, std):
     """(x - mean) / std per channel; mean and std are three numbers each, on the [0, 1] scale."""
     mean, std = (jnp.array(numbers, planes.dtype)[:, None] for numbers in (mean, std))
     return (planes - mean) / std

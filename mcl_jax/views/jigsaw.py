@@ -1,4 +1,4 @@
-"""Nine patches out of a crop, DetCo's local views (design section 3; PIRL's jigsaw).
+"""Nine patches out of a crop, DetCo's local views (Xie et al., 2021; PIRL's jigsaw).
 
 Shapes: b crops [b, S, S, 3] of S px, cells of S / 3 px in row-major order, positions int32
 [b, 9, 2] (top, left of a patch in px of its crop), patches [b, 9, p, p, 3].

@@ -25,7 +25,7 @@ _DAMAGES = (
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
+def errors_named(path: str) -> Iterator[None]:
     """Whatever is wrong with an archive that is read inside becomes a UserError that names it."""
     try:
         yield
@@ -43,7 +43,7 @@ def open_tar(path: str, hint: str) -> Iterator[tarfile.TarFile]:
     Raises:
       UserError: it is none, or damaged; the message ends with `hint` if it is compressed.
     """
-    with reading(path):
+    with errors_named(path):
         with open(path, "rb") as file:
             compressed = file.read(2) == _GZIP
         if compressed:
@@ -55,7 +55,7 @@ def open_tar(path: str, hint: str) -> Iterator[tarfile.TarFile]:
 @contextlib.contextmanager
 def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
     """A zip; UserError if it is none, or damaged."""
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with errors_named(path), zipfile.ZipFile(path) as archive:
         yield archive
 
 

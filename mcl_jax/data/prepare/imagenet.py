@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from mcl_jax import paths
 from mcl_jax.data import left_out, text
 from mcl_jax.data.left_out import Tally
-from mcl_jax.data.prepare.archives import base_name, open_tar, reading, tar_files
+from mcl_jax.data.prepare.archives import base_name, errors_named, open_tar, tar_files
 from mcl_jax.data.prepare.jobs import Examples, JobBuilder, SplitJob, usage, write_splits
 from mcl_jax.errors import UserError
 
@@ -248,7 +248,7 @@ def _parse_meta(data: bytes, name: str) -> dict[int, str]:
 def _read_devkit(path: str) -> tuple[str, dict[int, str]]:
     """(ground truth text, id -> synset) out of the devkit's tar."""
     parts = {}
-    with reading(path), tarfile.open(path) as tar:
+    with errors_named(path), tarfile.open(path) as tar:
         for member in tar_files(tar, Tally(), images=False):
             if base_name(member.name) in (_GROUND_TRUTH, "meta.mat"):
                 parts[base_name(member.name)] = tar.extractfile(member).read()

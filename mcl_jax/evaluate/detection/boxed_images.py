@@ -25,7 +25,7 @@ _FEWEST_BOXES = 8
 
 class Truth(NamedTuple):
     """Boxes float32 [B, N, 4] in px, labels int32 [B, N] with -1 for padding, and ignored bool
-    [B, N]: neither learnt from nor judged by (COCO's crowds, VOC's difficult objects)."""
+    [B, N]: neither learned from nor judged by (COCO's crowds, VOC's difficult objects)."""
 
     boxes: np.ndarray
     labels: np.ndarray

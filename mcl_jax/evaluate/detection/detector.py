@@ -138,13 +138,13 @@ class Detector:
             return x, spans, 1, train
         return (x,)
 
-    def normalize(self, images: Array, extents: Array) -> Array:
+    def standardize(self, images: Array, extents: Array) -> Array:
         """uint8 -> float32, zero (the mean) where no image is."""
         side = jnp.arange(images.shape[1])
         rows, columns = side < extents[:, :1], side < extents[:, 1:]
-        return self._normalized(images, rows[:, :, None] & columns[:, None, :])
+        return self._standardized(images, rows[:, :, None] & columns[:, None, :])
 
-    def _normalized(self, images: Array, inside: Array) -> Array:
+    def _standardized(self, images: Array, inside: Array) -> Array:
         x = (images / jnp.float32(255) - jnp.array(self.mean)) / jnp.array(self.std)
         return x * inside[..., None]
 
@@ -160,8 +160,8 @@ class Detector:
         """
         images = augmentation.mirror(images, extents, mirrored)
         if placement is None:
-            return self.normalize(images, extents)
-        return self._normalized(*augmentation.place(images, extents, placement))
+            return self.standardize(images, extents)
+        return self._standardized(*augmentation.place(images, extents, placement))
 
     def run(self, parts: tuple[str, ...], variables: Any, x: Any, train: bool) -> tuple[Any, Any]:
         """Chains `parts`; returns their output and {part: new batch_stats}."""

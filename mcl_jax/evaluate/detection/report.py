@@ -107,7 +107,7 @@ def run(
     Args:
       subject: the network.
       data: of `data.load`.
-      output: folder, created; owned as long as this runs, see lease.py.
+      output: folder, created; owned as long as this runs, see runtime/lease.py.
       modes: of `probe.MODES`; empty: all that apply.
       labels: budgets in images; None: all.
       seed: see `probe.prepare`.

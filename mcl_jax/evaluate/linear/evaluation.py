@@ -1,4 +1,4 @@
-"""Linear evaluation of a frozen backbone (paper appendix B, design section 3).
+"""Linear evaluation of a frozen backbone (paper appendix B).
 
 Shapes: b images of this device, B of all; canvas side C, image side H in px; F channels of res5;
 L learning rates, one classifier each (see classifier.py).
@@ -171,7 +171,7 @@ def training_view(
     box = augment.draw_box(box_key, extent, area=settings.area, aspect=settings.aspect)
     flip = jax.random.bernoulli(flip_key, settings.flip_prob)
     planes = resample.crop(canvas, box, flip, image_size=image_size)
-    return color.normalize(planes, mean, std).transpose(0, 2, 1)
+    return color.standardize(planes, mean, std).transpose(0, 2, 1)
 
 
 def _train_body(state, batch, *, features, view, lr, settings):

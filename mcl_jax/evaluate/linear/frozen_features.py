@@ -50,7 +50,7 @@ def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mes
     def body(backbone: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
         views = jax.vmap(view)(batch["image"], batch["extent"])
         maps = network.apply(backbone, views, Context((len(views),), train=False))
-        return {stage: losses.normalize(pool(maps[stage])) for stage in stages}
+        return {stage: losses.unit_rows(pool(maps[stage])) for stage in stages}
 
     specs = (sharding.STATE_SPEC, sharding.BATCH_SPEC)
     mapped = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=sharding.BATCH_SPEC)

@@ -1,4 +1,4 @@
-"""The loop of a linear evaluation: train, save, resume, test, report (see linear.py).
+"""The loop of a linear evaluation: train, save, resume, test, report (see evaluation.py).
 
 A folder holds one evaluation: classifiers.npz (the newest state, replaced atomically),
 metrics.jsonl with tensorboard/, and result.json once it is finished. The order of images and the
@@ -45,8 +45,8 @@ def run(
     Several processes need a folder that all of them see.
 
     Args:
-      evaluation: of `linear.build`.
-      output: folder, created; owned as long as this runs, see lease.py.
+      evaluation: of `evaluation.build`.
+      output: folder, created; owned as long as this runs, see runtime/lease.py.
       owner: of the process, see `Preemption`.
 
     Returns:
@@ -60,9 +60,9 @@ def run(
       UserError: if the folder holds another evaluation, or too many images cannot be read.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> backbone = evaluation.frozen_backbone(state)
-      >>> run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
+      state, meta = checkpoint.read("runs/mcl")
+      backbone = evaluation.frozen_backbone(state)
+      run(evaluation.build(meta["config"], backbone, sharding.make_mesh()), "runs/linear")["best"]
     """
     output = storage.absolute(output)
     storage.reachable(output)

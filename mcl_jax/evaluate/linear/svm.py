@@ -70,10 +70,10 @@ def run(
       UserError: as `measure`; the splits have other classes, or too many images cannot be read.
 
     Example:
-      >>> state, meta = checkpoint.read("runs/mcl")
-      >>> train, test = open_splits(meta["config"], None)
-      >>> backbone = evaluation.frozen_backbone(state)
-      >>> run(meta["config"], backbone, train=train, test=test, mesh=sharding.make_mesh())["stages"]
+      state, meta = checkpoint.read("runs/mcl")
+      train, test = open_splits(meta["config"], None)
+      backbone = evaluation.frozen_backbone(state)
+      run(meta["config"], backbone, train=train, test=test, mesh=sharding.make_mesh())["stages"]
     """
     settings = fill(SVMSettings, config["svm"])
     if train.class_names != test.class_names:

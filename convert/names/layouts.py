@@ -58,7 +58,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class View:
+class FileLayout:
     """The arrays of one file.
 
     Attributes:
