@@ -50,7 +50,7 @@ REFUSED = {
 }  # fmt: skip
 # written by test_bucket_commands.py and test_bucket_runs.py
 ELSEWHERE = {
-    *(("pretrain", "workdir"), ("study", "workdir"), ("study", "results")),
+    *(("pretrain", "workdir"), ("study", "workdir"), ("study", "results")),  # test_study.py too
     *(("knn", "json"), ("svm", "json"), ("linear", "output"), ("probe", "output")),
     *(("convert", "out"), ("visualize", "out")),
 }

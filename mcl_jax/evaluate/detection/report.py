@@ -26,7 +26,7 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
-from mcl_jax.runtime import lease, optional, provenance, storage
+from mcl_jax.runtime import lease, optional, own_files, provenance, storage
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 
@@ -163,7 +163,9 @@ def _row(
     # As it is read back: tuples become lists.
     identity = json.loads(json.dumps(prepared.identity))
     if storage.exists(path):
-        row = json.loads(storage.read(path))
+        row = own_files.read_json(
+            path, "a finished probe", ("mode", "labels", "scores", "identity")
+        )
         check_identity(row["identity"], identity, folder)
         return row
     storage.make_folder(folder)
