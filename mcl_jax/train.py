@@ -20,7 +20,7 @@ from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.program import Program
 from mcl_jax.report import writers
 from mcl_jax.report.step_log import Callback
-from mcl_jax.runtime import hosts, lease, memory, optional, own_names, provenance, storage
+from mcl_jax.runtime import hosts, lease, memory, optional, provenance, storage, workdir_names
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.compile_cache import compile_cache
 from mcl_jax.runtime.preemption import Preempted, Preemption
@@ -207,5 +207,5 @@ def check_workdir(workdir: str | None) -> storage.Place:
 def _usable(workdir: str | os.PathLike, name: str) -> storage.Place:
     place = storage.locate(paths.output_folder(workdir, name))
     storage.reachable(place)
-    own_names.demand_usable(place)
+    workdir_names.demand_usable(place)
     return place

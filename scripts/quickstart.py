@@ -15,6 +15,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="your own images (default: built-in scenes)")
     parser.add_argument("--out", help="results go here (default: runs/quickstart[-FOLDER'S NAME])")
     options = parser.parse_args()
+    if options.out and options.out.startswith("gs:"):
+        sys.exit(f"error: --out {options.out}: the demo writes to disks alone")
     suffix = f"-{Path(options.folder).expanduser().resolve().name}" if options.folder else ""
     out = Path(options.out or REPO / "runs" / f"quickstart{suffix}").resolve()
     started = time.monotonic()

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact round trip, the newest kept, clear errors, other device counts."""
 
+import json
 import resource
 import shutil
 
@@ -10,7 +11,7 @@ from conftest import tiny_config
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import checkpoint, storage
+from mcl_jax.runtime import checkpoint, integrity, storage
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.failed_saves import FailedSaves
 
@@ -153,6 +154,25 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
         ):
             checkpointer.restore(program.abstract_state(run))
         assert {p.name for p in (copy / "checkpoints").iterdir()} == {"2", "3"}
+
+
+def test_a_seal_that_does_not_list_what_is_there_is_damage(workdir, tmp_path):
+    step = tmp_path / "copy/checkpoints/3"
+    shutil.copytree(workdir / "checkpoints/3", step)
+    seal = step / integrity.FILE
+    whole = json.loads(seal.read_text())
+    (step / "state" / ".nfs000123").write_bytes(b"x")  # what a file system puts there
+    (step / "notes.txt").write_bytes(b"x")
+    assert integrity.damage(step) is None
+    some = {name: x for name, x in whole.items() if name.startswith("meta/")}
+    for content, message in (
+        ({}, "sha256.json lists no file"),
+        (some, "sha256.json does not list state/"),
+        (dict(list(whole.items())[1:]), f"sha256.json does not list {next(iter(whole))}"),
+    ):
+        seal.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"checkpoints/3 is damaged: {message}"):
+            checkpoint.read(tmp_path / "copy")
 
 
 def test_an_empty_folder_has_nothing_to_restore(run, tmp_path):

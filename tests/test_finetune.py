@@ -48,14 +48,17 @@ def data(tmp_path):
     return images.read(tmp_path / "instances.json", tmp_path)
 
 
-def test_nothing_before_torchvision_imports_jax():
+def test_nothing_before_torchvision_imports_jax(tmp_path):
     """The environment of torchvision has neither JAX nor absl."""
     code = (
         "import sys\n"
-        "for name in ('jax', 'flax', 'absl', 'ml_collections', 'tensorflow_datasets', 'tqdm'):\n"
+        "for name in ('jax', 'flax', 'absl', 'ml_collections', 'tensorflow_datasets', 'tqdm',\n"
+        "             'etils', 'fsspec', 'orbax'):\n"
         "    sys.modules[name] = None\n"
-        f"sys.argv = [{str(SCRIPT)!r}, '--help']\n"
+        f"sys.argv = [{str(SCRIPT)!r}, '--help', {str(tmp_path)!r}]\n"
         "from mcl_jax.finetune import images, pictures, precision\n"
+        "from mcl_jax.runtime import lease\n"
+        "with lease.hold(sys.argv.pop()): pass\n"
         f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

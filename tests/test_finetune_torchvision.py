@@ -9,6 +9,7 @@ Shapes: see mcl_jax/finetune/images.py.
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,10 +28,11 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
 from mcl_jax import exit_codes  # noqa: E402
-from mcl_jax.errors import UserError  # noqa: E402
+from mcl_jax.errors import CannotSave, UserError  # noqa: E402
 from mcl_jax.finetune import job, machine, names, networks, run, training  # noqa: E402
 from mcl_jax.finetune.job import Job  # noqa: E402
 from mcl_jax.finetune.settings import FinetuneSettings  # noqa: E402
+from mcl_jax.runtime import machine as machine_record  # noqa: E402
 
 SMALL = FinetuneSettings(
     backbone="resnet18",
@@ -156,6 +158,42 @@ def test_a_killed_run_ends_with_the_same_weights_and_detections(
     assert read[0] == read[1]
     assert resumed["losses"] == whole["losses"] and resumed["scores"] == whole["scores"]
     assert do(task) == resumed  # finished: only read
+
+
+def test_a_second_run_in_the_folder_is_refused_and_touches_nothing(folder, tmp_path):
+    task = job_in(folder, tmp_path / "out")
+    record = machine_record.myself() | {"pid": os.getppid()}
+    record["process_started"] = machine_record.start_of(record["pid"])
+    (task.folder / "owner").mkdir(parents=True)
+    (task.folder / "owner/1.json").write_text(json.dumps(record))
+    before = sorted(task.folder.rglob("*"))
+    with pytest.raises(UserError, match=f"out is in use: host .*, process {os.getppid()}, since"):
+        do(task)
+    assert sorted(task.folder.rglob("*")) == before
+    (task.folder / "owner/1.json").write_text(json.dumps(record | {"process_started": "0"}))
+    assert do(task)["losses"]  # its owner is gone
+    assert not (task.folder / "owner").exists()
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_checkpoint_before_stays(
+    folder, tmp_path, monkeypatch
+):
+    task = dataclasses.replace(job_in(folder, tmp_path), checkpoint_steps=2)
+    take_step, before = training.take_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fills_up(state, *args):
+        if state.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        return take_step(state, *args)
+
+    monkeypatch.setattr(training, "take_step", fills_up)
+    try:
+        with pytest.raises(CannotSave, match=f"{training.CHECKPOINT} cannot be written: File too"):
+            do(task)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [training.CHECKPOINT]
+    assert torch.load(tmp_path / training.CHECKPOINT, weights_only=True)["step"] == 2
 
 
 def test_a_signal_stops_the_script_and_the_same_command_goes_on(folder, tmp_path):

@@ -5,9 +5,11 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,31 @@ def test_the_script_without_time_skips_every_part_and_says_so(tmp_path):
     wrong = subprocess.run([*command, "--parts=sped"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: --parts 'sped' is not one of pretrain, parity, speed,")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *(("bench gpu", f"--minutes={x}") for x in ("nan", "inf", "-1", "1e300")),
+        *(("bench gpu", f"--{x}") for x in ("room_gib=-1", "room_gib=nan", "loader_s=nan")),
+        *(("bench step", f"--room_gib={x}") for x in ("nan", "inf")),
+        *(("bench data", f"--seconds={x}") for x in ("nan", "inf")),
+        *(("bench start", f"--seconds={x}") for x in ("nan", "inf", "1e300")),
+    ],
+)
+def test_a_time_that_is_no_number_is_one_line_and_nothing_is_begun(
+    command, flag, tmp_path, monkeypatch, capsys
+):
+    for name in ("out", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    assert command_line.run(*command.split(), "--config=demo", flag) == 2
+    said = capsys.readouterr().err
+    name = flag.partition("=")[0]
+    assert said.startswith("error: ") and said.count("\n") == 1 and name in said
+    assert {p.name for p in tmp_path.rglob("*")} == {"out", "tmp"}
 
 
 def test_garbage_is_looked_for_rarely_and_as_before_afterwards():

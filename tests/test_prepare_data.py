@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from mcl_jax import whole_file
 from mcl_jax.data.prepare import coco as prepare_coco
 from mcl_jax.data.prepare import tfrecord as prepare_tfrecord
 from mcl_jax.data.prepare.folder import prepare_folder
 from mcl_jax.data.sources import open_source
-from mcl_jax.errors import UserError
+from mcl_jax.errors import CannotSave, UserError
 
 
 def jpeg(seed):
@@ -252,6 +254,18 @@ def test_tfrecord_checksum_is_crc32c():
     crc = 0x8A9136AA
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     assert prepare_tfrecord._masked_crc(bytes(32)) == masked
+
+
+def test_a_shard_that_has_no_room_leaves_nothing(tfrecord, tmp_path):
+    source = next(path for path in tmp_path.rglob("*tfrecord-*") if path.is_file())
+    before, target = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "shard"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(CannotSave, match="new cannot be written"), whole_file.saving("new"):
+            prepare_tfrecord._rewrite_shard(str(source), str(target), expected=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("shard*"))
 
 
 def test_tfrecord_is_refused_with_the_command_then_rewritten(tfrecord, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import command_line
 import cv2
@@ -13,6 +14,7 @@ from absl import flags
 from mcl_jax import path_flags
 from mcl_jax.bench import accelerator, loader, probe, start, step
 from mcl_jax.commands import registry
+from mcl_jax.convert.finetuning import library
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import flags as finetuning
 from mcl_jax.planning import plan, topology
@@ -50,7 +52,7 @@ REFUSED = {
 }  # fmt: skip
 # written by test_bucket_commands.py and test_bucket_runs.py
 ELSEWHERE = {
-    *(("pretrain", "workdir"), ("study", "workdir"), ("study", "results")),
+    *(("pretrain", "workdir"), ("study", "workdir"), ("study", "results")),  # test_study.py too
     *(("knn", "json"), ("svm", "json"), ("linear", "output"), ("probe", "output")),
     *(("convert", "out"), ("visualize", "out")),
 }
@@ -117,6 +119,13 @@ def test_finetuning_writes_to_disks_alone():
     given = ("--random", *(f"--{name}=x" for name in finetuning.DATA))
     with pytest.raises(UserError, match="folder gs://mcl/x: this command uses disks alone"):
         finetuning.parse("", ["gs://mcl/x", *given])
+
+
+def test_detectron2_writes_to_disks_alone(place):
+    before = sorted(place.rglob("*"))
+    with pytest.raises(UserError, match="OUTPUT_DIR gs://mcl/x: this command uses disks alone"):
+        library.demand_output(SimpleNamespace(OUTPUT_DIR="gs://mcl/x"))
+    assert sorted(place.rglob("*")) == before
 
 
 def path_flags_of(command: registry.Command) -> set[tuple[str, str]]:

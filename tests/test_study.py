@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import command_line
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from conftest import shrink_networks
 from mcl_jax.configs import study_photos, study_scenes
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
-from mcl_jax.runtime import lease
+from mcl_jax.runtime import lease, storage
 from mcl_jax.runtime.health import TrainingStopped
 from mcl_jax.study import figures, rows, runs, table
 
@@ -66,7 +67,8 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
 
     def measure(config, row, seed, folder, owner):
         done.append((row, seed))
-        return {"row": row, "config": rows.fingerprint(rows.config_of_run(config, row, seed))}
+        config_of_run = rows.config_of_run(config, row, seed)
+        return {"row": row, "config": rows.fingerprint(config_of_run), "scores": {}}
 
     monkeypatch.setattr(runs, "measure", measure)
 
@@ -261,3 +263,52 @@ def test_the_study_runs_on_a_tiny_pack(pack, tmp_path):
     of_run = json.loads((results / "mcl_s1-seed0.json").read_text())
     assert of_run["images_seen"] == 32 and {"commit", "devices", "pretrain_s"} <= set(of_run)
     assert {"backbone@4/ap50", "backbone@all/ap/iou95", "knn"} <= set(of_run["scores"])
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Runs `mcl-jax study` on the scenes with one finished run; nothing may be trained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "measure", lambda *_: pytest.fail("a row is trained"))
+    return lambda *words: command_line.run("study", "--config=study_scenes", *words)
+
+
+def result(config, row, seed=0):
+    made_with = rows.fingerprint(rows.config_of_run(config, row, seed))
+    return json.dumps({"row": row, "config": made_with, "scores": {"knn": 0.25}})
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--rows=nosuch",), "row 'nosuch' is not in the study: random, supervised"),
+        (("--document=marks.md",), "marks.md lacks the marks"),
+        (("--document=bytes.md",), "bytes.md is no UTF-8 text"),
+        (("--results=old",), "old/mcl-seed0.json is not a finished run of a study: it lacks row"),
+    ],
+)
+def test_what_a_study_cannot_use_is_refused_at_the_door(study, tmp_path, capsys, flags, message):
+    (tmp_path / "marks.md").write_text("my notes")
+    (tmp_path / "bytes.md").write_bytes(b"\xe9")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/mcl-seed0.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    assert study(*({f.split("=")[0]: f for f in ("--results=new", *flags)}.values())) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_results_in_a_bucket_are_read_and_added_to(gcs, study, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        runs, "measure", lambda config, row, seed, *_: json.loads(result(config, row, seed))
+    )
+    results = storage.locate("gs://mcl/study")
+    storage.write(results / "random-seed0.json", result(config, "random"))
+    assert study(f"--results={results}", "--rows=random,mcl", "--seed=0") == 0
+    assert storage.names(results) == ["mcl-seed0.json", "random-seed0.json"]
+    text = (tmp_path / "study.md").read_text()
+    assert "| random | 1 | 25.0 |" in text and "| mcl | 1 | 25.0 |" in text
+    assert not list(tmp_path.rglob("gs:*"))

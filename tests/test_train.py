@@ -17,7 +17,7 @@ from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
 from mcl_jax.faults.runs import SMALL, STEPS, losses
 from mcl_jax.report import metrics
-from mcl_jax.runtime import own_names
+from mcl_jax.runtime import workdir_names
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -94,7 +94,7 @@ def test_a_run_leaves_what_the_readme_promises(uninterrupted):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
     for path in workdir.iterdir():  # what is looked at before a run
-        assert path.name in (own_names.FOLDERS if path.is_dir() else own_names.FILES)
+        assert path.name in (workdir_names.FOLDERS if path.is_dir() else workdir_names.FILES)
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [8, 10, 12]
     assert "images/s" in messages and "broken.jpg" in messages and "\r" not in messages

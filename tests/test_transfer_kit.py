@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 from convert_states import R50, arrays_of, meta_of, model_keys, random_state
 
@@ -203,6 +204,24 @@ def test_subsets_are_the_same_everywhere_and_nested(tmp_path):
     done = run("coco_subset", path, "--seed", 1, "--percent", 1, "--out", tmp_path / "other")
     other = (tmp_path / "other" / "instances_train2017_1percent.txt").read_text()
     assert {int(line) for line in other.split()} != chosen[1]
+
+
+def test_names_of_subsets_keep_every_dot_and_no_file_of_the_users_is_touched(tmp_path, capsys):
+    path, own = tmp_path / "instances.v2.json", tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(400)))
+    own.write_text("mine")
+    percents = ("0.5", "0.25", "1", "10", "10.123456")
+    assert command_line.run("coco-subset", path, "--percent", *percents) == 0
+    said = capsys.readouterr().out.splitlines()
+    names = [f"instances.v2_{percent}percent" for percent in percents]
+    assert [line.split(" and ")[0] for line in said] == [
+        f"wrote {tmp_path / name}.json" for name in names
+    ]
+    written = {f"{name}.{suffix}" for name in names for suffix in ("json", "txt")}
+    assert {p.name for p in tmp_path.iterdir()} == {*written, path.name, own.name}
+    assert own.read_text() == "mine" and json.loads(path.read_text()) == coco(400)
+    counts = [len((tmp_path / f"{name}.txt").read_text().split()) for name in names]
+    assert counts == [2, 1, 4, 40, 40]
 
 
 @pytest.mark.parametrize(

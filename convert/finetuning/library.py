@@ -12,6 +12,7 @@ from mcl_jax.convert.files.refusals import one_line
 from mcl_jax.convert.finetuning import configuration, datasets, packages
 from mcl_jax.convert.finetuning.task import Task
 from mcl_jax.errors import UserError
+from mcl_jax.paths import on_disk
 
 LAST = "last_checkpoint"  # Detectron2's file in OUTPUT_DIR that names the newest checkpoint
 EXTRA_NORM = "Res5ROIHeadsExtraNorm"
@@ -106,6 +107,7 @@ def goes_on_from(cfg: Any) -> Path | None:
 
 def demand_output(cfg: Any) -> None:
     """Makes OUTPUT_DIR; UserError where that cannot be or nothing can be written."""
+    on_disk(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         writable = os.access(cfg.OUTPUT_DIR, os.W_OK)

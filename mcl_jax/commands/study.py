@@ -39,20 +39,23 @@ def main(_: Sequence[str]) -> int:
     from mcl_jax.runtime.compile_cache import compile_cache
     from mcl_jax.study import figures, rows, runs, table
 
-    results = Path(RESULTS.value or config.study.results)
-    document, workdir = Path(DOCUMENT.value or default_document()), storage.locate(WORKDIR.value)
+    results = storage.locate(RESULTS.value or config.study.results)
+    document = storage.locate(DOCUMENT.value or default_document())
+    workdir = storage.locate(WORKDIR.value)
+    # before the hours of work: what the command line asks for, and what is there already
+    wanted = [run for run in rows.runs(config, ROWS.value) if SEED.value in (None, run[1])]
+    finished = table.read(results)
     if FIGURE.value == "iou":
         path = document.with_name(f"{document.stem}_iou.png")
         names = list(config.study.rows)
-        figures.gains_by_iou(path, table.read(results), names, config.study.shown, CONTROL.value)
+        figures.gains_by_iou(path, finished, names, config.study.shown, CONTROL.value)
         print(path)
         return exit_codes.DONE
-    results.mkdir(parents=True, exist_ok=True)
+    table.around(document)
     if not FIGURE.value:
+        storage.make_folder(results)
         with compile_cache(workdir / "xla_cache"):  # rows that differ in their seed share programs
-            for row, seed in rows.runs(config, ROWS.value):
-                if SEED.value not in (None, seed):
-                    continue
+            for row, seed in wanted:
                 try:
                     runs.complete(config, row, seed, workdir, results, owner=True)
                 except runs.Stopped:

@@ -29,6 +29,7 @@ from mcl_jax.finetune import (
 )
 from mcl_jax.finetune.images import Annotated
 from mcl_jax.finetune.job import Job
+from mcl_jax.runtime import lease
 
 # (file, name of the network in it or None) -> (arrays by torchvision's names, notes for the user)
 Reader = Callable[[Path, str | None], tuple[Mapping[str, np.ndarray], list[str]]]
@@ -126,7 +127,7 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
       What result.json holds; None where a stop was asked for, or if the task is only to check.
 
     Raises:
-      UserError: for every mistake that the user can mend.
+      UserError: for every mistake that the user can mend, and if another run is at the folder.
     """
     device = machine.device(task.device)
     threads, workers = machine.set_threads(task.threads), machine.workers(task.workers, device)
@@ -149,15 +150,15 @@ def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
     if result := job.finished(task.folder, identity):
         say(f"{task.folder / job.RESULT} is finished already")
         return result
-    task.folder.mkdir(parents=True, exist_ok=True)
-    state = training.start(detector.to(device), task.settings, identity)
-    if state.restore(task.folder):
-        say(f"goes on from step {state.step} of {task.settings.steps} in {task.folder}")
-    stream = images.Stream(data.train, data.chosen, task.settings)
-    if not training.train(state, stream, task, workers=workers):
-        say(f"stopped after step {state.step}: the same command goes on")
-        return None
-    return _test(task, data, state, workers=workers, about=about)
+    with lease.hold(task.folder):
+        state = training.start(detector.to(device), task.settings, identity)
+        if state.restore(task.folder):
+            say(f"goes on from step {state.step} of {task.settings.steps} in {task.folder}")
+        stream = images.Stream(data.train, data.chosen, task.settings)
+        if not training.train(state, stream, task, workers=workers):
+            say(f"stopped after step {state.step}: the same command goes on")
+            return None
+        return _test(task, data, state, workers=workers, about=about)
 
 
 def _test(

@@ -1,7 +1,9 @@
 """Metrics to disk or bucket: JSON lines, the record; what else shows them is in writers.py."""
 
+import functools
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,14 +65,34 @@ class MetricWriter:
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """All finished lines of a workdir's metrics; a line cut by a kill is left out."""
-    lines = []
-    for line in log.read(storage.locate(workdir) / FILE).decode(errors="replace").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """All finished lines of a workdir's metrics: {'step': whole number, name: number, ...}.
+
+    A line cut by a kill is left out. Of others that are no rows, it is said once how many there are.
+    """
+    place = storage.locate(workdir) / FILE
+    found = log.read(place).decode(errors="replace").split("\n")[:-1]
+    rows = [row for row in map(_row, found) if row is not None]
+    if len(rows) < len(found):
+        _say_left_out(str(place), len(found) - len(rows))
+    return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line as numbers by name; None: it is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or abs(row["step"]) >= 2**63:
+        return None
+    numbers = all(isinstance(x, float) or (type(x) is int and abs(x) < 2**63) for x in row.values())
+    return row if numbers else None
+
+
+@functools.cache
+def _say_left_out(place: str, count: int) -> None:
+    """Once in a process: a run reads its metrics again and again."""
+    print(f"{place}: damaged lines are left out ({count})", file=sys.stderr)
 
 
 def training_seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:

@@ -1,6 +1,5 @@
 """What runs learned, in words: one alone, or several side by side."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
-from mcl_jax.runtime import storage
+from mcl_jax.runtime import json_files, storage
 from mcl_jax.runtime.storage import Place
 
 FILES = {
@@ -86,7 +85,8 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
 def _config(workdir: Place) -> dict[str, Any]:
     """{key: value} of the run's configuration; {} where it was not written down."""
     path = workdir / "config.json"
-    return dict(_flat(json.loads(storage.read(path)))) if storage.is_file(path) else {}
+    found = json_files.read_json(path, "a run's configuration") if storage.is_file(path) else {}
+    return dict(_flat(found))
 
 
 def _why_no_knn(workdir: Place) -> str:
@@ -95,17 +95,16 @@ def _why_no_knn(workdir: Place) -> str:
     return "the images have no labels (class sub-folders), or a split of them is empty"
 
 
-def _row(
-    lines: Sequence[Mapping[str, Any]], losses: Sequence[float], batch: int | None
-) -> dict[str, str]:
+def _row(lines: Sequence[Mapping[str, Any]], losses: Sequence[float], batch: Any) -> dict[str, str]:
     knn = [line["knn"] for line in lines if "knn" in line]
+    known = type(batch) is int and 0 < batch < 2**63  # an old configuration may lack it
     rates = sorted(line["images_per_s"] for line in lines if "images_per_s" in line)
     return {
         "step": f"{max(line['step'] for line in lines):,}",
         "loss": f"{losses[-1]:.3f}",
         "kNN": f"{knn[-1]:.1%}" if knn else "-",
         "images/s": f"{rates[len(rates) // 2]:.0f}" if rates else "-",
-        "hours": f"{metrics.training_seconds(lines, batch) / 3600:.2f}" if batch else "-",
+        "hours": f"{metrics.training_seconds(lines, batch) / 3600:.2f}" if known else "-",
     }
 
 

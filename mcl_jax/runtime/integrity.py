@@ -38,7 +38,12 @@ def damage(folder: Place) -> str | None:
         return f"{FILE} is missing"
     except (ValueError, AttributeError, TypeError) as error:
         return f"{FILE} is no list of digests: {error}"
+    if not expected:
+        return f"{FILE} lists no file"
     found = storage.stats(folder)
+    for name in found:
+        if name not in expected and _is_sealed(name):
+            return f"{FILE} does not list {name}"
     for name, (size, digest) in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -47,6 +52,11 @@ def damage(folder: Place) -> str | None:
         if found[name].digest != digest and storage.digest(folder / name, like=digest) != digest:
             return f"the content of {name} has changed"
     return None
+
+
+def _is_sealed(name: str) -> bool:
+    """Whether `seal` would list it: in a sub-folder, and nothing that a system put there (.nfs...)."""
+    return "/" in name and not any(part.startswith(".") for part in name.split("/"))
 
 
 def difference(saved: Any, expected: Any) -> str | None:

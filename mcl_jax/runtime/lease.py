@@ -24,12 +24,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import hosts, leaving, machine, own_names, storage
+from mcl_jax.runtime import leaving, machine, storage, workdir_names
 from mcl_jax.runtime.optional import one_line, optional
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.rules import whole_number
@@ -143,17 +139,24 @@ def who(record: Mapping[str, Any]) -> str:
 
 def _agreed(folder: Place) -> Lease | None:
     """The first process takes the lease; the others learn whether it could."""
+    jax = sys.modules.get("jax")  # only a process that uses it may be one of several
+    if jax is None or jax.process_count() == 1:
+        return _take(folder)
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from mcl_jax.runtime import hosts
+
     lease, problem = None, None
     if jax.process_index() == 0:
         try:
             lease = _take(folder)
         except UserError as error:
             problem = error
-    if jax.process_count() > 1:
-        hosts.meet("owner known")
-        failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
-        if failed and problem is None:
-            problem = UserError("process 0 could not take the folder; its message says why")
+    hosts.meet("owner known")
+    failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
+    if failed and problem is None:
+        problem = UserError("process 0 could not take the folder; its message says why")
     if problem is not None:
         raise problem
     return lease
@@ -161,7 +164,7 @@ def _agreed(folder: Place) -> Lease | None:
 
 def _take(folder: Place) -> Lease:
     leases = folder / FOLDER
-    own_names.demand_usable(folder)
+    workdir_names.demand_usable(folder)
     try:
         before = _numbers(leases)
         if before:

@@ -1,13 +1,13 @@
 """Pictures of a comparison: AP against labels, and AP gained over a control by IoU threshold."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mcl_jax.errors import UserError
 from mcl_jax.report import plots
+from mcl_jax.runtime.storage import Place
 
 IOUS = tuple(range(50, 100, 5))  # percent, COCO's thresholds
 
@@ -22,7 +22,7 @@ def _by_row(finished: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.nd
 
 
 def against_labels(
-    path: Path,
+    path: Place,
     finished: Sequence[Mapping[str, Any]],
     rows: Sequence[str],
     modes: Sequence[str],
@@ -65,7 +65,7 @@ def against_labels(
 
 
 def gains_by_iou(
-    path: Path,
+    path: Place,
     finished: Sequence[Mapping[str, Any]],
     rows: Sequence[str],
     name: str,

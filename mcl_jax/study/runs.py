@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from mcl_jax.runtime.preemption import Preempted
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
-from mcl_jax.study import rows
+from mcl_jax.study import rows, table
 
 
 class Stopped(Exception):
@@ -39,7 +38,7 @@ class Stopped(Exception):
 
 
 def complete(
-    config: ConfigDict, row: str, seed: int, workdir: Place, results: Path, owner: bool = False
+    config: ConfigDict, row: str, seed: int, workdir: Place, results: Place, owner: bool = False
 ) -> bool:
     """Runs what is missing of (row, seed); False where it was done or is another process's.
 
@@ -55,8 +54,8 @@ def complete(
       Stopped: if the process was asked to stop; what was trained is saved.
     """
     path = results / f"{row}-seed{seed}.json"
-    if path.exists():
-        made_with = json.loads(path.read_text())["config"]
+    if storage.exists(path):
+        made_with = table.read_run(path)["config"]
         if made_with != rows.fingerprint(rows.config_of_run(config, row, seed)):
             raise UserError(
                 f"{path} was made with another configuration; delete it and the run's folder "

@@ -1,14 +1,13 @@
 """The tables of a comparison, in Markdown, between two marks of a document."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import renamed_keys
+from mcl_jax.runtime import json_files, renamed_keys, storage
+from mcl_jax.runtime.storage import Place
 from mcl_jax.study import figures
 
 Columns = tuple[tuple[str, str], ...]  # (heading, name among a run's scores)
@@ -35,10 +34,25 @@ def titles(config: ConfigDict) -> dict[str, Columns]:
     return tables
 
 
-def read(results: Path) -> list[dict[str, Any]]:
-    """All finished runs of a folder, their scores under the names of today."""
-    found = [json.loads(path.read_text()) for path in sorted(results.glob("*-seed*.json"))]
-    return [run | {"scores": renamed_keys.modern_scores(run["scores"])} for run in found]
+def read(results: Place) -> list[dict[str, Any]]:
+    """All finished runs of a folder, their scores under the names of today.
+
+    Raises:
+      UserError: one of the files is damaged, or is no run's.
+    """
+    return [read_run(path) for path in storage.matching(results, "*-seed*.json")]
+
+
+def read_run(path: Place) -> dict[str, Any]:
+    """What `runs.measure` found of one run; errors as `read`."""
+    found = json_files.read_json(path, "a finished run of a study")
+    scores = found.get("scores")
+    numbers = isinstance(scores, dict) and all(isinstance(x, int | float) for x in scores.values())
+    if not (numbers and all(isinstance(found.get(name), str) for name in ("row", "config"))):
+        raise json_files.damaged(
+            path, "a finished run of a study", "it lacks row, config or scores"
+        )
+    return found | {"scores": renamed_keys.modern_scores(scores)}
 
 
 def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
@@ -74,20 +88,33 @@ def _cell(values: list[float | None]) -> str:
 MARKS = ("<!-- table: written by mcl-jax study -->", "<!-- end of table -->")
 
 
-def write_table(document: Path, text: str) -> None:
+def around(document: Place) -> tuple[str, str]:
+    """What a document says before and behind the table; if it is not there, what a new one will.
+
+    Raises:
+      UserError: it is no text, or has no place for the table.
+    """
+    if not storage.exists(document):
+        return "# Study\n\n", "\n"
+    try:
+        whole = storage.read(document).decode()
+    except ValueError:
+        raise UserError(f"{document} is no UTF-8 text; give another --document") from None
+    before, first, rest = whole.partition(MARKS[0])
+    _, second, after = rest.partition(MARKS[1])
+    if not (first and second):
+        raise UserError(f"{document} lacks the marks {MARKS[0]} and {MARKS[1]}")
+    return before, after
+
+
+def write_table(document: Place, text: str) -> None:
     """Puts the table between the document's two marks; the words around it stay."""
-    before, after = "# Study\n\n", "\n"
-    if document.exists():
-        whole = document.read_text(encoding="utf-8")
-        if MARKS[0] not in whole or MARKS[1] not in whole:
-            raise UserError(f"{document} lacks the marks {MARKS[0]} and {MARKS[1]}")
-        before, rest = whole.split(MARKS[0], 1)
-        after = rest.split(MARKS[1], 1)[1]
-    document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}", encoding="utf-8")
+    before, after = around(document)
+    storage.make_folder(document.parent)
+    storage.write_result(document, f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
 
 
-def show(config: ConfigDict, results: Path, document: Path) -> str:
+def show(config: ConfigDict, results: Place, document: Place) -> str:
     """Writes tables and picture of what is finished into a document; returns the tables."""
     finished = read(results)
     text = table(finished, config)

@@ -101,14 +101,17 @@ def _rewrite_shard(source: str, target: str, expected: int) -> None:
     writer = array_record_module.ArrayRecordWriter(target + ".writing", WRITER_OPTIONS)
     count = 0
     try:
-        for record in read_tfrecord(source):
-            writer.write(record)
-            count += 1
-    finally:
-        writer.close()
-    if count != expected:
+        try:
+            for record in read_tfrecord(source):
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+        if count != expected:
+            raise UserError(f"shard {source!r} has {count} records, its metadata says {expected}")
+    except BaseException:
         os.remove(target + ".writing")
-        raise UserError(f"shard {source!r} has {count} records, its metadata says {expected}")
+        raise
     os.replace(target + ".writing", target)
 
 

@@ -26,7 +26,7 @@ from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.pyramid import COARSEST, PYRAMID_LEVELS
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.report import sheets
-from mcl_jax.runtime import lease, optional, own_names, provenance, storage
+from mcl_jax.runtime import json_files, lease, optional, provenance, storage, workdir_names
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
 from mcl_jax.settings.rules import whole_number
@@ -146,7 +146,7 @@ def run(
         (mode, count): f"{mode}-{'all' if count is None else count}-seed{seed}"
         for mode, count in prepared
     }
-    own_names.demand_usable(output, names.values())
+    workdir_names.demand_usable(output, names.values())
     rows = []
     optional.begin()
     with lease.hold(output):
@@ -169,7 +169,9 @@ def _row(
     # As it is read back: tuples become lists.
     identity = json.loads(json.dumps(prepared.identity))
     if storage.exists(path):
-        row = json.loads(storage.read(path))
+        row = json_files.read_json(
+            path, "a finished probe", ("mode", "labels", "scores", "identity")
+        )
         check_identity(row["identity"], identity, folder)
         return row
     storage.make_folder(folder)

@@ -7,7 +7,6 @@ The order of images, their mirroring and their sizes depend on (seed, step), so 
 goes on from its last saved state and ends bit by bit as the uninterrupted one on the same devices.
 """
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from mcl_jax.evaluate.detection.functions import Functions, Inputs, compiled
 from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.report.progress import Bar
-from mcl_jax.runtime import storage
+from mcl_jax.runtime import json_files, storage
 from mcl_jax.runtime.storage import Place
 
 STATE_FILE = "state.npz"
@@ -224,11 +223,11 @@ class _State:
         """(finished steps, the saved tree), or (0, the given tree)."""
         if self._path is None or not storage.exists(self._path):
             return 0, tree
-        with np.load(io.BytesIO(storage.read(self._path))) as arrays:
-            check_identity(json.loads(str(arrays["identity"])), self._identity, self._path.parent)
-            leaves, structure = jax.tree.flatten(tree)
-            saved = [arrays[f"leaf{i}"] for i in range(len(leaves))]
-            return int(arrays["step"]), functions.replicate(jax.tree.unflatten(structure, saved))
+        arrays = json_files.read_arrays(self._path, "a saved probe", ("step", "identity"))
+        check_identity(json.loads(str(arrays["identity"])), self._identity, self._path.parent)
+        leaves, structure = jax.tree.flatten(tree)
+        saved = [arrays[f"leaf{i}"] for i in range(len(leaves))]
+        return int(arrays["step"]), functions.replicate(jax.tree.unflatten(structure, saved))
 
 
 def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], folder: Place) -> None:

@@ -6,7 +6,6 @@ crops depend on (seed, step), so a killed evaluation goes on from its last saved
 the uninterrupted one bit by bit on the same devices.
 """
 
-import io
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from mcl_jax.evaluate.linear.classifier import Classifiers
 from mcl_jax.evaluate.linear.evaluation import Evaluation
 from mcl_jax.report.metrics import MetricWriter
 from mcl_jax.report.progress import Bar
-from mcl_jax.runtime import lease, optional, storage
+from mcl_jax.runtime import json_files, lease, optional, storage
 from mcl_jax.runtime.preemption import Preemption
 from mcl_jax.runtime.storage import Place
 
@@ -79,7 +78,7 @@ def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] |
     state = saved or classifier.new(len(settings.lrs), evaluation.channels, evaluation.classes)
     start, result_path = int(state.step), output / RESULT_FILE
     if start == evaluation.total_steps and storage.exists(result_path):
-        return json.loads(storage.read(result_path))
+        return json_files.read_json(result_path, "a finished evaluation", ("rows", "best"))
     first_process = jax.process_index() == 0
     writer = MetricWriter(output, start, enabled=first_process)
     try:
@@ -264,15 +263,16 @@ def _load(path: Place, conditions: Mapping[str, Any]) -> Classifiers | None:
     """The saved state as numpy; None if there is none."""
     if not storage.exists(path):
         return None
-    with np.load(io.BytesIO(storage.read(path))) as arrays:
-        before = json.loads(str(arrays["identity"]))
-        for name in sorted({*before, *conditions}):
-            if before.get(name) != conditions.get(name):
-                raise UserError(
-                    f"{path.parent} holds an evaluation with {name} {before.get(name)}, not "
-                    f"{conditions.get(name)}; give a new --output"
-                )
-        names = ("kernel", "bias")
-        params = {name: arrays[name] for name in names}
-        velocity = {name: arrays[f"velocity_{name}"] for name in names}
-        return Classifiers(arrays["step"], params, velocity)
+    names = ("kernel", "bias")
+    needed = ("step", "identity", *names, *(f"velocity_{name}" for name in names))
+    arrays = json_files.read_arrays(path, "a saved evaluation", needed)
+    before = json.loads(str(arrays["identity"]))
+    for name in sorted({*before, *conditions}):
+        if before.get(name) != conditions.get(name):
+            raise UserError(
+                f"{path.parent} holds an evaluation with {name} {before.get(name)}, not "
+                f"{conditions.get(name)}; give a new --output"
+            )
+    params = {name: arrays[name] for name in names}
+    velocity = {name: arrays[f"velocity_{name}"] for name in names}
+    return Classifiers(arrays["step"], params, velocity)

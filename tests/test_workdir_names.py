@@ -7,14 +7,14 @@ import pytest
 from mcl_jax import train
 from mcl_jax.configs import base
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import checkpoint, lease, own_names
+from mcl_jax.runtime import checkpoint, lease, workdir_names
 
 
 def listing(folder):
     return sorted((path, path.lstat().st_mtime_ns) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", [*own_names.FOLDERS, *own_names.FILES])
+@pytest.mark.parametrize("name", [*workdir_names.FOLDERS, *workdir_names.FILES])
 def test_what_has_a_name_of_a_run_in_a_workdir_is_of_its_kind(tmp_path, name):
     """Else a run would train to its end before it finds out."""
     config = base.get_config()
@@ -24,7 +24,7 @@ def test_what_has_a_name_of_a_run_in_a_workdir_is_of_its_kind(tmp_path, name):
     (place / "broken").symlink_to("nowhere")
     (place / "loop").symlink_to("loop")
     os.mkfifo(place / "pipe")
-    kinds = ["file" if name in own_names.FOLDERS else "folder", "broken", "loop", "pipe"]
+    kinds = ["file" if name in workdir_names.FOLDERS else "folder", "broken", "loop", "pipe"]
     for kind in kinds:
         workdir = place / f"run-{kind}"
         workdir.mkdir()
