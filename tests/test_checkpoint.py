@@ -98,6 +98,16 @@ def test_what_is_not_a_checkpoint_is_said_to_be_none(tmp_path, workdir):
         checkpoint.read(damaged)
 
 
+def test_folders_with_names_that_only_look_like_numbers_are_left_alone(tmp_path):
+    odd = tmp_path / "checkpoints" / "²" / "state"
+    odd.mkdir(parents=True)
+    with pytest.raises(UserError, match="is not a checkpoint: no checkpoints/STEP/state in it"):
+        checkpoint.read(tmp_path)
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        assert checkpointer.latest_step() is None
+    assert odd.is_dir()
+
+
 def test_another_architecture_is_refused(workdir):
     other = make_run(width=8)
     with (

@@ -30,7 +30,8 @@ def demand(**values: Any) -> None:
 
     Example:
       >>> demand(batch_size=0)
-      UserError: batch_size is 0; it must be a whole number of images from 1 to 2,147,483,647
+      Traceback (most recent call last):
+      mcl_jax.errors.UserError: batch_size is 0; it must be a whole number of images from 1 to ...
     """
     for name, value in values.items():
         if value is not None and not RULES[name].allows(value):
