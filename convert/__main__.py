@@ -53,8 +53,8 @@ def _notes(written: Sequence[Any]) -> list[str]:
 
 def read(options: argparse.Namespace) -> list[str]:
     """`--from`: writes a checkpoint; returns the lines to print."""
-    if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
-        flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
+    if names := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in names)
         raise UserError(f"{flags}: only with --to")
     if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(

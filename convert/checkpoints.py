@@ -71,10 +71,10 @@ def demand_possible(target: str, config: Mapping[str, Any]) -> None:
       target: one of TARGETS.
       config: of the run, plain.
     """
-    found = TARGETS[target]
-    found.format.check()
-    parts = export.chosen_parts(found, None, config)
-    found.demand(export.Job({}, {"config": config}, parts, False, (), Path(target)))
+    chosen_target = TARGETS[target]
+    chosen_target.format.check()
+    parts = export.chosen_parts(chosen_target, None, config)
+    chosen_target.demand(export.Job({}, {"config": config}, parts, False, (), Path(target)))
 
 
 def _prepared(request: Request) -> tuple[dict[str, Any], dict[str, Any], list[str]]:

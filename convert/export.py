@@ -162,10 +162,10 @@ def export(
     model = layout.to_file(job.state, subject)
 
     def fill(temporary: Path) -> None:
-        read = _write(target, temporary / weights, model=model, meta=meta)
-        layout.demand_same(read, job.state)
+        arrays = _write(target, temporary / weights, model=model, meta=meta)
+        layout.demand_same(arrays, job.state)
         errors = selfcheck.check(
-            read, layout, state=state, a=a, parts=part_names, config=meta["config"]
+            arrays, layout, state=state, a=a, parts=part_names, config=meta["config"]
         )
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -185,9 +185,9 @@ def _write(
 ) -> Mapping[str, Any]:
     """Writes the weights; returns them as they are read back, which is bit by bit what they were."""
     target.format.write(path, model, about(meta))
-    read = target.format.read(path)
-    folder.demand_equal(read, model, path.name)
-    return read
+    arrays = target.format.read(path)
+    folder.demand_equal(arrays, model, path.name)
+    return arrays
 
 
 def _fold(target: Target, job: Job, subject: str) -> Job:

@@ -112,8 +112,8 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
                     writer.write(0, evaluate_start())
                 evaluate_start = None  # and its copy of the network
             done = step + 1
-            asked = session.preemption.requested_after(done) or done - start == session.stop_after
-            last = done == run.total_steps or asked
+            stops = session.preemption.requested_after(done) or done - start == session.stop_after
+            last = done == run.total_steps or stops
             steps.write()  # an earlier step's metrics, fetched while this one runs
             save = done % log["checkpoint_steps"] == 0 or last
             if done % log["every_steps"] == 0 or save:
@@ -123,7 +123,7 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
                 if session.ownership is not None:
                     session.ownership.check()
                 checkpointer.save(state, session.meta, last)
-            if monitor.due(done) and not asked:
+            if monitor.due(done) and not stops:
                 writer.write(done, monitor.evaluate(state))
                 meter.restart(done)
             bar.update(done - bar.n)

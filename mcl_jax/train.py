@@ -154,13 +154,13 @@ def _restore_or_start(
     """The newest checkpoint's state, or a new one; says what has changed since the checkpoint."""
 
     def explain(saved: Mapping[str, Any]) -> str:
-        found = changes.differences(saved, meta)
-        for change in found:
+        differences = changes.differences(saved, meta)
+        for change in differences:
             log.warning("changed since the checkpoint: %s", change.line)
-        return ", ".join(map(str, changes.of_arrays(found)))
+        return ", ".join(map(str, changes.of_arrays(differences)))
 
-    found = checkpointer.restore(program.abstract_state(run), explain)
-    return program.new_state(run) if found is None else found[0]
+    state_and_meta = checkpointer.restore(program.abstract_state(run), explain)
+    return program.new_state(run) if state_and_meta is None else state_and_meta[0]
 
 
 def _announce(run: Program, source: Source, start: int, workdir: storage.Place) -> None:

@@ -76,7 +76,7 @@ def test_a_command_is_cut_in_time_with_its_children_or_asked_to_save_first():
         "print('ready', flush=True); time.sleep(60)"
     )
     ended = commands.run([PYTHON, "-c", saves], 20.0, grace_s=18.0)
-    assert (ended.code, ended.cut, ended.said) == (0, True, "ready\nsaved\n")
+    assert (ended.code, ended.cut, ended.output) == (0, True, "ready\nsaved\n")
     with pytest.raises(commands.CommandFailed, match="(?s)exit code 3: .*why"):
         commands.demand(commands.run([PYTHON, "-c", "print('why'); raise SystemExit(3)"], 20.0))
 

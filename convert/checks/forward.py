@@ -108,12 +108,12 @@ def resnet(weights: Weights, a: Architecture, x: np.ndarray) -> Maps:
         for b in range(count):
             block = f"backbone/res{stage}/block{b}"
             stride = 2 if b == 0 and stage > 2 else 1
-            y, last = x, 3 if bottleneck else 2
-            for n in range(1, last + 1):
+            y, depth = x, 3 if bottleneck else 2
+            for n in range(1, depth + 1):
                 y = conv_norm(
                     weights, f"{block}/conv{n}", x=y, stride=stride if n == strided else 1
                 )
-                y = y if n == last else np.maximum(y, 0)
+                y = y if n == depth else np.maximum(y, 0)
             if f"{block}/shortcut/kernel" in weights:
                 x = conv_norm(weights, f"{block}/shortcut", x=x, stride=stride)
             x = np.maximum(x + y, 0)

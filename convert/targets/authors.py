@@ -71,10 +71,10 @@ def export(
     def fill(temporary: Path) -> None:
         path = temporary / out.name
         authors_files.write(path, arrays, int(meta["step"]))
-        read = authors_files.read(path).arrays
-        networks.demand_same(read, state)
+        contents = authors_files.read(path).arrays
+        networks.demand_same(contents, state)
         errors = selfcheck.check(
-            read, networks, state=state, a=a, parts=architectures.PARTS, config=config
+            contents, networks, state=state, a=a, parts=architectures.PARTS, config=config
         )
         models = {"the authors' code (load_from)": {"loads": "all", "from_scratch": "nothing"}}
         content = report.describe(

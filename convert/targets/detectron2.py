@@ -48,13 +48,13 @@ def loading(parts: Sequence[str]) -> dict[str, dict[str, str]]:
 def notes(job: Job) -> list[str]:
     """What the user of the file has to know."""
     a, parts = job.architecture, architectures.detector_parts(job.config)
-    found = detectron2_config.limits(a)
+    lines = detectron2_config.limits(a)
     if len(parts) < len(architectures.PARTS):
-        found.append(
+        lines.append(
             f"{architectures.method(job.config)} with neck {a.neck} pre-trains the backbone "
             "alone: a detector's FPN and box head start from scratch"
         )
-    return found + untrained_levels(job)
+    return lines + untrained_levels(job)
 
 
 def untrained_levels(job: Job) -> list[str]:

@@ -105,8 +105,8 @@ def models(job: Job, library: Library) -> dict[str, dict[str, str]]:
         words = ", ".join(f"{prefix}*" for prefix in torchvision_detectors.scratch(job))
         about = {"loads": ", ".join(job.parts), "from_scratch": words}
         return {torchvision_detectors.builds(job): about}
-    last = classifiers.classifier_name(a, library)
-    scratch = f"{last} (load with strict=False)" if classes(job) is None else "nothing"
+    classifier = classifiers.classifier_name(a, library)
+    scratch = f"{classifier} (load with strict=False)" if classes(job) is None else "nothing"
     return {library.builds(a.backbone): {"loads": "all", "from_scratch": scratch}}
 
 

@@ -64,5 +64,5 @@ def images_of(config) -> int:
     from mcl_jax.data.sources import open_source
 
     data = config.data
-    known = KNOWN.get((data.dataset, data.split))
-    return known or len(open_source(data.dataset, data.split, data.data_dir or None))
+    count = KNOWN.get((data.dataset, data.split))
+    return count or len(open_source(data.dataset, data.split, data.data_dir or None))

@@ -42,11 +42,11 @@ def main(options: argparse.Namespace) -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     folders = [folder for folder in (options.checkpoint, options.against) if folder]
-    read = [checkpoint.read(folder) for folder in folders]
+    checkpoints = [checkpoint.read(folder) for folder in folders]
     defaults = program.plain_config(base.get_config())
     networks = [
         activation.Checkpoint(name, state, cli.complete(meta["config"], defaults, {}))
-        for name, (state, meta) in zip(activation.names(folders), read, strict=True)
+        for name, (state, meta) in zip(activation.names(folders), checkpoints, strict=True)
     ]
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
@@ -56,5 +56,5 @@ def main(options: argparse.Namespace) -> None:
     storage.make_folder(out)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
     written = pictures.write(out, networks, images, options.rows)
-    step = f"step {read[0][1]['step']}, {len(images.names)} images"
+    step = f"step {checkpoints[0][1]['step']}, {len(images.names)} images"
     print(f"wrote {out}/{', '.join(written[:-1])} and {written[-1]} ({step})")

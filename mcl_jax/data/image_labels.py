@@ -120,11 +120,11 @@ def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
 
 
 def _of_tfds(source: Any, name: str, progress: bool) -> LabeledImages:
-    class_label, read = _reader(source.features, name)
+    class_label, reader = _reader(source.features, name)
     starts = range(0, len(source), _CHUNK)
     bar = Bar(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
     labels = (
-        read(example)
+        reader(example)
         for start in bar
         for example in source.examples(range(start, min(start + _CHUNK, len(source))))
     )

@@ -78,8 +78,8 @@ def level_sizes(
     Returns:
       Per level s float [n * copies_s] in px.
     """
-    whole = np.sqrt(shares) * image_size
-    return tuple(np.tile(whole / 2**s, count) for s, count in enumerate(copies))
+    sides = np.sqrt(shares) * image_size
+    return tuple(np.tile(sides / 2**s, count) for s, count in enumerate(copies))
 
 
 def statistics(sizes: np.ndarray) -> dict[str, float]:

@@ -49,11 +49,11 @@ def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images
     """
     data = config["data"]
     decoded, unreadable = [], []
-    for name, read in _candidates(paths, config):
+    for name, reader in _candidates(paths, config):
         if len(decoded) == count:
             break
         try:
-            content, label = read()
+            content, label = reader()
             canvas, extent = decode.decode_to_canvas(content, data["canvas_size"])
         except (decode.DecodeError, OSError) as error:
             unreadable.append(f"{name}: {error}")
@@ -78,11 +78,11 @@ def _candidates(paths: Sequence[Path], config: Mapping[str, Any]) -> Iterable:
 
 
 def _of_path(path: Path) -> Iterable:
-    whole = expanded(path, "images")
-    if not os.path.isdir(whole):
-        file = Path(existing_file(whole, "images", "give image files or folders of them"))
+    place = expanded(path, "images")
+    if not os.path.isdir(place):
+        file = Path(existing_file(place, "images", "give image files or folders of them"))
         return [(shown(file.name), lambda: (file.read_bytes(), -1))]
-    source = open_folder(whole, "train")
+    source = open_folder(place, "train")
     return ((shown(source.files[i]), lambda i=i: (source[i].data, -1)) for i in range(len(source)))
 
 
@@ -128,11 +128,11 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
             readings=_names(scales),
         )
     factors = [f for f in (2, 4, 8) if config["data"]["image_size"] % f == 0]
-    read, *read_small = embedding.feature_functions(encoder, mesh, (1, *factors))
-    full = read(variables, views)[""]
+    function, *small_functions = embedding.feature_functions(encoder, mesh, (1, *factors))
+    full = function(variables, views)[""]
     cosines = {}
-    for factor, read in zip(factors, read_small, strict=True):
-        (small,) = read(variables, views).values()
+    for factor, function in zip(factors, small_functions, strict=True):
+        (small,) = function(variables, views).values()
         cosines[factor] = np.asarray(small @ full.T)
     return Seen(np.asarray(views), maps, cosines=cosines, readings=dict.fromkeys(cosines, "res5"))
 
@@ -227,7 +227,7 @@ class Assembled(NamedTuple):
 
     rows: dict[str, np.ndarray]  # title -> [m, H, H, 3], normalized
     levels: tuple[int, ...]  # per row its montage level; () where the method assembles none
-    used: int  # images
+    image_count: int
 
 
 def assemble(config: Mapping[str, Any], images: Images) -> Assembled:

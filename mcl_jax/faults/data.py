@@ -40,8 +40,8 @@ def images(folder: Path, count: int, seed: int) -> list[str]:
     require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
     valid = _validity(source)
     names = [Path(source[i].name).name for i in range(len(source))]
-    wrong = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
-    require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
+    mistakes = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
+    require(not mistakes, f"{len(mistakes)} files were judged wrongly, among them {mistakes[:3]}")
     kinds = faulty_images.KINDS.items()
     return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
 
@@ -98,13 +98,13 @@ def mistakes(job: Job) -> list[str]:
         "--config.montage.levels=7": "montage.levels is 7",
         "--config.optimizer.name=adam": "optimizer.name is 'adam'",
     }
-    said = []
+    lines = []
     for flag, message in cases.items():
         workdir = job.scratch / "mistake"
         code, text = job.run(workdir, flag)
-        last = text.strip().splitlines()[-1]
-        one_line = last.startswith("error: ") and "Traceback" not in text
-        require(code == 2 and one_line and message in last, f"{flag}: exit {code}\n{text}")
+        last_line = text.strip().splitlines()[-1]
+        one_line = last_line.startswith("error: ") and "Traceback" not in text
+        require(code == 2 and one_line and message in last_line, f"{flag}: exit {code}\n{text}")
         require(not workdir.exists() or not any(workdir.iterdir()), f"{flag} left files behind")
-        said.append(last)
-    return said
+        lines.append(last_line)
+    return lines

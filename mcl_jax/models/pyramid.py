@@ -125,9 +125,9 @@ class ResizedMap(nn.Module):
         pyramid = {}
         for depth, (start, stop) in enumerate(spans):
             level = COARSEST - depth
-            last = by_side(stages["res5"], sides, start=start, stop=stop)
+            res5 = by_side(stages["res5"], sides, start=start, stop=stop)
             size = stages[f"res{level}"].shape[1:3]
             if start < stop:
-                shape = (last.shape[0], *size, last.shape[-1])
-                pyramid[f"P{level}"] = jax.image.resize(last, shape, "bilinear")
+                shape = (res5.shape[0], *size, res5.shape[-1])
+                pyramid[f"P{level}"] = jax.image.resize(res5, shape, "bilinear")
         return pyramid

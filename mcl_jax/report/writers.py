@@ -130,18 +130,18 @@ class Wandb:
     def __init__(self, workdir: Place, resume_step: int, about: About):
         import wandb
 
-        known = workdir / ID_FILE.format("wandb")
+        id_file = workdir / ID_FILE.format("wandb")
         folder = storage.local(workdir) or os.environ.get("WANDB_DIR") or os.getcwd()
         self._run = wandb.init(
             project=about.project,
             name=_name(workdir),
             dir=str(folder),
-            id=_known(known),
+            id=_known(id_file),
             resume="allow",
             config=dict(about.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        storage.write(known, f"{self._run.id}\n")
+        storage.write(id_file, f"{self._run.id}\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -167,8 +167,8 @@ class Mlflow:
                 uri = (folder / "mlruns").resolve().as_uri()
             self._client = MlflowClient(tracking_uri=uri)
             place = workdir / ID_FILE.format("mlflow")
-            if known := _known(place):
-                self._id = known
+            if number := _known(place):
+                self._id = number
                 self._client.update_run(self._id, status="RUNNING")
             else:
                 self._id = self._new(_name(workdir), about)
@@ -178,8 +178,8 @@ class Mlflow:
         """The id of a run that is begun."""
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(about.project)
-        number = found.experiment_id if found else self._client.create_experiment(about.project)
+        project = self._client.get_experiment_by_name(about.project)
+        number = project.experiment_id if project else self._client.create_experiment(about.project)
         run = self._client.create_run(number, run_name=name).info.run_id
         for batch in _batches([Param(key, str(x)[:500]) for key, x in _flat(about.config)]):
             self._client.log_batch(run, params=batch)

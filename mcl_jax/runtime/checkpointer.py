@@ -46,8 +46,8 @@ class Checkpointer:
         self._in_the_way: set[int] = set()  # steps of damaged ones that were not moved
         if jax.process_index() == 0:
             checkpoint_folders.clean(self._folder)
-            left = checkpoint_folders.unfinished(self._folder)
-            self._in_the_way = {int(folder.name) for folder in left if folder.name.isdigit()}
+            leftovers = checkpoint_folders.unfinished(self._folder)
+            self._in_the_way = {int(folder.name) for folder in leftovers if folder.name.isdigit()}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -107,8 +107,8 @@ class Checkpointer:
         if jax.process_index() == 0:
             try:
                 steps = self._manager.all_steps()
-                step, here = checkpoint_folders.newest_intact(self._folder, steps)
-                self._in_the_way |= here
+                step, obstacles = checkpoint_folders.newest_intact(self._folder, steps)
+                self._in_the_way |= obstacles
             except (OSError, UserError) as error:
                 problem = error
         if jax.process_count() > 1:
@@ -188,10 +188,10 @@ class Checkpointer:
 
     def _check_space(self, state: TrainState) -> None:
         """Before orbax finds out page by page."""
-        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
         free = storage.free(self._folder)
-        if free is not None and free < needed:
-            raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+        if free is not None and free < size:
+            raise OSError(f"it takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
 
     def _hangs(self) -> bool:
         """Whether the last save is still under way after `PATIENCE_S`: a bucket may be away for long.

@@ -72,8 +72,8 @@ def _of_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     for name in ("mcl_jax", "commit"):
         old, new = before.get(name), now.get(name)
         if old and new and old != new:
-            shown = "code" if name == "commit" else "mcl_jax version"
-            return [Change(shown, _short(old), _short(new), OTHER_CODE)]
+            title = "code" if name == "commit" else "mcl_jax version"
+            return [Change(title, _short(old), _short(new), OTHER_CODE)]
     return []
 
 

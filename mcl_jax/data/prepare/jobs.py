@@ -96,18 +96,18 @@ def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
 @contextlib.contextmanager
 def _nothing_half_written(final: str) -> Iterator[None]:
     """Makes the folder; if what happens inside fails before a split is finished, it goes again."""
-    made = []
+    folders = []
     folder = os.path.abspath(final)
     while not os.path.exists(folder):
-        made.append(folder)
+        folders.append(folder)
         folder = os.path.dirname(folder)
     os.makedirs(final, exist_ok=True)
     try:
         yield
     except BaseException:
-        if made and not split_counts(final):
+        if folders and not split_counts(final):
             shutil.rmtree(final, ignore_errors=True)
-            for folder in made[1:]:
+            for folder in folders[1:]:
                 with contextlib.suppress(OSError):  # another one writes there too
                     os.rmdir(folder)
         raise

@@ -168,8 +168,8 @@ def padded(
         np.full((len(labels), count), -1, np.int32),
         np.zeros((len(labels), count), bool),
     )
-    for i, own in enumerate(zip(boxes, labels, ignored, strict=True)):
-        for array, values in zip(truth, own, strict=True):
+    for i, row in enumerate(zip(boxes, labels, ignored, strict=True)):
+        for array, values in zip(truth, row, strict=True):
             array[i, : len(values)] = values
     return truth
 

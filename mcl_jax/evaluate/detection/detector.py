@@ -179,10 +179,10 @@ class Detector:
         variables = {}
         for i, part in enumerate(PARTS):
             module, arguments = self.module(part), self.arguments(part, x, False)
-            x, made = module.init_with_output(jax.random.fold_in(key, i), *arguments)
+            x, collections = module.init_with_output(jax.random.fold_in(key, i), *arguments)
             if part in parts:
-                statistics = made.get("batch_stats", {})
-                variables[part] = {"params": made["params"], "batch_stats": statistics}
+                statistics = collections.get("batch_stats", {})
+                variables[part] = {"params": collections["params"], "batch_stats": statistics}
         return variables
 
     def targets(self, boxes: Array, labels: Array) -> fcos.Outputs:

@@ -63,17 +63,17 @@ class Functions:
         self.placement = jax.jit(self._placement)
         self.embed = jax.jit(self._embed)
         self.targets = jax.jit(self._targets)
-        whole, split = sharding.STATE_SPEC, sharding.BATCH_SPEC
+        state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
         # Told, for what comes out goes in again: other shardings would compile a second time.
         self.step = jax.jit(
-            self._step, donate_argnums=(0, 1), out_shardings=NamedSharding(mesh, whole)
+            self._step, donate_argnums=(0, 1), out_shardings=NamedSharding(mesh, state)
         )
         # Devices do not exchange anything here, which only this form promises.
         predict = jax.shard_map(
             self._predict,
             mesh=mesh,
-            in_specs=(whole, whole, split, split),
-            out_specs=split,
+            in_specs=(state, state, batch, batch),
+            out_specs=batch,
             check_vma=False,
         )
         self.predict = jax.jit(predict)

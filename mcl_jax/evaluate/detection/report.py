@@ -64,10 +64,10 @@ def pretrained(
 def untrained(config: Mapping[str, Any]) -> Subject:
     """The network of a configuration as it is before pre-training, of `config.seed`."""
     objective = make_objective(config, 4**PYRAMID_LEVELS, None)
-    made = jax.jit(objective.init)(key_for(np.uint32(config["seed"]), 0, 0, Purpose.INIT))
+    state = jax.jit(objective.init)(key_for(np.uint32(config["seed"]), 0, 0, Purpose.INIT))
     variables = {
         kind: {"backbone": jax.device_get(tree["encoder"].get("backbone", {}))}
-        for kind, tree in (("params", made.params), ("batch_stats", made.batch_stats))
+        for kind, tree in (("params", state.params), ("batch_stats", state.batch_stats))
         if "encoder" in tree
     }
     return Subject(config, variables, frozenset(), {"method": "random weights"})
@@ -75,9 +75,9 @@ def untrained(config: Mapping[str, Any]) -> Subject:
 
 def applicable(subject: Subject) -> tuple[str, ...]:
     """The modes that a network can have: its own FPN is frozen only where all of it is trained."""
-    wanted = fill(ProbeSettings, subject.config["probe"]).levels
-    whole = "fpn" in subject.variables["params"] and subject.levels.issuperset(wanted)
-    return tuple(mode for mode, frozen in probe.MODES.items() if whole or "fpn" not in frozen)
+    levels = fill(ProbeSettings, subject.config["probe"]).levels
+    complete = "fpn" in subject.variables["params"] and subject.levels.issuperset(levels)
+    return tuple(mode for mode, frozen in probe.MODES.items() if complete or "fpn" not in frozen)
 
 
 def budgets(texts: Sequence[str]) -> tuple[int | None, ...]:
@@ -219,13 +219,13 @@ def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
     """The first test images with true boxes and the best detections."""
     count = min(_PICTURED, len(prepared.test))
     batch, names = prepared.test.read(range(count)), prepared.train.class_names
-    images, truth, found = [], [], []
+    images, truth, detections = [], [], []
     for i, (height, width) in enumerate(batch.extents):
         images.append(batch.images[i, :height, :width] / 255)
         real = zip(batch.truth.labels[i], batch.truth.boxes[i], strict=True)
         truth.append([(names[label], box) for label, box in real if label >= 0])
         d = jax.tree.map(lambda x, i=i: x[i, :_BEST], probed.detections)
-        found.append(
+        detections.append(
             [
                 (f"{names[label]} {score:.2f}", box)
                 for box, label, score in zip(*d, strict=True)
@@ -236,7 +236,7 @@ def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
         f"{prepared.identity['mode']}, {len(prepared.train)} labeled images: "
         f"AP {100 * probed.scores['ap']:.1f}; true boxes green, the best {_BEST} found red, dashed"
     )
-    sheets.boxes(path, images, truth, found, title)
+    sheets.boxes(path, images, truth, detections, title)
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -246,6 +246,6 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["mode".ljust(14) + "labels".rjust(8) + "".join(head.rjust(8) for head in heads)]
     for row in rows:
         cells = [row["scores"].get(name) for name in columns]
-        shown = "".join(("-" if c is None else f"{100 * c:.2f}").rjust(8) for c in cells)
-        lines.append(row["mode"].ljust(14) + str(row["labels"]).rjust(8) + shown)
+        text = "".join(("-" if c is None else f"{100 * c:.2f}").rjust(8) for c in cells)
+        lines.append(row["mode"].ljust(14) + str(row["labels"]).rjust(8) + text)
     return "\n".join(lines)

@@ -201,8 +201,8 @@ def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str
 
 def _result(evaluation: Evaluation, counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     settings = evaluation.settings
-    seen = max(int(counts["seen"]), 1)
-    shares = {name: counts[name] / seen for name in counts if name != "seen"}
+    total = max(int(counts["seen"]), 1)
+    shares = {name: counts[name] / total for name in counts if name != "seen"}
     rows = [
         {"lr": lr} | {name: float(share[i]) for name, share in shares.items()}
         for i, lr in enumerate(settings.lrs)
