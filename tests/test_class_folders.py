@@ -34,6 +34,21 @@ LAYOUTS = {
         "splits testA",
         "/trainA for one",
     ),
+    "Carvana": (
+        ["test/1.png", "train/2.png", "train_masks/3.png"],
+        "splits test",
+        "/train for one",
+    ),
+    "DIV2K": (
+        ["DIV2K_train_HR/1.png", "DIV2K_valid_HR/2.png"],
+        "splits DIV2K_train_HR",
+        "/DIV2K_train_HR for one",
+    ),
+    "Intel": (
+        ["seg_pred/1.png", "seg_test/2.png", "seg_train/seg_train/3.png"],
+        "splits seg_pred",
+        "/seg_train/seg_train for one",
+    ),
     "a prefix": (
         [
             "ILSVRC2012_img_train/a/1.png",

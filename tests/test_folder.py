@@ -16,9 +16,14 @@ from image_folders import names_of, write_images
 
 import mcl_jax
 from mcl_jax import train
+from mcl_jax.data import tree
 from mcl_jax.data.record import data_digest, why_unlabeled
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
+from mcl_jax.evaluate import pictures
+from mcl_jax.evaluate.detection import report
+from mcl_jax.finetune import job
+from mcl_jax.runtime import checkpoint_folders, lease
 
 
 def told(caplog):
@@ -112,17 +117,27 @@ def test_folders_that_a_system_made_hold_no_images_and_are_no_classes(
     assert f"left out {len(folders) + 1} x {kind} folder (the first is " in message
 
 
-@pytest.mark.parametrize("sign", ["checkpoints", "owner"])
-def test_pictures_of_a_run_inside_the_folder_are_no_images(tmp_path, caplog, sign):
+def test_the_signs_of_our_output_folders_are_the_names_that_are_written():
+    written = {checkpoint_folders.FOLDER, lease.FOLDER, "config.json", *pictures.NAMES}
+    written |= {report.RESULT_FILE, report.PICTURE_FILE, job.RESULT, job.PICTURE}
+    assert set().union(*tree.OUTPUT_SIGNS) == written - {"montage.png"}
+    assert {"montage.png", *tree.OUTPUT_SIGNS[-1]} == {*pictures.NAMES}
+
+
+@pytest.mark.parametrize("signs", tree.OUTPUT_SIGNS, ids=lambda signs: "-".join(sorted(signs)))
+def test_pictures_of_a_run_inside_the_folder_are_no_images(tmp_path, caplog, signs):
     dataset = write_images(tmp_path, ["a/1.png", "b/2.png"])
     alone = open_source(dataset, "train", None)
     write_images(tmp_path, ["run/montage.png", "run/curves.png"])
-    (tmp_path / "run/config.json").write_text("{}")
-    assert len(open_source(dataset, "train", None)) == 4  # a folder of the user's with that file
-    (tmp_path / "run" / sign).mkdir()
+    *some, last = sorted(signs)
+    for name in some:
+        (tmp_path / "run" / name).write_text("{}")
+    there = open_source(dataset, "train", None)
+    assert {"run/montage.png", "run/curves.png"} <= {*there.files}  # a folder of the user's
+    (tmp_path / "run" / last).mkdir()
     source = open_source(dataset, "train", None)
     assert source == alone and source.digest == alone.digest
-    assert any("left out 1 x folder of a run (the first is run)" in line for line in told(caplog))
+    assert "left out 1 x output folder of mcl-jax (the first is run)" in told(caplog)[-1]
 
 
 def test_a_run_inside_its_data_resumes_with_the_same_data(tmp_path, caplog, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from mcl_jax import exit_codes
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCH = REPO / "scripts/launch"
-SHELL = [*REPO.rglob("scripts/**/*.sh"), LAUNCH / "slurm.sbatch", REPO / ".ci/run"]
+SHELL = [*(REPO / "scripts").rglob("*.sh"), LAUNCH / "slurm.sbatch", REPO / ".ci/run"]
 HOOKS = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 
 
@@ -124,6 +125,8 @@ def test_the_gke_manifest_fills_its_slice_and_starts_a_run_that_parses():
     understood(container["command"])
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert rule["onExitCodes"]["values"] == [exit_codes.USER_ERROR, exit_codes.UNHEALTHY]
+    killed = [128 + signal.SIGKILL, 128 + signal.SIGTERM]
+    assert rule["onExitCodes"]["operator"] == "NotIn" and rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [exit_codes.LOST_HOST, exit_codes.STOPPED, *killed]
     (action,) = manifest["spec"]["failurePolicy"]["rules"]
     assert action == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}

@@ -14,8 +14,8 @@ from mcl_jax.data import left_out
 
 _SPLIT = re.compile(
     r"(?:train(?:ing)?(?:[ ._-]?val)?|val(?:id(?:ation)?)?|minival|test(?:ing|s)?|eval(?:uation)?"
-    r"|dev(?:elopment)?|hold[ ._-]?out|(?:un)?labell?ed)"
-    r"(?:[ ._-]?(?:sets?|split|data|images?|imgs?|full|small|mini|[a-c]|\d+))*",
+    r"|dev(?:elopment)?|pred(?:iction)?|hold[ ._-]?out|(?:un)?labell?ed)"
+    r"(?:[ ._-]?(?:sets?|split|data|images?|imgs?|masks?|labels?|full|small|mini|[hl]r|[a-c]|\d+))*",
     re.IGNORECASE,
 )
 _IMAGES = re.compile(r"(?:jpe?g|png)?[ ._-]?(?:images?|imgs?)", re.IGNORECASE)

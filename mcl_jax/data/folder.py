@@ -74,7 +74,7 @@ def open_folder(root: str, split: str) -> FolderSource:
 
     Args:
       root: the folder; links are followed. Hidden files and folders are left out, and so are those
-        that a system made (@eaDir, lost+found) and those of runs, which hold pictures.
+        that a system made (@eaDir, lost+found) and outputs of this project, whose pictures are no data.
       split: 'train' (all images) or slices of it, 'train[:90%]', 'train[90%:]', joined by '+'.
         Slices cut an order shuffled by a hash of the relative path, so they are the same on every
         machine and 'train[:90%]' and 'train[90%:]' are disjoint and complete.

@@ -4,6 +4,13 @@ import os
 
 from mcl_jax.data.left_out import Tally, system_file, why_no_image
 
+# What the output folders of pretrain, probe, finetune_torchvision and visualize hold.
+OUTPUT_SIGNS = (
+    *({"config.json", "checkpoints"}, {"config.json", "owner"}),
+    *({"result.json", "boxes.png"}, {"result.json", "test_images.png"}),
+    {"features.png", "retrieval.png", "activation.png"},
+)
+
 
 def list_images(root: str) -> tuple[list[str], Tally]:
     """Image files below a folder by their names, and what is left out.
@@ -19,8 +26,8 @@ def list_images(root: str) -> tuple[list[str], Tally]:
     while folders:
         folder, path = folders.pop()
         inner, entries = [], _entries(folder, path, others, visits)
-        if path and _is_of_run({entry.name for entry in entries}):
-            others.add("folder of a run", path)
+        if path and _is_output({entry.name for entry in entries}):
+            others.add("output folder of mcl-jax", path)
             continue
         for entry in entries:
             name = f"{path}/{entry.name}" if path else entry.name
@@ -37,9 +44,9 @@ def list_images(root: str) -> tuple[list[str], Tally]:
     return sorted(images, key=os.fsencode), others
 
 
-def _is_of_run(names: set[str]) -> bool:
-    """Whether a folder that holds these names is the workdir of a run, whose pictures are no images."""
-    return "config.json" in names and not names.isdisjoint({"checkpoints", "owner"})
+def _is_output(names: set[str]) -> bool:
+    """Whether a folder with these names inside is an output of ours, whose pictures are no images."""
+    return any(signs <= names for signs in OUTPUT_SIGNS)
 
 
 def _entries(

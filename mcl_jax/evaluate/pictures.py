@@ -9,6 +9,8 @@ from mcl_jax.evaluate import activation, visualize
 from mcl_jax.report import sheets
 from mcl_jax.runtime.storage import Place
 
+NAMES = ("features.png", "retrieval.png", "montage.png", "activation.png")
+
 
 def write(
     folder: Place,
@@ -32,8 +34,7 @@ def write(
     mean, std = config["augment"]["mean"], config["augment"]["std"]
     pixels = look.views * std + mean
     colors = {name: visualize.principal_colors(x)[:rows] for name, x in look.maps.items()}
-    names = ("features.png", "retrieval.png", "montage.png", "activation.png")
-    features, retrieval, montage, active = (folder / name for name in names)
+    features, retrieval, montage, active = (folder / name for name in NAMES)
     sheets.features(features, pixels[:rows], colors)
     sheets.retrieval(
         retrieval, pixels, cosines=look.cosines, readings=look.readings, queries=rows, answers=6
@@ -41,4 +42,4 @@ def write(
     canvases = {title: x * std + mean for title, x in assembled.rows.items()}
     sheets.montages(montage, canvases, assembled.levels, columns=4)
     activation.draw(active, checkpoints, images=images, rows=rows)
-    return names
+    return NAMES
