@@ -46,9 +46,9 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_written(tmp_path):
 
 def test_a_file_that_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
     library = formats.import_safetensors().numpy
-    save = library.save_file
+    save = library.save
     halves = lambda arrays, *rest: save(dict(list(arrays.items())[:-1]), *rest)  # noqa: E731
-    monkeypatch.setattr(library, "save_file", halves)
+    monkeypatch.setattr(library, "save", halves)
     with pytest.raises(RuntimeError, match="does not read back"):
         export_to("safetensors", random_state(R18, 2), full_meta_of(R18), tmp_path / "out")
     assert not list(tmp_path.iterdir())
