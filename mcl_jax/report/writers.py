@@ -18,8 +18,9 @@ from mcl_jax.errors import UserError
 from mcl_jax.runtime import log as log_files
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings import door
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # What pip installs, by the writer.
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _PREFIX = "mcl_jax"  # of paths whose event files are logs of ours
@@ -181,7 +182,9 @@ class Mlflow:
         project = self._client.get_experiment_by_name(about.project)
         number = project.experiment_id if project else self._client.create_experiment(about.project)
         run = self._client.create_run(number, run_name=name).info.run_id
-        for batch in _batches([Param(key, str(x)[:500]) for key, x in _flat(about.config)]):
+        for batch in _batches(
+            [Param(key, str(x)[:500]) for key, x in door.flattened(about.config)]
+        ):
             self._client.log_batch(run, params=batch)
         return run
 
@@ -235,7 +238,7 @@ class _Guarded:
         except Exception as error:  # a service may raise anything
             self._sink = None
             reason = " ".join(str(error).split())[:200]
-            log.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
+            logger.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
 
 
 @contextlib.contextmanager
@@ -255,11 +258,3 @@ def _batches(items: list[Any], size: int = 100) -> Iterator[list[Any]]:
     """MLflow takes so many at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
