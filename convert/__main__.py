@@ -66,7 +66,7 @@ def read(options: argparse.Namespace) -> list[str]:
     config = files.load(path_of(options.config)) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:
-        state, meta, notes = authors.load(options.source, config, adopt)
+        state, meta, notes = authors.load(options.source, config, adopt=adopt)
     else:
         state, meta, notes = imports.load(
             options.source, options.origin, config, adopt=adopt, network=options.network

@@ -60,7 +60,7 @@ def load(
       UserError: for a file that cannot be read or does not hold a network of the configuration.
     """
     if origin == "safetensors":
-        return _load_safetensors(path, config, adopt)
+        return _load_safetensors(path, config, adopt=adopt)
     arrays, config, notes = read(path, origin, config, adopt=adopt, network=network)
     state = placed(fresh(config), arrays)
     notes.append(f"{len(arrays)} arrays placed; the rest is initialized with seed {config.seed}")
@@ -77,7 +77,7 @@ def read(
     backbone = recognition.recognize(model, kind, path)
     a = from_config(program.plain_config(config))
     if adopt:
-        config.model.update(recognition.sizes(model, kind, backbone, a))
+        config.model.update(recognition.sizes(model, kind, backbone=backbone, defaults=a))
         a = from_config(program.plain_config(config))
     elif a.backbone != backbone:
         raise UserError(
@@ -123,7 +123,9 @@ def placed(state: TrainState, arrays: Arrays) -> TrainState:
     return state.replace(**{name: trees.get(name, {}) for name in NETWORKS})
 
 
-def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
+def _load_safetensors(
+    path: Path, config: Any, *, adopt: bool
+) -> tuple[TrainState, dict, list[str]]:
     """`load` of what `--to safetensors` wrote: all networks, with the file's own configuration."""
     ours = format_of(path) == "safetensors"
     arrays = formats.load_safetensors(path) if ours else {}

@@ -58,13 +58,13 @@ class Kind(NamedTuple):
 
 
 def _classifier(library: classifiers.Library) -> Kind:
-    layout = lambda a, parts: classifiers.layout(a, library, None)  # noqa: E731
-    return Kind(f"{library.name} classifier", layout, PARTS[:1], swins=True)
+    layout = lambda a, parts: classifiers.layout(a, library, classes=None)  # noqa: E731
+    return Kind(f"{library.name} classifier", layout, parts=PARTS[:1], swins=True)
 
 
 def _detector(library: str) -> Kind:
-    layout = lambda a, parts: detectors.layout(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", layout, PARTS, library == "mmdet")
+    layout = lambda a, parts: detectors.layout(a, library, parts=parts)  # noqa: E731
+    return Kind(f"{library} detector", layout, parts=PARTS, swins=library == "mmdet")
 
 
 # What each style of names is, by the origin: ResNets are called alike in torchvision and timm.
@@ -126,7 +126,17 @@ def _backbone_names(kind: Kind, backbone: str) -> set[str]:
     if backbone in SWINS and not kind.swins:
         return set()
     width = 32 if backbone in SWINS else 8
-    a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)
+    a = Architecture(
+        backbone,
+        width,
+        fpn_channels=8,
+        head_convs=0,
+        projector_hidden=8,
+        projector_out=8,
+        predictor_hidden=8,
+        neck="fpn",
+        drop_path=0.0,
+    )
     return set(kind.layout(a, PARTS[:1]).named)
 
 

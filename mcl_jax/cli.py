@@ -48,7 +48,7 @@ def define_config() -> flags.FlagHolder:
     return holder
 
 
-def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
+def config_of(flag: flags.FlagHolder, *, required: bool = True) -> ConfigDict | None:
     """The loaded --config, checked at the door; a missing flag (where required) is a user error."""
     if not flag.present:
         if required:

@@ -234,7 +234,7 @@ def test_kernels_of_a_device_are_told_from_its_operations():
         profile.Event("cutlass_conv", "conv.2", 2e6),
         profile.Event("loop_fusion", "fusion.1", 2e6),
     ]
-    result = profile.summary(events, 2, {"conv.1": "jit(step)/conv"}, count=2)
+    result = profile.summary(events, 2, source_of={"conv.1": "jit(step)/conv"}, count=2)
     assert [row["name"] for row in result["kernels"]] == ["cutlass_conv", "loop_fusion"]
     assert result["kernels"][0] == {
         "name": "cutlass_conv",

@@ -56,7 +56,7 @@ def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
             f"{path} is a file of {kind}: Detectron2 goes by its name, rename it to {SUFFIX[kind]}"
         )
     tree = content.load(path)
-    selection = weights.select(tree, path.name, "detectron2")
+    selection = weights.select(tree, path.name, origin="detectron2")
     if selection.prefix not in PREFIXES:
         raise UserError(
             f"{path.name} has its names behind {selection.prefix!r}, where Detectron2 does not look: "

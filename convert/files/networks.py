@@ -84,7 +84,7 @@ def _network(
     tail = unwrapped[first][len(root) :]
     # A wrapper inside a name: the prefix is then said without wrappers.
     prefix = first[: -len(tail)] if first.endswith(tail) else root
-    return Network(style, names, frozenset(landmarks), (prefix,))
+    return Network(style, names, frozenset(landmarks), prefixes=(prefix,))
 
 
 def merge(networks: Iterable[Network], array: Callable[[str], np.ndarray]) -> list[Network]:

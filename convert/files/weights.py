@@ -60,7 +60,7 @@ def read(path: Path, origin: str, network: str | None = None) -> Weights:
       found = weights.read(Path("checkpoint_0199.pth.tar"), "torchvision", "encoder_q")
       found.arrays["layer1.0.conv1.weight"]
     """
-    return select(content.load(path), path.name, origin, network)
+    return select(content.load(path), path.name, origin=origin, network=network)
 
 
 def select(tree: Any, file: str, origin: str, network: str | None = None) -> Weights:
@@ -76,7 +76,7 @@ def select(tree: Any, file: str, origin: str, network: str | None = None) -> Wei
     if not candidates:
         raise UserError(nothing_known(file, leaves, origin))
     labels = networks.label(candidates)
-    index = networks.choose(labels, candidates, network, file)
+    index = networks.choose(labels, candidates, name=network, file=file)
     chosen = candidates[index]
     arrays = {key: as_array(leaves[name], name) for key, name in chosen.names.items()}
     prefix = chosen.prefixes[0]
@@ -85,7 +85,9 @@ def select(tree: Any, file: str, origin: str, network: str | None = None) -> Wei
         notes.append(f"other networks of the file, not read: {', '.join(map(printable, others))}")
     behind = {key: name.removeprefix(prefix) for key, name in chosen.names.items()}
     backbone = frozenset(key for key, name in chosen.names.items() if name in chosen.landmarks)
-    return Weights(arrays, behind, backbone, chosen.style, prefix, notes)
+    return Weights(
+        arrays, behind, backbone=backbone, style=chosen.style, prefix=prefix, notes=notes
+    )
 
 
 def flatten(tree: Any, file: str) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class Noise:
 
     def __getitem__(self, index: int) -> BoxedRecord:
         labels = np.arange(3, dtype=np.int32)
-        return BoxedRecord(self._data, self._boxes[index], labels, labels < 0, f"noise {index}")
+        return BoxedRecord(
+            self._data, self._boxes[index], labels=labels, ignored=labels < 0, name=f"noise {index}"
+        )
 
 
 def compare(config: Mapping[str, Any], mode: str, steps: int, mesh: Mesh) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
     memory = functions.optimizer.init({part: v["params"] for part, v in trained.items()})
     # Copies, for a step takes over the memory of its arguments.
     state = [functions.replicate(trained), functions.replicate(memory)]
-    feed = training.Feed(detector, functions, frozen, prepared.train, 0, training.Conduct())
+    feed = training.Feed(
+        detector, functions, frozen=frozen, data=prepared.train, seed=0, conduct=training.Conduct()
+    )
     inputs, _ = feed.placed(0, *feed.read(np.arange(settings.batch_size)))
     side = settings.image_size
     bare = functions.split(np.zeros((settings.batch_size, side, side, 3), np.float32))
@@ -111,7 +115,7 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
         images, extents = functions.split((batch.images, batch.extents))
         return functions.predict(trained, frozen, images, extents)
 
-    def outputs(params, frozen, batch_inputs, train):
+    def outputs(params, frozen, batch_inputs, *, train):
         variables = {part: v | {"params": params[part]} for part, v in trained.items()}
         x = batch_inputs["features"] if "features" in batch_inputs else batch_inputs["x"]
         if "x" in batch_inputs and frozen:
@@ -121,12 +125,12 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
 
     params = {part: v["params"] for part, v in trained.items()}
     forward = jax.jit(
-        lambda params, frozen, batch_inputs: outputs(params, frozen, batch_inputs, False)
+        lambda params, frozen, batch_inputs: outputs(params, frozen, batch_inputs, train=False)
     )
     backward = jax.jit(
         jax.grad(
             lambda params, frozen, batch_inputs: sum(
-                jnp.mean(x) for x in outputs(params, frozen, batch_inputs, True)
+                jnp.mean(x) for x in outputs(params, frozen, batch_inputs, train=True)
             )
         )
     )

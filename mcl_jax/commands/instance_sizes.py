@@ -39,7 +39,9 @@ def main(_: Sequence[str]) -> None:
     source = open_source(dataset, split, DATA_DIR.value or config.data.data_dir or None)
     boxes = instance_sizes.read(source, progress=True)
     side = config.data.image_size
-    measured = instance_sizes.measure(boxes, copies, side, SHORTER.value, LONGER.value)
+    measured = instance_sizes.measure(
+        boxes, copies, image_size=side, shorter=SHORTER.value, longer=LONGER.value
+    )
     if isinstance(boxes, int):
         origin, resized = "no boxes: one instance per image", f"at {side} px"
     else:

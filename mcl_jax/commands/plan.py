@@ -52,7 +52,7 @@ def main(_: Sequence[str]) -> None:
     topology.prepare_process(where)
     cache = Path(CACHE.value) if CACHE.value else None
     images, longest = IMAGES.value or images_of(config), OPERATIONS.value
-    result = plan.make(config, where, images, cache, longest=longest)
+    result = plan.make(config, where, images=images, cache=cache, longest=longest)
     print(plan.describe(result))
     if longest:
         print(operations.as_text(result["account"]))

@@ -163,7 +163,7 @@ def _columns(*cells: str) -> str:
     return "".join(f"{cell:>9}" for cell in cells)
 
 
-def read(source: Source, progress: bool) -> Boxes | int:
+def read(source: Source, *, progress: bool) -> Boxes | int:
     """The instances of an opened data set; the number of its images if it has no boxes.
 
     Boxes are looked for in TFDS data sets: a top-level sequence with a box in it, as COCO's

@@ -11,7 +11,7 @@ import numpy as np
 from mcl_jax import exit_codes
 from mcl_jax.faults.runs import (
     STEPS,
-    Job,
+    TortureJob,
     checkpoints,
     finish,
     log_of,
@@ -22,7 +22,7 @@ from mcl_jax.faults.runs import (
 from mcl_jax.faults.torture import reference
 
 
-def second_owner(job: Job) -> Iterator[str]:
+def second_owner(job: TortureJob) -> Iterator[str]:
     """The same command twice: the second is refused, the first ends as if nothing had been."""
     reference_losses, workdir = reference(job), job.scratch / "owned"
     first = job.start(workdir)
@@ -51,7 +51,7 @@ def second_owner(job: Job) -> Iterator[str]:
     yield "after kill -9 of the owner: the next start goes on at once"
 
 
-def disk_full(job: Job) -> Iterator[str]:
+def disk_full(job: TortureJob) -> Iterator[str]:
     """No byte can be written any more, in the middle of a run."""
     reference_losses, workdir = reference(job), job.scratch / "full"
     process = job.start(workdir, piped=True)
@@ -73,7 +73,7 @@ def disk_full(job: Job) -> Iterator[str]:
     yield f"with room again: goes on from step {saved[-1]}, same losses"
 
 
-def data_gone(job: Job) -> Iterator[str]:
+def data_gone(job: TortureJob) -> Iterator[str]:
     """The data folder is moved away during a run: one line that names it, nothing lost."""
     folder, elsewhere = job.scratch / "photos", job.scratch / "photos-moved"
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def data_gone(job: Job) -> Iterator[str]:
     yield "put back: goes on to the end"
 
 
-def data_changed(job: Job) -> Iterator[str]:
+def data_changed(job: TortureJob) -> Iterator[str]:
     """Half of the images are deleted between two starts: both counts are told, training goes on."""
     folder = job.scratch / "photos-changed"
     rng = np.random.default_rng(1)

@@ -14,7 +14,7 @@ from mcl_jax.exit_codes import STOPPED
 from mcl_jax.faults.runs import (
     PHASES,
     STEPS,
-    Job,
+    TortureJob,
     checkpoints,
     finish,
     leftovers,
@@ -28,7 +28,7 @@ from mcl_jax.faults.runs import (
 from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER
 
 
-def reference(job: Job) -> dict[int, float]:
+def reference(job: TortureJob) -> dict[int, float]:
     """The uninterrupted run's losses."""
     workdir = job.scratch / "uninterrupted"
     if len(losses(workdir)) < STEPS:
@@ -37,7 +37,7 @@ def reference(job: Job) -> dict[int, float]:
     return losses(workdir)
 
 
-def kills(job: Job, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iterator[str]:
+def kills(job: TortureJob, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iterator[str]:
     """kill -9 at random moments, in one phase after the other, again and again on one workdir.
 
     A run that reaches its end starts anew. Yields the phase of every kill.
@@ -82,7 +82,7 @@ def _require_whole(workdir: Path, expected: dict[int, float]) -> None:
         require(not leftovers(workdir), f"{workdir}: left behind {leftovers(workdir)}")
 
 
-def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
+def terminations(job: TortureJob, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
     """SIGTERM in each phase: exit code 75, everything saved, and the same losses after resuming.
 
     Yields (phase, 'nothing to save' or 'step N saved').
@@ -124,7 +124,7 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def device_changes(
-    job: Job, counts: Sequence[int], tolerance: float
+    job: TortureJob, counts: Sequence[int], tolerance: float
 ) -> Iterator[tuple[int, float]]:
     """A run continued on other numbers of devices, with montages by group.
 
@@ -149,7 +149,7 @@ def device_changes(
     require(losses(workdir).keys() == expected.keys(), "steps are missing")
 
 
-def damages(job: Job) -> Iterator[tuple[str, str]]:
+def damages(job: TortureJob) -> Iterator[tuple[str, str]]:
     """The newest checkpoint truncated, and with one bit flipped: the one before takes over."""
     expected = reference(job)
     for kind, harm in (("truncated", _truncate), ("bit flipped", _flip)):

@@ -210,7 +210,7 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, groups: Sequence[int], train: bool) -> Array:
+    def __call__(self, x: Array, groups: Sequence[int], *, train: bool) -> Array:
         """Normalizes x [N, ..., C] over all axes but the last; sum(groups) must be N."""
         channels = x.shape[-1]
         if sum(groups) != x.shape[0]:

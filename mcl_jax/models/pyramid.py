@@ -69,7 +69,7 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+        self, stages: dict[str, Array], spans: Sequence[Span], *, sides: int, train: bool
     ) -> dict[str, Array]:
         """Computes P5, P4, ... for as many spans as are given.
 
@@ -119,7 +119,7 @@ class ResizedMap(nn.Module):
     """
 
     def __call__(
-        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+        self, stages: dict[str, Array], spans: Sequence[Span], *, sides: int, train: bool
     ) -> dict[str, Array]:
         """As `FPN.__call__`, with C5 channels on every level."""
         pyramid = {}

@@ -36,7 +36,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def numerics_of(
-    config: Mapping[str, Any], axis_name: AxisName | None = None, remat: bool = False
+    config: Mapping[str, Any], axis_name: AxisName | None = None, *, remat: bool = False
 ) -> Numerics:
     """How the configured network computes.
 

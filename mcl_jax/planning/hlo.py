@@ -33,7 +33,7 @@ class Instruction(NamedTuple):
       operands: names; of a parameter its number.
       called: the computation that a fusion stands for; '' for none.
       source: JAX's name of what it was traced from.
-      frame: number of the line of Python it was traced in, see `Program.files`; 0: unknown.
+      frame: number of the line of Python it was traced in, see `HloProgram.files`; 0: unknown.
       attributes: the text behind the operands.
     """
 
@@ -52,7 +52,7 @@ class Instruction(NamedTuple):
         return sum(array.stored for array in self.arrays)
 
 
-class Program(NamedTuple):
+class HloProgram(NamedTuple):
     """A program of one device.
 
     Attributes:
@@ -66,7 +66,7 @@ class Program(NamedTuple):
     files: dict[int, tuple[str, ...]]
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> HloProgram:
     """Reads what `jax.stages.Compiled.as_text` gives.
 
     Raises:
@@ -88,7 +88,7 @@ def parse(text: str) -> Program:
             entry = match[2] if match[1] else entry
     if not entry:
         raise ValueError("the program's text has no ENTRY computation")
-    return Program(computations, entry, _files(tables))
+    return HloProgram(computations, entry, _files(tables))
 
 
 def arrays(kind: str) -> Iterator[Array]:

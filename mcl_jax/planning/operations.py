@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mcl_jax.planning import hlo
-from mcl_jax.planning.hlo import Instruction, Program
+from mcl_jax.planning.hlo import HloProgram, Instruction
 
 # They give names to what lies in memory already.
 _FREE = frozenset(
@@ -121,7 +121,7 @@ def as_text(totals: Mapping[str, Any]) -> str:
     return "\n".join([head, *kinds, total, *longest])
 
 
-def _operations(program: Program) -> list[Operation]:
+def _operations(program: HloProgram) -> list[Operation]:
     entry = program.computations[program.entry]
     result = []
     for x in entry.values():
@@ -134,11 +134,20 @@ def _operations(program: Program) -> list[Operation]:
         # of what is read in part, the same part is padding
         padding = (full - dense) * read_bytes // max(full, 1)
         padding += sum(a.stored - a.bytes for a in x.arrays)
-        result.append(Operation(_kind(program, x), x.name, x.source, read_bytes, x.stored, padding))
+        result.append(
+            Operation(
+                _kind(program, x),
+                x.name,
+                source=x.source,
+                read_bytes=read_bytes,
+                written_bytes=x.stored,
+                padding=padding,
+            )
+        )
     return result
 
 
-def _read(program: Program, x: Instruction, entry: Mapping[str, Instruction]) -> int:
+def _read(program: HloProgram, x: Instruction, entry: Mapping[str, Instruction]) -> int:
     """Bytes that an operation reads."""
     operands = [entry[name] for name in x.operands if name in entry]
     if x.opcode in _SLICES:
@@ -167,7 +176,7 @@ def _read_of(inside: Mapping[str, Instruction], name: str, full: int) -> int:
     return min(total, full)
 
 
-def _kind(program: Program, x: Instruction) -> str:
+def _kind(program: HloProgram, x: Instruction) -> str:
     if x.opcode in _COLLECTIVES:
         return "collectives"
     part = _part(x, program.files)
@@ -190,7 +199,7 @@ def _part(x: Instruction, files: Mapping[int, Sequence[str]]) -> str:
     return "train step"
 
 
-def _convolution(program: Program, x: Instruction) -> str:
+def _convolution(program: HloProgram, x: Instruction) -> str:
     """'convolution, forward', '..., input gradient' or '..., kernel gradient'; '' for none."""
     if x.opcode == "convolution":
         inner = x
@@ -207,7 +216,7 @@ def _convolution(program: Program, x: Instruction) -> str:
     return f"convolution, {'kernel' if of_kernel else 'input'} gradient"
 
 
-def _inner_convolutions(program: Program, name: str) -> list[Instruction]:
+def _inner_convolutions(program: HloProgram, name: str) -> list[Instruction]:
     """Of a fused computation, and of what it calls."""
     convolutions = []
     for x in program.computations.get(name, {}).values():

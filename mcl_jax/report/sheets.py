@@ -110,7 +110,7 @@ def montages(
         for axis, canvas in zip(row, canvases[:columns], strict=False):
             _show(axis, canvas, "")
             if levels:
-                _name_tiles(axis, canvas.shape[0], 2 ** levels[r], f"P{5 - levels[r]}")
+                _name_tiles(axis, canvas.shape[0], grid=2 ** levels[r], name=f"P{5 - levels[r]}")
         row[0].set_title(title, fontsize=9, loc="left")
     _save(figure, path, "What training makes of these images")
 
@@ -139,11 +139,11 @@ def boxes(
             (guesses, WRONG, "--", False),
         ):
             for caption, box in named:
-                _draw_box(axis, caption, box, color, style, at_top)
+                _draw_box(axis, caption, box, color=color, style=style, at_top=at_top)
     _save(figure, path, title)
 
 
-def _draw_box(axis, caption: str, box: np.ndarray, color: str, style: str, at_top: bool) -> None:
+def _draw_box(axis, caption: str, box: np.ndarray, *, color: str, style: str, at_top: bool) -> None:
     top, left, bottom, right = (float(side) - 0.5 for side in box)
     outline = Rectangle(
         (left, top), right - left, bottom - top, fill=False, edgecolor=color, linestyle=style,

@@ -146,7 +146,7 @@ class Checkpointer:
         restored = self._manager.restore(step, args=arguments)
         return restored.state, saved_state.modern(restored.meta)
 
-    def save(self, state: TrainState, meta: dict[str, Any], last: bool = False) -> None:
+    def save(self, state: TrainState, meta: dict[str, Any], *, last: bool = False) -> None:
         """Starts an asynchronous save, once the one before is on disk.
 
         A save that fails is reported and leaves older checkpoints as they are. A run of one process

@@ -41,7 +41,7 @@ def compile_cache(folder: Place) -> Iterator[None]:
     finally:
         warnings.showwarning = show
         if not preset_folder:
-            _use(None, xla, least_s=least_s)
+            _use(folder=None, xla=xla, least_s=least_s)
 
 
 _show_others = warnings.showwarning

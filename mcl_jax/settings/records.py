@@ -38,7 +38,7 @@ def fill(cls: type, section: Mapping[str, Any], **others: Any) -> Any:
     return cls(**values, **others)
 
 
-def _value(value: Any, kind: Any) -> Any:
+def _value(value: Any, kind: Any = None) -> Any:
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         return fill(kind, value)
-    return tuple(_value(x, None) for x in value) if isinstance(value, (list, tuple)) else value
+    return tuple(_value(x) for x in value) if isinstance(value, (list, tuple)) else value

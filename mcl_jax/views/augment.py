@@ -158,7 +158,7 @@ def colored(keys, planes, settings):
     amounts, order = color.draw_jitter(keys[Draw.JITTER], widths, settings.hue)
     jitters = _happens(keys[Draw.JITTERS], settings.jitter_prob)
     grays = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
-    return color.recolor(planes, amounts, order, jitters, grays)
+    return color.recolor(planes, amounts, order, jitters=jitters, grays=grays)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):

@@ -60,7 +60,7 @@ def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
 
 
 def tar_files(
-    tar: tarfile.TarFile, others: Tally, images: bool = True
+    tar: tarfile.TarFile, others: Tally, *, images: bool = True
 ) -> Iterator[tarfile.TarInfo]:
     """The user's files in a tar, in its order.
 

@@ -90,7 +90,9 @@ class Functions:
     def _placement(self, seed: Array, step: Array, extents: Array) -> Placement:
         s = self._detector.settings
         key = key_for(seed, step, 0, Purpose.PROBE_AUGMENT)
-        return augmentation.draw_placement(key, extents, s.image_size, s.scale_jitter)
+        return augmentation.draw_placement(
+            key, extents, image_size=s.image_size, scales=s.scale_jitter
+        )
 
     def _embed(self, frozen: Any, inputs: Inputs) -> Any:
         if "features" in inputs:
@@ -118,7 +120,7 @@ class Functions:
         def loss_of(params):
             variables = {part: v | {"params": params[part]} for part, v in trained.items()}
             outputs, stats = detector.run(detector.trained, variables, x, train=True)
-            terms = fcos.losses(outputs, targets, s.focal_alpha, s.focal_gamma)
+            terms = fcos.losses(outputs, targets, alpha=s.focal_alpha, gamma=s.focal_gamma)
             return sum(terms.values()), stats
 
         params = {part: v["params"] for part, v in trained.items()}

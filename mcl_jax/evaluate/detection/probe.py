@@ -120,7 +120,7 @@ def prepare(
         "test_images": len(data.test),
         "classes": list(train.class_names),
     }
-    return Prepared(detector, by_part, train, data.test, seed, identity)
+    return Prepared(detector, by_part, train=train, test=data.test, seed=seed, identity=identity)
 
 
 def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | None = None) -> Probed:
@@ -156,8 +156,12 @@ def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | Non
     trained = time.monotonic()
     truth, detections = detect(detector, fitted, prepared.test, mesh=mesh, conduct=conduct)
     test_s = time.monotonic() - trained
-    scores = average_precision(truth, detections, train.class_names, detector.settings.area_bounds)
-    return Probed(scores, truth, detections, steps, trained - started, test_s)
+    scores = average_precision(
+        truth, detections, class_names=train.class_names, area_bounds=detector.settings.area_bounds
+    )
+    return Probed(
+        scores, truth, detections=detections, steps=steps, train_s=trained - started, test_s=test_s
+    )
 
 
 def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def fit(
     memory = functions.replicate(memory)
     state = _State(conduct.folder, identity or {})
     start, (trained, memory) = state.load((trained, memory), functions)
-    feed = Feed(detector, functions, frozen, data, seed, conduct)
+    feed = Feed(detector, functions, frozen=frozen, data=data, seed=seed, conduct=conduct)
     bar = Bar(total=s.steps, initial=start, unit="step", disable=not conduct.progress)
     loss, since = np.float32(0), time.monotonic()
     with bar:
@@ -139,7 +139,7 @@ class Feed:
         """(step, (inputs, targets)) of the steps from `start` on."""
         s = self._settings
         rng = np.random.default_rng((self._seed, Purpose.PROBE))
-        order = _batches(rng, len(self._data), s.batch_size, s.steps)[start:]
+        order = _batches(rng, len(self._data), batch_size=s.batch_size, steps=s.steps)[start:]
         stream = read_ahead(self.read, order, self._conduct.threads)
         for step, (rows, batch) in enumerate(stream, start):
             yield step, self.placed(step, rows, batch)

@@ -38,7 +38,7 @@ RESULT_FILE = "result.json"
 
 
 def run(
-    evaluation: Evaluation, output: str | os.PathLike, owner: bool = False
+    evaluation: Evaluation, output: str | os.PathLike, *, owner: bool = False
 ) -> dict[str, Any] | None:
     """Trains the classifiers and tests them; the same folder resumes or repeats its result.
 
@@ -68,10 +68,10 @@ def run(
     storage.reachable(output)
     optional.begin()
     with lease.hold(output):
-        return _run(evaluation, output, owner)
+        return _run(evaluation, output, owner=owner)
 
 
-def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] | None:
+def _run(evaluation: Evaluation, output: Place, *, owner: bool) -> dict[str, Any] | None:
     storage.make_folder(output)
     conditions = identity(evaluation)
     saved = _load(output / STATE_FILE, conditions)
@@ -83,7 +83,7 @@ def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] |
     first_process = jax.process_index() == 0
     writer = MetricWriter(output, start, enabled=first_process)
     try:
-        with Preemption(owner) as preemption:
+        with Preemption(owner=owner) as preemption:
             state = _train(
                 evaluation,
                 state,
