@@ -12,11 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mcl_jax import paths
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.frozen import FrozenNetwork
 from mcl_jax.runtime import storage
-from mcl_jax.settings import door, files
+from mcl_jax.settings import arguments, door, files
 from mcl_jax.settings.keys import KEYS
 from mcl_jax.state import TrainState
 
@@ -27,7 +28,7 @@ EVALUATIONS = ("knn", "linear", "svm", "probe")
 FORMATS = {".safetensors": "safetensors", ".pkl": "detectron2"}
 
 
-def load_config(name: str = "base", **values: Any) -> ConfigDict:
+def load_config(name: str | Path = "base", **values: Any) -> ConfigDict:
     """A configuration by its name, with some values changed.
 
     Args:
@@ -47,7 +48,7 @@ def load_config(name: str = "base", **values: Any) -> ConfigDict:
       >>> config.model.neck, config.loss.matching, config.data.batch_size, config.optimizer.epochs
       ('c4', 'b', 256, 10.0)
     """
-    config = files.load(path_of(name))
+    config = files.load(path_of(paths.text_of(name, "name")))
     for given, value in values.items():
         key = _whole(given)
         door.check_value(key, value)
@@ -117,6 +118,9 @@ def pretrain(
     from mcl_jax import program, train
 
     door.check(config)
+    arguments.demand(stop_after=stop_after, profile=profile, owner=owner)
+    arguments.demand_callables("callbacks", callbacks)
+    workdir = paths.text_of(workdir, "workdir")
     targets = door.as_dict(config)["export"]["targets"]
     if targets:
         from mcl_jax.convert import checkpoints
@@ -168,7 +172,8 @@ def load(path: str | Path, *, origin: str | None = None) -> FrozenNetwork:
       >>> network.names
       ('res2', 'res3', 'res4', 'res5', 'P4', 'P5')
     """
-    path = storage.locate(path)
+    arguments.demand(origin=origin)
+    path = storage.locate(paths.expanded(path, "path"))
     if storage.is_file(path):
         return _load_file(path, origin)
     from mcl_jax import program
@@ -241,14 +246,13 @@ def export(
       ['.html', '.json', '.safetensors', '.txt']
     """
     from mcl_jax.convert import checkpoints
-    from mcl_jax.settings.keys import EXPORTS
 
-    if target not in EXPORTS:
-        raise UserError(f"target {target!r} is not one of {', '.join(EXPORTS)}")
+    arguments.demand(target=target, parts=parts, average=average, fold_norms=fold_norms)
+    arguments.demand(divide_weights=divide_weights)
     request = checkpoints.Request(
-        source=storage.locate(source),
+        source=storage.locate(paths.expanded(source, "source")),
         target=target,
-        out=storage.locate(out),
+        out=storage.locate(paths.expanded(out, "out")),
         parts=parts,
         average=average,
         divide_weights=divide_weights,

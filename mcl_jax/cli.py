@@ -27,6 +27,13 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:(=)(.*))?", re.DOTALL)
 class Parser(argparse.ArgumentParser):
     """Wrong arguments in one line, as everywhere in the project."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, which gives [] for FLAG=-- instead of a value."""
+        for argument in sys.argv[1:] if args is None else args:
+            if argument.startswith("-") and argument.endswith("=--"):
+                self.error(f"{argument} gives no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; {self.prog} --help tells more")
 
@@ -159,6 +166,8 @@ def mistakes_in_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), error.exit_code)
+    except flags.Error as error:  # --flagfile is read where --config is defined
+        fail(str(error))
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)
@@ -182,7 +191,7 @@ def memory_mistake(error: Exception) -> str | None:
     return f"out of memory{amount}. A smaller batch or smaller images need less"
 
 
-def guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
+def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     """function(*arguments), with mistakes in one line."""
     with mistakes_in_one_line():
         return function(*arguments)

@@ -53,6 +53,14 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return _BUCKET.match(os.fspath(path)) is not None
 
 
+def text_of(path: str | os.PathLike, name: str) -> str:
+    """A path as text; UserError for what is none."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise UserError(f"{name} is {path!r}, not a path") from None
+
+
 def expanded(path: str | os.PathLike, name: str) -> str:
     """A path with '~' replaced; the current folder stays what it is relative to.
 
@@ -64,7 +72,7 @@ def expanded(path: str | os.PathLike, name: str) -> str:
       UserError: for an empty path, a URL of another kind, bytes that are no UTF-8 or that no path
         can have, and for '~' where there is no home folder.
     """
-    text = os.fspath(path)
+    text = text_of(path, name)
     if not text.strip():
         raise UserError(f"{name} is empty; give a path")
     if is_bucket(text):

@@ -155,7 +155,7 @@ def test_wrong_images_are_named(network, images, message):
     "name, values, message",
     [
         ("nosuch", {}, r"no configuration 'nosuch'\. There are base, demo"),
-        ("nosuch.py", {}, "nosuch.py cannot be loaded: there is no such file"),
+        ("nosuch.py", {}, "--config 'nosuch.py' does not exist"),
         ("demo", {"batch_sise": 1}, "no key batch_sise; did you mean"),
         ("demo", {"temperature": 1.0}, "temperature may be loss.temperature or moco.temperature"),
         ("demo", {"batch_size": "many"}, "data.batch_size is 'many'; it must be a whole number"),
@@ -169,6 +169,81 @@ def test_wrong_images_are_named(network, images, message):
 def test_wrong_configurations_are_named(name, values, message):
     with pytest.raises(UserError, match=message):
         mcl_jax.load_config(name, **values)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run, _: mcl_jax.load_config(3), "name is 3, not a path"),
+        (lambda run, _: mcl_jax.load_config(None), "name is None, not a path"),
+        (lambda run, _: mcl_jax.load_config(""), "--config is empty"),
+        (lambda run, _: mcl_jax.load_config(run), "--config .* is a folder"),
+        (lambda run, _: mcl_jax.load_config("demo", seed=None), "seed is None; it must be a whole"),
+        (lambda run, _: mcl_jax.load(None), "path is None, not a path"),
+        (lambda run, _: mcl_jax.load(3.5), "path is 3.5, not a path"),
+        (lambda run, _: mcl_jax.load(["a"]), r"path is \['a'\], not a path"),
+        (
+            lambda run, _: mcl_jax.load(run / "config.json", origin=3),
+            "origin is 3; it must be text",
+        ),
+        (lambda run, _: mcl_jax.load(run / "nowhere"), "nowhere' does not exist"),
+        (lambda run, _: mcl_jax.load("~nobody_of_this_name/x"), "no such home folder"),
+        (lambda run, _: mcl_jax.export(None), "source is None, not a path"),
+        (lambda run, _: mcl_jax.export(run, "timm", 3), "out is 3, not a path"),
+        (
+            lambda run, _: mcl_jax.export(run, ["timm"]),
+            "target is .*; it must be one of detectron2",
+        ),
+        (lambda run, _: mcl_jax.export(run, parts=["fpn"]), r"parts is \['fpn'\]; it must be text"),
+        (
+            lambda run, _: mcl_jax.export(run, average=1.5),
+            "average is 1.5; it must be a whole number",
+        ),
+        (lambda run, _: mcl_jax.export(run, average=True), "average is True; it must be a whole"),
+        (
+            lambda run, _: mcl_jax.export(run, divide_weights="2"),
+            "divide_weights is '2'; it must be",
+        ),
+        (
+            lambda run, _: mcl_jax.export(run, fold_norms="no"),
+            "fold_norms is 'no'; it must be True or",
+        ),
+        (lambda run, net: net.features(None), "images have the shape"),
+        (lambda run, net: net.features("cat.jpg"), "images have the shape"),
+        (
+            lambda run, net: net.features(np.zeros((1, 32, 32, 3), np.uint8), batch_size="8"),
+            "batch_size is '8'; it must be a whole number of images",
+        ),
+    ],
+)
+def test_arguments_of_wrong_kinds_are_named(run, network, tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        call(run[0], network)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workdir": None}, "workdir is None, not a path"),
+        ({"config": None}, "the configuration is a NoneType"),
+        ({"config": "demo"}, "the configuration is a str"),
+        ({"callbacks": print}, "callbacks is <built-in function print>; it must be a list"),
+        ({"callbacks": [print, "x"]}, "callbacks is .*; it must be a list of functions"),
+        ({"callbacks": None}, "callbacks is None; it must be a list of functions"),
+        ({"stop_after": 0}, "stop_after is 0; it must be a whole number of steps"),
+        ({"stop_after": 1.0}, "stop_after is 1.0; it must be a whole number of steps"),
+        ({"profile": 3}, "profile is 3; it must be a tuple of 2, each a whole number of steps"),
+        ({"profile": (5, 4)}, "profile is .*, low <= high"),
+        ({"owner": "yes"}, "owner is 'yes'; it must be True or False"),
+    ],
+)
+def test_arguments_of_a_run_are_checked_before_it(tmp_path, arguments, message):
+    given = {"config": mcl_jax.load_config("demo"), "workdir": tmp_path / "run"} | arguments
+    with pytest.raises(UserError, match=message):
+        mcl_jax.pretrain(given.pop("config"), given.pop("workdir"), **given)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_public_surface_is_typed_and_checked():

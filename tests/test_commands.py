@@ -124,7 +124,7 @@ def test_import_and_help_take_less_than_three_tenths_of_a_second(code):
         ("pretrain --config dmo --workdir x", "no configuration 'dmo'; did you mean 'demo'?"),
         ("coco-subset", "the following arguments are required: annotations"),
         ("convert x --to detectron3 --out y", "argument --to: invalid choice: 'detectron3'"),
-        ("summary nowhere", "nowhere has no metrics.jsonl with losses"),
+        ("summary nowhere", "workdir 'nowhere' does not exist; give a --workdir of pretrain"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(capsys, line, message):

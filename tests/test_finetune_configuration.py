@@ -8,6 +8,7 @@ from detectron2_kit import FPN
 from mcl_jax.convert.finetuning import (
     command,
     configuration,
+    ranges,
     task,
     traps,
 )
@@ -45,6 +46,68 @@ def test_wrong_options_are_one_line(options, words):
     with pytest.raises(UserError) as caught:
         check(FPN, "--control", "random", *options)
     assert words in one_line(caught.value)
+
+
+KNOWN = configuration.known_defaults()
+
+
+def outside(key):
+    """Values just outside of a key's range, and of other kinds that Detectron2 would take."""
+    span, several = ranges.RANGES[key], isinstance(KNOWN[key], (list, tuple))
+    numbers = [-1, span.low - 1] + ([0] if span.low > 0 else []) + ([1.5] if span.high == 1 else [])
+    numbers += [float("inf"), float("nan")]
+    if isinstance(KNOWN[key], float):
+        return [float(x) for x in numbers]
+    if several:
+        return [(x,) for x in numbers] + [("a",)] + ([(5, 5), (7, 5)] if span.rising else [()])
+    return [x for x in numbers if x == x and abs(x) != float("inf")] + [10**13]
+
+
+@pytest.mark.parametrize("key", ranges.RANGES)
+def test_values_out_of_range_are_refused_and_the_ends_are_not(key):
+    span, default = ranges.RANGES[key], KNOWN[key]
+    for value in outside(key):
+        with pytest.raises(UserError) as caught:
+            ranges.demand(KNOWN | {key: value}, KNOWN)
+        assert one_line(caught.value).startswith(f"{key} is {value!r}; it must be ")
+    for end in (span.low, span.high, 1):
+        several = isinstance(default, (list, tuple))
+        ranges.demand(KNOWN | {key: (end,) if several else end}, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("SOLVER.MAX_ITER", "-5"), "SOLVER.MAX_ITER is -5; it must be a whole number, at least 1"),
+        (
+            ("SOLVER.MAX_ITER", "None"),
+            "SOLVER.MAX_ITER is None; it must be a whole number, at least",
+        ),
+        (("SOLVER.BASE_LR", "1e999"), "SOLVER.BASE_LR is inf; it must be a number above 0"),
+        (("SOLVER.MOMENTUM", "1.1"), "SOLVER.MOMENTUM is 1.1; it must be a number, from 0 to 1"),
+        (
+            ("SOLVER.STEPS", "(9, 5)"),
+            "is (9, 5); it must be numbers, at least 1, each above the one",
+        ),
+        (("INPUT.MIN_SIZE_TRAIN", "()"), "is (); it must be one number or more, at least 1"),
+        (("SOLVER.WARMUP_METHOD", "cosine"), "is 'cosine'; it must be one of linear, constant"),
+        (("INPUT.MASK_FORMAT", "rle"), "is 'rle'; it must be one of polygon, bitmask"),
+    ],
+)
+def test_options_out_of_range_are_one_line(options, words):
+    with pytest.raises(UserError) as caught:
+        check(FPN, "--control", "random", *options)
+    assert words in one_line(caught.value)
+
+
+def test_a_file_s_values_are_checked_as_those_of_the_options(tmp_path):
+    assert ranges.RANGES.keys() | ranges.CHOICES.keys() <= KNOWN.keys()
+    assert all(KNOWN[key] in choices for key, choices in ranges.CHOICES.items())
+    (tmp_path / "own.yaml").write_text("VERSION: 2\nSOLVER:\n  CHECKPOINT_PERIOD: 0\n")
+    with pytest.raises(UserError, match="SOLVER.CHECKPOINT_PERIOD is 0; it must be a whole number"):
+        configuration.read(tmp_path / "own.yaml")
+    for path in FPN.parent.glob("*.yaml"):
+        configuration.read(path)
 
 
 def test_options_are_read_as_detectron2_reads_them():

@@ -17,7 +17,6 @@ from mcl_jax import path_flags, paths, train
 from mcl_jax.configs import base
 from mcl_jax.errors import UserError
 from mcl_jax.report import card
-from mcl_jax.runtime import checkpoint, lease, own_names
 
 ROOT = Path(__file__).parents[1]
 DOORS = (paths.existing_file, paths.existing_folder, paths.output_file, paths.output_folder)
@@ -264,30 +263,6 @@ def test_workdirs_that_cannot_be_written_are_refused_before_training(place):
             with pytest.raises(UserError, match=f"workdir '{path}' .*{words}"):
                 refuse(path)
     assert listing(place) == before
-
-
-@pytest.mark.parametrize("name", [*own_names.FOLDERS, *own_names.FILES])
-def test_what_has_a_name_of_a_run_in_a_workdir_is_of_its_kind(place, name):
-    """Else a run would train to its end before it finds out."""
-    config = base.get_config()
-    kinds = ["file" if name in own_names.FOLDERS else "folder", "broken", "loop", "pipe"]
-    for kind in kinds:
-        workdir = place / f"run-{kind}"
-        workdir.mkdir()
-        os.symlink(place / kind, workdir / name)
-        before = listing(place)
-        for refuse in (
-            train.check_workdir,
-            lambda path: train.pretrain(config, path),
-            lambda path: checkpoint.write(path, None, {}),
-            lambda path: lease._take(path),
-        ):
-            with pytest.raises(UserError) as caught:
-                refuse(workdir)
-            message = str(caught.value)
-            assert message.startswith(f"the run's own '{workdir / name}' is ")
-        assert listing(place) == before
-    assert kind == "pipe" and "a run needs this name for itself: move it away" in message
 
 
 def test_every_path_flag_of_the_commands_has_a_door():

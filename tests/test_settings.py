@@ -22,11 +22,14 @@ from settings_values import (
 from mcl_jax import montage, program, sharding
 from mcl_jax.configs import base
 from mcl_jax.errors import UserError
+from mcl_jax.evaluate.detection import report
 from mcl_jax.models.backbone import Architecture
+from mcl_jax.planning import topology
+from mcl_jax.report import profile
 from mcl_jax.settings import door, effects
 from mcl_jax.settings.keys import KEYS, SECTIONS
 from mcl_jax.settings.records import fill
-from mcl_jax.settings.rules import Interval
+from mcl_jax.settings.rules import Interval, whole_number
 from mcl_jax.views import augment
 
 
@@ -194,3 +197,17 @@ def test_settings_import_no_accelerator_library():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [n for n in names if n.split(".")[0] in ("jax", "flax", "numpy")], path
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", " 1", "1_0", "²", "٣", "9" * 5000, "1.0", "x"])
+def test_only_plain_digits_are_a_number(text):
+    assert whole_number(text) is None
+    assert (whole_number("0"), whole_number("007"), whole_number("20")) == (0, 7, 20)
+    for refuse in (
+        lambda: topology.parse(f"cpu:{text}"),
+        lambda: topology.parse(f"v5e:{text}x{text}"),
+        lambda: profile.first_and_last(f"{text}:{text}"),
+        lambda: report.budgets([text]),
+    ):
+        with pytest.raises(UserError):
+            refuse()

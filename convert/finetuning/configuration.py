@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mcl_jax.convert.finetuning import ranges
 from mcl_jax.errors import UserError
 
 BASE = "_BASE_"
@@ -35,7 +36,7 @@ def read(
 
     Raises:
       UserError: the file cannot be read; a key that Detectron2 does not have, with the nearest one;
-        a value of another type; a KEY without VALUE.
+        a value of another type or out of its range; a KEY without VALUE.
 
     Example:
       settings = read(Path("configs/detectron2/coco_retinanet_1x.yaml"), ["SOLVER.BASE_LR", "0.02"])
@@ -54,6 +55,7 @@ def read(
         )
     for key, text in ((options[i], options[i + 1]) for i in range(0, len(options), 2)):
         settings[key] = _fitting(key, _value(text), settings, "")
+    ranges.demand(settings, dict(defaults or known_defaults()))
     return settings
 
 

@@ -16,6 +16,7 @@ from absl import flags
 from mcl_jax import cli
 from mcl_jax.commands import results
 from mcl_jax.errors import UserError
+from mcl_jax.settings.rules import whole_number
 
 CONFIG = cli.define_config()
 PIPELINES = flags.DEFINE_multi_string(
@@ -58,7 +59,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _pair(text: str) -> tuple[int, int]:
-    workers, comma, threads = text.partition(",")
-    if not (comma and workers.isdigit() and threads.isdigit()):
+    workers, threads = map(whole_number, text.split(",", 1) if "," in text else ("", ""))
+    if workers is None or threads is None:
         raise UserError(f"--pipelines {text!r} is not WORKERS,THREADS, e.g. 0,2")
-    return int(workers), int(threads)
+    return workers, threads

@@ -41,7 +41,9 @@ def _dispatch(arguments: list[str]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_codes.USER_ERROR)
-    start(command.module(), f"mcl-jax {command.name}", rest)
+    from mcl_jax import cli
+
+    start(cli.guarded(command.module), f"mcl-jax {command.name}", rest)
 
 
 def script(name: str) -> NoReturn:

@@ -18,6 +18,7 @@ from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
 from mcl_jax.models.backbone import make_backbone
 from mcl_jax.models.layers import Context
 from mcl_jax.models.pyramid import COARSEST
+from mcl_jax.settings import arguments
 
 STAGES = ("res2", "res3", "res4", "res5")
 STRIDE = 32  # of the coarsest map
@@ -84,8 +85,7 @@ class FrozenNetwork:
           ((3, 2, 3), (3, 4, 6))
         """
         images = _checked(images)
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+        arguments.demand(batch_size=batch_size)
         devices = self._mesh.size
         most = -(-min(batch_size, max(len(images), 1)) // devices) * devices
         chunks: list[dict[str, np.ndarray]] = []

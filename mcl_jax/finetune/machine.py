@@ -35,7 +35,7 @@ def device(name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdigit())):
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
         raise UserError(f"--device {name} is none of auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(number or 0) >= count:
@@ -84,7 +84,7 @@ def set_threads(given: int | None) -> str:
     count = own
     if given is not None:
         count, source = given, "--threads"
-    elif os.environ.get("OMP_NUM_THREADS", "").isdigit():
+    elif os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         count, source = int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
     if count < 1:
         raise UserError(f"{source} {count} must be at least 1")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from mcl_jax.errors import UserError
+from mcl_jax.settings.rules import whole_number
 
 GIB = 2**30
 
@@ -81,12 +82,12 @@ def parse(name: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise UserError(f"{slices} slices: at least 1")
     if family in ("cpu", "gpu"):
-        if colon and not shape.isdigit() or shape == "0" or (family == "gpu" and colon):
+        if colon and (family == "gpu" or not whole_number(shape)):
             raise UserError(f"topology {name!r} is not a number of devices; {hint}")
         if slices > 1:
             raise UserError(f"topology {name!r} has no slices; they are for TPU pods")
-        return Topology(name, family, version="", shape=(int(shape),) if shape else (), slices=1)
-    if family not in TPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        return Topology(name, family, version="", shape=(int(shape),) if colon else (), slices=1)
+    if family not in TPUS or not re.fullmatch("[1-9][0-9]{0,5}(x[1-9][0-9]{0,5}){1,2}", shape):
         raise UserError(f"topology {name!r} is unknown; {hint}")
     return Topology(
         name, "tpu", version=family, shape=tuple(map(int, shape.split("x"))), slices=slices

@@ -20,6 +20,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.optional import optional
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.rules import whole_number
 
 LONGEST = 10
 _DEVICE = re.compile(r"/device:(GPU|TPU)")
@@ -77,10 +78,10 @@ def first_and_last(text: str) -> tuple[int, int]:
     Raises:
       UserError: where the text names no two steps.
     """
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+    first, last = map(whole_number, text.split(":", 1) if ":" in text else ("", ""))
+    if not (first and last and first <= last):
         raise UserError(f"--profile {text!r} is not FIRST:LAST, steps from 1 on, e.g. 20:25")
-    return int(first), int(last)
+    return first, last
 
 
 class Window:

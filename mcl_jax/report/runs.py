@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
 from mcl_jax.runtime import storage
@@ -109,6 +110,7 @@ def _row(
 
 
 def _lines(workdir: Place) -> tuple[list[dict[str, Any]], list[float]]:
+    paths.existing_folder(workdir, "workdir", "give a --workdir of pretrain")
     storage.reachable(workdir)
     lines = metrics.read(workdir)
     losses = [line["loss"] for line in lines if "loss" in line]

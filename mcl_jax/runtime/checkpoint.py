@@ -16,6 +16,7 @@ from mcl_jax.runtime import integrity, lease, saved_state, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, find
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.rules import whole_number
 from mcl_jax.state import TrainState
 
 
@@ -62,7 +63,7 @@ def write(workdir: str | os.PathLike, state: TrainState, meta: dict[str, Any]) -
     """
     folder = storage.absolute(paths.output_folder(workdir, "--out")) / FOLDER
     storage.reachable(folder)
-    if any(name.isdigit() for name in storage.names(folder)):
+    if any(whole_number(name) is not None for name in storage.names(folder)):
         raise UserError(f"{workdir} already holds checkpoints; choose a new folder")
     with lease.hold(workdir), Checkpointer(workdir, keep=1) as checkpointer:
         checkpointer.save(state, meta)

@@ -13,6 +13,7 @@ from mcl_jax import paths
 from mcl_jax.errors import UserError
 from mcl_jax.runtime import integrity, storage
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.rules import whole_number
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -56,7 +57,8 @@ def unfinished(folder: Place) -> list[Place]:
     names = storage.names(folder)
     if storage.renames(folder):
         return [folder / name for name in names if mark in name]
-    return [folder / n for n in names if n.isdigit() and COMMITTED not in storage.names(folder / n)]
+    steps = [folder / name for name in names if whole_number(name) is not None]
+    return [step for step in steps if COMMITTED not in storage.names(step)]
 
 
 def clean(folder: Place) -> None:
@@ -126,11 +128,11 @@ def _finished(path: str | os.PathLike) -> tuple[Place, list[int]]:
     inside = storage.names(path)
     if not inside and not storage.exists(path):  # of a bucket
         raise UserError(f"{path} does not exist; {hint}")
-    if path.name.isdigit() and "state" in inside:
-        return path.parent, [int(path.name)]
+    if (own := whole_number(path.name)) is not None and "state" in inside:
+        return path.parent, [own]
     folder = path / FOLDER if FOLDER in inside else path
-    steps = [int(name) for name in storage.names(folder) if name.isdigit()]
-    steps = [step for step in steps if _is_finished(folder / str(step))]
+    found = map(whole_number, storage.names(folder))
+    steps = [step for step in found if step is not None and _is_finished(folder / str(step))]
     if not steps:
         raise UserError(
             f"{path} is not a checkpoint: no {FOLDER}/STEP/state in it; "

@@ -18,6 +18,7 @@ from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS
 from mcl_jax.runtime.failed_saves import FailedSaves
 from mcl_jax.runtime.optional import one_line
 from mcl_jax.runtime.orbax_parts import quiet_orbax, state_handler
+from mcl_jax.settings.rules import whole_number
 from mcl_jax.state import TrainState
 
 PATIENCE_S = 120.0  # that a save may take longer than until the next one
@@ -47,7 +48,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             checkpoint_folders.clean(self._folder)
             leftovers = checkpoint_folders.unfinished(self._folder)
-            self._in_the_way = {int(folder.name) for folder in leftovers if folder.name.isdigit()}
+            self._in_the_way = {whole_number(folder.name) for folder in leftovers} - {None}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,

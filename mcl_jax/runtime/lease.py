@@ -32,6 +32,7 @@ from mcl_jax.errors import CannotSave, UserError
 from mcl_jax.runtime import hosts, leaving, machine, own_names, storage
 from mcl_jax.runtime.optional import one_line, optional
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings.rules import whole_number
 
 FOLDER = "owner"
 HEARTBEAT_S = 10.0
@@ -227,8 +228,8 @@ def _refuse_if_alive(folder: Place, number: int) -> None:
 
 
 def _numbers(leases: Place) -> list[int]:
-    stems = (name.removesuffix(".json") for name in storage.names(leases))
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+    found = (whole_number(name.removesuffix(".json")) for name in storage.names(leases))
+    return sorted(number for number in found if number is not None)
 
 
 def _read(leases: Place, number: int) -> dict[str, Any] | None:

@@ -146,6 +146,11 @@ class Rule:
         return " ".join(part for part in parts if part)
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a text of plain digits is; None for others, as '', '-1', '²' or a thousand 9s."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
 def _finite(end: float) -> float:
     return 0 if math.isinf(end) else end
 

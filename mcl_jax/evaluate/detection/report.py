@@ -29,6 +29,7 @@ from mcl_jax.report import sheets
 from mcl_jax.runtime import lease, optional, own_names, provenance, storage
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.records import fill
+from mcl_jax.settings.rules import whole_number
 
 RESULT_FILE, PICTURE_FILE = "result.json", "boxes.png"
 _PICTURED = 12  # test images on the picture, with the best detections of each
@@ -83,7 +84,7 @@ def applicable(subject: Subject) -> tuple[str, ...]:
 def budgets(texts: Sequence[str]) -> tuple[int | None, ...]:
     """'50', 'all' -> 50, None; UserError for what is neither a positive number nor 'all'."""
     for text in texts:
-        if text != "all" and not (text.isdecimal() and int(text) > 0):
+        if text != "all" and not whole_number(text):
             raise UserError(f"--labels {text!r} is neither a number of images nor 'all'")
     if not texts:
         raise UserError("--labels is empty; give e.g. 50,110,all")
