@@ -25,13 +25,13 @@ def path_of(name: str) -> str:
     stem, argument = paths.split_argument(name)
     if not stem.isidentifier() or Path(stem).is_file():
         return name
-    if stem not in (known := names()):
+    if stem not in (stems := names()):
         if Path(stem).exists():
             return name
-        near = difflib.get_close_matches(stem, known, n=1)
+        near = difflib.get_close_matches(stem, stems, n=1)
         did_you_mean = f"; did you mean {near[0]!r}?" if near else "."
         raise UserError(
-            f"no configuration {stem!r}{did_you_mean} There are {', '.join(known)}; of a file of your "
+            f"no configuration {stem!r}{did_you_mean} There are {', '.join(stems)}; of a file of your "
             "own give the path, with its .py"
         )
     file = Path(__file__).with_name(f"{stem}.py")

@@ -67,9 +67,9 @@ def _check_combination(words: list[str], pairs: list[str]) -> None:
         raise UserError("copy_paste has no boundary mask; leave out mask=")
     if not methods:
         return
-    given = [word for word in words if word not in READS] + [p.partition("=")[0] for p in pairs]
+    choices = [word for word in words if word not in READS] + [p.partition("=")[0] for p in pairs]
     reads = (*READS[methods[0]], *EVERYWHERE)
-    for name in given:
+    for name in choices:
         if name not in reads and (name in WORDS or name in PAIRS):
             raise UserError(
                 f"method {methods[0]} has no {name!r}; it combines with {', '.join(reads)}"

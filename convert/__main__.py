@@ -53,8 +53,8 @@ def _notes(written: Sequence[Any]) -> list[str]:
 
 def read(options: argparse.Namespace) -> list[str]:
     """`--from`: writes a checkpoint; returns the lines to print."""
-    if given := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
-        flags = ", ".join("--" + flag.replace("_", "-") for flag in given)
+    if names := [flag for flag in EXPORT_FLAGS if getattr(options, flag)]:
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in names)
         raise UserError(f"{flags}: only with --to")
     if options.network is not None and options.origin not in recognition.KINDS:
         raise UserError(
@@ -66,7 +66,7 @@ def read(options: argparse.Namespace) -> list[str]:
     config = files.load(path_of(options.config)) if options.config else base.get_config()
     adopt = not options.config
     if options.origin == OFFICIAL:
-        state, meta, notes = authors.load(options.source, config, adopt)
+        state, meta, notes = authors.load(options.source, config, adopt=adopt)
     else:
         state, meta, notes = imports.load(
             options.source, options.origin, config, adopt=adopt, network=options.network

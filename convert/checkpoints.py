@@ -7,6 +7,7 @@ from typing import Any
 
 from mcl_jax.convert import export, transform
 from mcl_jax.convert.arguments import OFFICIAL
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.names.layouts import NETWORKS
 from mcl_jax.convert.targets import authors
 from mcl_jax.convert.targets.registry import TARGETS
@@ -46,22 +47,17 @@ def write(request: Request) -> tuple[Sequence[Any], list[str]]:
     """
     if request.target == OFFICIAL and (request.parts or request.fold_norms):
         raise UserError("--parts and --fold-norms: mcl-official is always whole")
-    state, meta, changes = _prepared(request)
-    source = str(request.source)
+    snapshot = _prepared(request)
     if request.target == OFFICIAL:
-        return authors.export(state, meta, out=request.out, source=source, changes=changes), changes
+        return authors.export(snapshot, request.out), list(snapshot.changes)
     written = export.export(
         TARGETS[request.target],
-        state,
-        meta=meta,
-        source=source,
-        out=request.out,
+        snapshot,
+        request.out,
         parts=request.parts,
         folded=request.fold_norms,
-        changes=changes,
-        workdir=checkpoint_folders.find(request.source)[0].parent,
     )
-    return written, changes
+    return written, list(snapshot.changes)
 
 
 def demand_possible(target: str, config: Mapping[str, Any]) -> None:
@@ -71,14 +67,16 @@ def demand_possible(target: str, config: Mapping[str, Any]) -> None:
       target: one of TARGETS.
       config: of the run, plain.
     """
-    found = TARGETS[target]
-    found.format.check()
-    parts = export.chosen_parts(found, None, config)
-    found.demand(export.Job({}, {"config": config}, parts, False, (), Path(target)))
+    chosen_target = TARGETS[target]
+    chosen_target.format.check()
+    parts = export.chosen_parts(chosen_target, request=None, config=config)
+    chosen_target.demand(
+        export.ExportJob(Snapshot({}, {"config": config}), parts, weights=Path(target))
+    )
 
 
-def _prepared(request: Request) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """(state, meta, changes in words) of the checkpoint, averaged and divided as asked."""
+def _prepared(request: Request) -> Snapshot:
+    """The checkpoint, averaged and divided as asked."""
     state, meta = checkpoint.read(request.source)
     state = {name: state[name] for name in NETWORKS if name in state}  # no optimizer, no queues
     changes = []
@@ -93,4 +91,5 @@ def _prepared(request: Request) -> tuple[dict[str, Any], dict[str, Any], list[st
             f"weights of backbone, FPN and head, norms excepted, divided by "
             f"{request.divide_weights:g} (running means too, variances by its square)"
         )
-    return state, meta, changes
+    workdir = checkpoint_folders.find(request.source)[0].parent
+    return Snapshot(state, meta, str(request.source), changes=tuple(changes), workdir=workdir)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mcl_jax.convert import transform
 from mcl_jax.convert.checks import forward, model_card, report, selfcheck
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.files import folder
 from mcl_jax.convert.files import formats as files
 from mcl_jax.convert.files.formats import Format
@@ -25,28 +26,28 @@ from mcl_jax.runtime.storage import Place
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What is exported.
 
     Attributes:
-      state: nested dicts of arrays with the fields of TrainState.
-      meta: of the checkpoint, as `mcl_jax.runtime.checkpoint.read` returns it.
+      snapshot: the checkpoint.
       parts: which of architectures.PARTS.
-      folded: whether FPN and head absorb their norms, see transform.fold.
-      changes: what was done to the weights before, in words.
       weights: where the user will find the file of weights.
+      folded: whether FPN and head absorb their norms, see transform.fold.
     """
 
-    state: Mapping[str, Any]
-    meta: Mapping[str, Any]
+    snapshot: Snapshot
     parts: tuple[str, ...]
-    folded: bool
-    changes: tuple[str, ...]
     weights: Place
+    folded: bool = False
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        return self.snapshot.state
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self.meta["config"]
+        return self.snapshot.meta["config"]
 
     @property
     def architecture(self) -> Architecture:
@@ -76,12 +77,12 @@ class Target:
     stem: Callable[[Architecture, Sequence[str]], str]
     parts: tuple[str, ...]
     default: str
-    demand: Callable[[Job], None]
-    layout: Callable[[Job], FileLayout]
-    files: Callable[[Job], dict[str, str]]
-    notes: Callable[[Job], list[str]]
-    models: Callable[[Job], dict[str, dict[str, str]]]
-    reasons: Callable[[Job], dict[str, str]]
+    demand: Callable[[ExportJob], None]
+    layout: Callable[[ExportJob], FileLayout]
+    files: Callable[[ExportJob], dict[str, str]]
+    notes: Callable[[ExportJob], list[str]]
+    models: Callable[[ExportJob], dict[str, dict[str, str]]]
+    reasons: Callable[[ExportJob], dict[str, str]]
 
 
 def chosen_parts(target: Target, request: str | None, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -113,14 +114,11 @@ def chosen_parts(target: Target, request: str | None, config: Mapping[str, Any])
 
 def export(
     target: Target,
-    state: Mapping[str, Any],
-    meta: Mapping[str, Any],
-    source: str,
+    snapshot: Snapshot,
     out: Place,
+    *,
     parts: str | None = None,
     folded: bool = False,
-    changes: Sequence[str] = (),
-    workdir: Place | None = None,
 ) -> list[Place]:
     """Writes weights, the target's own files, report.json, report.txt and card.html into `out`.
 
@@ -129,13 +127,10 @@ def export(
 
     Args:
       target: one of convert.targets.
-      state, meta: what `mcl_jax.runtime.checkpoint.read` returns.
-      source: what the user called the checkpoint, for the report.
+      snapshot: the checkpoint.
       out: folder.
       parts: see `chosen_parts`.
       folded: see transform.fold.
-      changes: what was done to `state` before, in words.
-      workdir: of the run, whose curves and montage the card shows.
 
     Returns:
       The written files.
@@ -146,13 +141,14 @@ def export(
 
     Example:
       state, meta = checkpoint.read(Path("runs/mcl/checkpoints/90000"))
-      export(TARGETS["detectron2"], state, meta, source="runs/mcl", out=Path("exported"))
+      export(TARGETS["detectron2"], Snapshot(state, meta, "runs/mcl"), Path("exported"))
     """
+    meta = snapshot.meta
     a = architectures.from_config(meta["config"])
-    part_names = chosen_parts(target, parts, meta["config"])
+    part_names = chosen_parts(target, request=parts, config=meta["config"])
     weights = f"mcl_{target.stem(a, part_names)}{target.format.suffix}"
     path = storage.absolute(out) / weights
-    job = Job(state, meta, parts=part_names, folded=folded, changes=tuple(changes), weights=path)
+    job = ExportJob(snapshot, part_names, weights=path, folded=folded)
     target.demand(job)
     target.format.check()  # last: what cannot be asked for needs no library
     subject = f"the checkpoint does not hold the {a.backbone} that its configuration names"
@@ -162,19 +158,19 @@ def export(
     model = layout.to_file(job.state, subject)
 
     def fill(temporary: Path) -> None:
-        read = _write(target, temporary / weights, model=model, meta=meta)
-        layout.demand_same(read, job.state)
+        arrays = _write(target, temporary / weights, model=model, meta=meta)
+        layout.demand_same(arrays, job.state)
         errors = selfcheck.check(
-            read, layout, state=state, a=a, parts=part_names, config=meta["config"]
+            arrays, layout, state=snapshot.state, a=a, parts=part_names, config=meta["config"]
         )
         for name, text in target.files(job).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        content = _report(target, job, source=source, model=model, layout=layout)
+        content = _report(target, job, model=model, layout=layout)
         digest = files.sha256(temporary / weights)
         content |= {"file": weights, "self_check": errors, "sha256": digest}
         report.write(temporary, content)
         commit = meta.get("commit", "")
-        page = model_card.text(content, meta["config"], commit=commit, workdir=workdir)
+        page = model_card.text(content, meta["config"], commit=commit, workdir=snapshot.workdir)
         card.write(temporary / card.FILE, page)
 
     return folder.write(out, fill)
@@ -185,31 +181,30 @@ def _write(
 ) -> Mapping[str, Any]:
     """Writes the weights; returns them as they are read back, which is bit by bit what they were."""
     target.format.write(path, model, about(meta))
-    read = target.format.read(path)
-    folder.demand_equal(read, model, path.name)
-    return read
+    arrays = target.format.read(path)
+    folder.demand_equal(arrays, model, path.name)
+    return arrays
 
 
-def _fold(target: Target, job: Job, subject: str) -> Job:
+def _fold(target: Target, job: ExportJob, subject: str) -> ExportJob:
     """The job with its norms folded; what is wrong with the arrays is said by their own names."""
     target.layout(replace(job, folded=False)).to_file(job.state, subject)
     state = transform.fold(job.state, job.parts, forward.EPSILON)
     note = "FPN and head: norms folded into kernels and biases; this cannot be undone"
-    return replace(job, state=state, changes=(*job.changes, note))
+    changes = (*job.snapshot.changes, note)
+    return replace(job, snapshot=replace(job.snapshot, state=state, changes=changes))
 
 
 def _report(
-    target: Target, job: Job, source: str, model: Mapping[str, Any], layout: FileLayout
+    target: Target, job: ExportJob, model: Mapping[str, Any], layout: FileLayout
 ) -> dict[str, Any]:
     """What the report says before anything is written."""
     return report.describe(
         target.name,
-        job.state,
-        meta=job.meta,
-        source=source,
+        job.snapshot,
         model=model,
         sources=layout.sources,
-        notes=[*job.changes, *target.notes(job)],
+        notes=target.notes(job),
         models=target.models(job),
         reasons=target.reasons(job),
     )

@@ -60,7 +60,7 @@ def load(
       UserError: for a file that cannot be read or does not hold a network of the configuration.
     """
     if origin == "safetensors":
-        return _load_safetensors(path, config, adopt)
+        return _load_safetensors(path, config, adopt=adopt)
     arrays, config, notes = read(path, origin, config, adopt=adopt, network=network)
     state = placed(fresh(config), arrays)
     notes.append(f"{len(arrays)} arrays placed; the rest is initialized with seed {config.seed}")
@@ -72,12 +72,12 @@ def read(
     path: Path, origin: str, config: Any, *, adopt: bool, network: str | None = None
 ) -> Imported:
     """`load` without the state around it: what of a network the file holds, in our layout."""
-    found = weights.read(path, origin, network)
-    kind, model = recognition.KINDS[origin][found.style], found.arrays
+    content = weights.read(path, origin, network)
+    kind, model = recognition.KINDS[origin][content.style], content.arrays
     backbone = recognition.recognize(model, kind, path)
     a = from_config(program.plain_config(config))
     if adopt:
-        config.model.update(recognition.sizes(model, kind, backbone, a))
+        config.model.update(recognition.sizes(model, kind, backbone=backbone, defaults=a))
         a = from_config(program.plain_config(config))
     elif a.backbone != backbone:
         raise UserError(
@@ -85,17 +85,17 @@ def read(
         )
     parts, other = recognition.parts_of(model, kind, a)
     layout = recognition.without_stage_norms(kind.layout(a, parts), model)
-    known = {name for name, e in layout.named.items() for name in (name, *e.buffers)}
-    recognition.demand_no_more(found.backbone - known, a.backbone, path.name)
+    names = {name for name, e in layout.named.items() for name in (name, *e.buffers)}
+    recognition.demand_no_more(content.backbone - names, a.backbone, path.name)
     subject = f"{path.name} does not hold a complete {a.backbone} ({', '.join(parts)})"
-    arrays = layout.from_file({name: x for name, x in model.items() if name in known}, subject)
-    notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *found.notes]
+    arrays = layout.from_file({name: x for name, x in model.items() if name in names}, subject)
+    notes = [f"read {path.name}: {kind.words}, {a.backbone}, {', '.join(parts)}", *content.notes]
     notes += [
         f"{part} is of another form (no norms, or other levels): not read, it starts anew"
         for part in other
     ]
-    if left := [name for name in model if name not in known]:
-        notes.append(f"not read: {len(left)} arrays ({few(left)})")
+    if rest := [name for name in model if name not in names]:
+        notes.append(f"not read: {len(rest)} arrays ({few(rest)})")
     return Imported(arrays, config, notes)
 
 
@@ -123,7 +123,9 @@ def placed(state: TrainState, arrays: Arrays) -> TrainState:
     return state.replace(**{name: trees.get(name, {}) for name in NETWORKS})
 
 
-def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict, list[str]]:
+def _load_safetensors(
+    path: Path, config: Any, *, adopt: bool
+) -> tuple[TrainState, dict, list[str]]:
     """`load` of what `--to safetensors` wrote: all networks, with the file's own configuration."""
     ours = format_of(path) == "safetensors"
     arrays = formats.load_safetensors(path) if ours else {}
@@ -133,9 +135,9 @@ def _load_safetensors(path: Path, config: Any, adopt: bool) -> tuple[TrainState,
             f"{path.name} was not written by --to safetensors (its metadata has no format mcl_jax)"
         )
     try:
-        method, step, own = about["method"], about["step"], json.loads(about["config"])
+        method, step, file_config = about["method"], about["step"], json.loads(about["config"])
         if adopt:
-            config.update(own)
+            config.update(file_config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path.name} has no usable metadata (method, step, config): {one_line(error)}; give "

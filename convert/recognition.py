@@ -58,13 +58,13 @@ class Kind(NamedTuple):
 
 
 def _classifier(library: classifiers.Library) -> Kind:
-    layout = lambda a, parts: classifiers.layout(a, library, None)  # noqa: E731
-    return Kind(f"{library.name} classifier", layout, PARTS[:1], swins=True)
+    layout = lambda a, parts: classifiers.layout(a, library, classes=None)  # noqa: E731
+    return Kind(f"{library.name} classifier", layout, parts=PARTS[:1], swins=True)
 
 
 def _detector(library: str) -> Kind:
-    layout = lambda a, parts: detectors.layout(a, library, parts)  # noqa: E731
-    return Kind(f"{library} detector", layout, PARTS, library == "mmdet")
+    layout = lambda a, parts: detectors.layout(a, library, parts=parts)  # noqa: E731
+    return Kind(f"{library} detector", layout, parts=PARTS, swins=library == "mmdet")
 
 
 # What each style of names is, by the origin: ResNets are called alike in torchvision and timm.
@@ -90,10 +90,10 @@ def recognize(model: Arrays, kind: Kind, path: Path) -> str:
     """
     best = None
     candidates = {backbone: _backbone_names(kind, backbone) for backbone in (*RESNETS, *SWINS)}
-    there = set(model) & set().union(*candidates.values())
-    for backbone, wanted in candidates.items():
-        difference = len(wanted ^ there)
-        if 2 * difference < len(wanted) and (best is None or difference < best[0]):
+    names = set(model) & set().union(*candidates.values())
+    for backbone, expected in candidates.items():
+        difference = len(expected ^ names)
+        if 2 * difference < len(expected) and (best is None or difference < best[0]):
             best = difference, backbone
     if best is None:
         raise UserError(
@@ -126,23 +126,33 @@ def _backbone_names(kind: Kind, backbone: str) -> set[str]:
     if backbone in SWINS and not kind.swins:
         return set()
     width = 32 if backbone in SWINS else 8
-    a = Architecture(backbone, width, 8, 0, 8, 8, 8, "fpn", 0.0)
+    a = Architecture(
+        backbone,
+        width,
+        fpn_channels=8,
+        head_convs=0,
+        projector_hidden=8,
+        projector_out=8,
+        predictor_hidden=8,
+        neck="fpn",
+        drop_path=0.0,
+    )
     return set(kind.layout(a, PARTS[:1]).named)
 
 
-def sizes(model: Arrays, kind: Kind, backbone: str, given: Architecture) -> dict[str, Any]:
+def sizes(model: Arrays, kind: Kind, backbone: str, defaults: Architecture) -> dict[str, Any]:
     """The keys of `config.model` that the file decides."""
-    a = replace(given, backbone=backbone, head_convs=MOST_HEAD_CONVS)
-    found = {"backbone": backbone}
+    a = replace(defaults, backbone=backbone, head_convs=MOST_HEAD_CONVS)
+    result = {"backbone": backbone}
     by_source = {e.source: model.get(e.name) for e in kind.layout(a, kind.parts).entries}
     for key, sources in VECTORS.items():
         vectors = (by_source[source] for source in sources if by_source.get(source) is not None)
         if (vector := next(vectors, None)) is not None:
-            found[key] = vector.size
+            result[key] = vector.size
     heads = [f"params/encoder/head/conv{n}/kernel" for n in range(1, MOST_HEAD_CONVS + 1)]
     if count := sum(by_source.get(source) is not None for source in heads):
-        found["head_convs"] = count
-    return found
+        result["head_convs"] = count
+    return result
 
 
 def parts_of(model: Arrays, kind: Kind, a: Architecture) -> tuple[list[str], list[str]]:
@@ -150,21 +160,21 @@ def parts_of(model: Arrays, kind: Kind, a: Architecture) -> tuple[list[str], lis
 
     A part of which single arrays are missing is one that it has: what reads it names them.
     """
-    whole, other = [], []
+    complete_parts, other_parts = [], []
     for part in kind.parts:
         entries = kind.layout(a, (part,)).named
-        there = {e.source for name, e in entries.items() if name in model}
-        missing = {e.source for e in entries.values()} - there
-        if there:
-            odd = part != PARTS[0] and missing and _is_another_form(there, missing)
-            (other if odd else whole).append(part)
-    return whole, other
+        sources = {e.source for name, e in entries.items() if name in model}
+        missing = {e.source for e in entries.values()} - sources
+        if sources:
+            odd = part != PARTS[0] and missing and _is_another_form(sources, missing)
+            (other_parts if odd else complete_parts).append(part)
+    return complete_parts, other_parts
 
 
-def _is_another_form(there: Set[str], missing: Set[str]) -> bool:
+def _is_another_form(sources: Set[str], missing: Set[str]) -> bool:
     """Whether whole modules are missing, or all norms: so are FPNs of stock detectors."""
-    modules = {path.split("/")[3] for path in there}  # params/encoder/fpn/lateral5/kernel
-    norms = any("/norm/" in path for path in there)
+    modules = {path.split("/")[3] for path in sources}  # params/encoder/fpn/lateral5/kernel
+    norms = any("/norm/" in path for path in sources)
     return all(
         path.split("/")[3] not in modules or ("/norm/" in path and not norms) for path in missing
     )

@@ -205,7 +205,7 @@ def _load_file(path: Path, origin: str | None) -> FrozenNetwork:
     if origin == "safetensors":
         state, meta, _ = imports.load(path, origin, config, adopt=True)
     else:
-        state, meta, _ = authors.load(path, config, True)
+        state, meta, _ = authors.load(path, config, adopt=True)
     tree = {"params": state.params, "batch_stats": state.batch_stats}
     return FrozenNetwork(meta["config"], tree, step=int(state.step))
 

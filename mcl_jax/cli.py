@@ -55,7 +55,7 @@ def define_config() -> flags.FlagHolder:
     return holder
 
 
-def config_of(flag: flags.FlagHolder, required: bool = True) -> ConfigDict | None:
+def config_of(flag: flags.FlagHolder, *, required: bool = True) -> ConfigDict | None:
     """The loaded --config, checked at the door; a missing flag (where required) is a user error."""
     if not flag.present:
         if required:
@@ -72,12 +72,12 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
       >>> config_arguments(["--config", "demo.py", "--config.seed=1", "--workdir", "w"])
       ['--config', 'demo.py', '--config.seed=1']
     """
-    found = []
+    result = []
     for position, argument in enumerate(arguments):
         name, equals, _ = argument.lstrip("-").partition("=")
         if argument.startswith("-") and (name == "config" or name.startswith("config.")):
-            found += [argument] if equals else arguments[position : position + 2]
-    return found
+            result += [argument] if equals else arguments[position : position + 2]
+    return result
 
 
 def complete(
@@ -183,11 +183,11 @@ def mistakes_in_one_line() -> Iterator[None]:
 
 def memory_mistake(error: Exception) -> str | None:
     """One line about memory that is not there, be it JAX's or NumPy's; None for other errors."""
-    told = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(told):
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
         return None
-    asked = _ASKED.search(told)
-    amount = f": {asked[1]} were asked for at once" if asked else ""
+    request = _ASKED.search(text)
+    amount = f": {request[1]} were asked for at once" if request else ""
     return f"out of memory{amount}. A smaller batch or smaller images need less"
 
 
@@ -231,23 +231,23 @@ def _mistake(error: Exception, argv: Sequence[str], overrides: Mapping[str, str]
     for raised in files.chain(error):  # absl wraps what a config file raises
         if isinstance(raised, UserError):
             return str(raised)
-    told, name = str(error), _config_file(argv)
+    text, name = str(error), _config_file(argv)
     for key, value in overrides.items():
-        if any(part in told for part in (key, *(f"'{x}'" for x in key.split(".")))):
+        if any(part in text for part in (key, *(f"'{x}'" for x in key.split(".")))):
             if key in KEYS:
                 return f"{key} is {value!r}; it must be {KEYS[key].words()}"
             return f"no key {key} in {name}"
-    return told
+    return text
 
 
 def _overrides(argv: Sequence[str]) -> dict[str, str]:
     """Key -> text of every `--config.key=text`."""
-    found = {}
+    values = {}
     for argument, following in _arguments(argv) if "config" in flags.FLAGS else ():
         if match := _OVERRIDE.fullmatch(argument):
             key, equals, value = match.groups()
-            found[key] = value if equals else following
-    return found
+            values[key] = value if equals else following
+    return values
 
 
 def _config_file(argv: Sequence[str]) -> str:

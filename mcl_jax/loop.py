@@ -85,7 +85,7 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
         every_s=log["progress_s"],
     )
     with (
-        _results(run, session.workdir, start, first_process) as (writer, page),
+        _results(run, session.workdir, start, enabled=first_process) as (writer, page),
         contextlib.closing(Window(session.profile, session.workdir / "profile")) as window,
         open_batches(run, session.source, start) as batches,
         bar,
@@ -112,8 +112,8 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
                     writer.write(0, evaluate_start())
                 evaluate_start = None  # and its copy of the network
             done = step + 1
-            asked = session.preemption.requested_after(done) or done - start == session.stop_after
-            last = done == run.total_steps or asked
+            stops = session.preemption.requested_after(done) or done - start == session.stop_after
+            last = done == run.total_steps or stops
             steps.write()  # an earlier step's metrics, fetched while this one runs
             save = done % log["checkpoint_steps"] == 0 or last
             if done % log["every_steps"] == 0 or save:
@@ -122,8 +122,8 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
                 steps.write()
                 if session.ownership is not None:
                     session.ownership.check()
-                checkpointer.save(state, session.meta, last)
-            if monitor.due(done) and not asked:
+                checkpointer.save(state, session.meta, last=last)
+            if monitor.due(done) and not stops:
                 writer.write(done, monitor.evaluate(state))
                 meter.restart(done)
             bar.update(done - bar.n)
@@ -134,13 +134,17 @@ def train(session: Session, state: TrainState, compiled: jax.stages.Compiled) ->
 
 @contextlib.contextmanager
 def _results(
-    run: Program, workdir: storage.Place, start: int, enabled: bool
+    run: Program, workdir: storage.Place, start: int, *, enabled: bool
 ) -> Iterator[tuple[MetricWriter, RunPage | None]]:
     """Metrics and the run's page; however the run ends, both are closed and complete."""
     config, log_section = program.plain_config(run.config), run.config["log"]
     about = writers.About(tuple(log_section["writers"]), log_section["project"], config)
-    writer = MetricWriter(workdir, start, enabled, about)
-    page = RunPage(config, workdir, run.total_steps, log_section["page_s"]) if enabled else None
+    writer = MetricWriter(workdir, start, enabled=enabled, about=about)
+    page = (
+        RunPage(config, workdir, total_steps=run.total_steps, every_s=log_section["page_s"])
+        if enabled
+        else None
+    )
     try:
         yield writer, page
     finally:
@@ -170,7 +174,7 @@ def _draw_montages(run: Program, batch: Mapping[str, np.ndarray], workdir: stora
         plots.sheet(
             workdir / "montage.png",
             run.objective.pictures(inputs),
-            run.config["augment"]["mean"],
-            run.config["augment"]["std"],
+            mean=run.config["augment"]["mean"],
+            std=run.config["augment"]["std"],
             columns=run.config["log"]["montages"],
         )

@@ -36,8 +36,8 @@ def matching_matrix(mode: str, levels: int) -> np.ndarray:
     s, j = np.indices((levels, levels))
     if mode not in MATCHING_MODES:
         raise UserError(f"loss.matching {mode!r} is not one of {', '.join(MATCHING_MODES)}")
-    allowed = {"a": j == 0, "b": s == j, "c": abs(s - j) <= 1, "d": s >= 0}[mode].astype(float)
-    return allowed / allowed.sum(1, keepdims=True)
+    mask = {"a": j == 0, "b": s == j, "c": abs(s - j) <= 1, "d": s >= 0}[mode].astype(float)
+    return mask / mask.sum(1, keepdims=True)
 
 
 def target_levels(matching: np.ndarray) -> int:

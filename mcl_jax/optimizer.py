@@ -82,8 +82,8 @@ def learning_rate(settings: OptimizerSettings, batch_size: int, steps_per_epoch:
         cosine = (
             settings.final_lr + (peak - settings.final_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
         )
-        done = jnp.clip(step / max(warmup, 1), 0.0, 1.0) if warmup else 1.0
-        return cosine * (settings.warmup_start + (1 - settings.warmup_start) * done)
+        warmup_progress = jnp.clip(step / max(warmup, 1), 0.0, 1.0) if warmup else 1.0
+        return cosine * (settings.warmup_start + (1 - settings.warmup_start) * warmup_progress)
 
     return schedule
 

@@ -87,7 +87,7 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
     if mesh.shape[sharding.DEVICE_GROUP_AXIS] != groups:
         raise ValueError(f"numerics.bn_devices asks for {groups} groups, the mesh is {mesh.shape}")
     b = sharding.images_per_device(data["batch_size"], mesh, micro_batches=micro_batches)
-    objective = make_objective(config, b, sharding.norm_axis(mesh))
+    objective = make_objective(config, b, norm_axis=sharding.norm_axis(mesh))
     steps_per_epoch = max(1, images // data["batch_size"])
     opt = fill(optimizers.OptimizerSettings, config["optimizer"])
     total_steps = max(1, round(opt.epochs * steps_per_epoch))

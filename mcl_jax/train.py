@@ -28,12 +28,13 @@ from mcl_jax.runtime.start import rare_collections
 from mcl_jax.settings import changes, door, teaching
 from mcl_jax.state import TrainState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
     config: Mapping[str, Any],
     workdir: str | os.PathLike,
+    *,
     stop_after: int | None = None,
     owner: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -72,7 +73,7 @@ def pretrain(
     optional.begin()
     at_end = at_end if at_end and jax.process_index() == 0 else lambda step: None
     with (
-        Preemption(owner) as preemption,
+        Preemption(owner=owner) as preemption,
         compile_cache(workdir / "xla_cache"),
         rare_collections(),
     ):
@@ -154,13 +155,13 @@ def _restore_or_start(
     """The newest checkpoint's state, or a new one; says what has changed since the checkpoint."""
 
     def explain(saved: Mapping[str, Any]) -> str:
-        found = changes.differences(saved, meta)
-        for change in found:
-            log.warning("changed since the checkpoint: %s", change.line)
-        return ", ".join(map(str, changes.of_arrays(found)))
+        differences = changes.differences(saved, meta)
+        for change in differences:
+            logger.warning("changed since the checkpoint: %s", change.line)
+        return ", ".join(map(str, changes.of_arrays(differences)))
 
-    found = checkpointer.restore(program.abstract_state(run), explain)
-    return program.new_state(run) if found is None else found[0]
+    state_and_meta = checkpointer.restore(program.abstract_state(run), explain)
+    return program.new_state(run) if state_and_meta is None else state_and_meta[0]
 
 
 def _announce(run: Program, source: Source, start: int, workdir: storage.Place) -> None:

@@ -76,8 +76,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether a disk took no more; libraries that are no Python tell it in words alone."""
     if isinstance(error, OSError):
         return error.errno in REFUSALS
-    told = isinstance(error, UserError)
-    return not told and any(words in str(error) for words in _WORDS)
+    is_ours = isinstance(error, UserError)
+    return not is_ours and any(words in str(error) for words in _WORDS)
 
 
 def mistake(error: Exception) -> str | None:

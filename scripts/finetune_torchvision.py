@@ -21,8 +21,8 @@ from mcl_jax.finetune import flags, job, machine  # noqa: E402
 
 def read_weights(path: Path, network: str | None) -> tuple[dict, list[str]]:
     """Arrays by torchvision's names, from any format and from behind any prefix."""
-    read = weights.read(path, "torchvision", network)
-    return read.arrays, read.notes
+    content = weights.read(path, "torchvision", network)
+    return content.arrays, content.notes
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch_or_skip import need_torch, torch
 from mcl_jax import program
 from mcl_jax.configs import base
 from mcl_jax.convert import export as exports
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets import authors
@@ -77,18 +78,17 @@ def need_torch_for(target):
         need_torch()
 
 
-def export_to(target, state, meta, out, parts=None, **options):
+def export_to(target, state, meta, out, parts=None, *, folded=False, **origin):
     """`--to` target with `--parts`, of a checkpoint in memory; returns the written files."""
     need_torch_for(target)
-    return exports.export(
-        TARGETS[target], state, meta=meta, source="runs/test", out=out, parts=parts, **options
-    )
+    snapshot = Snapshot(state, meta, "runs/test", **origin)
+    return exports.export(TARGETS[target], snapshot, out, parts=parts, folded=folded)
 
 
 def job_of(target, state, meta, parts=None, folded=False):
-    part_names = exports.chosen_parts(TARGETS[target], parts, meta["config"])
-    return exports.Job(
-        state, meta, parts=part_names, folded=folded, changes=(), weights=Path("weights")
+    part_names = exports.chosen_parts(TARGETS[target], request=parts, config=meta["config"])
+    return exports.ExportJob(
+        Snapshot(state, meta), part_names, weights=Path("weights"), folded=folded
     )
 
 

@@ -51,7 +51,7 @@ def rule_made_state(name, a):
         if dtype == "float32" and not key.startswith(f"{last}.")
     }
     flat = {}
-    for entry in classifiers.layout(a, TORCHVISION, None).entries:
+    for entry in classifiers.layout(a, TORCHVISION, classes=None).entries:
         if entry.name:
             flat[entry.source] = entry.from_file(arrays[entry.name])
         else:  # output norms, which torchvision does not have

@@ -147,7 +147,7 @@ def test_groups_and_not_devices_decide_about_views_and_montages(method):
     config.detco.crop_size, config.detco.patch_size = 24, 8
     config.moco.queue_size = 64
     config.data.group_size = 4
-    one, two = (make_objective(config, images, None) for images in (8, 4))
+    one, two = (make_objective(config, images, norm_axis=None) for images in (8, 4))
     batch = batch_of(np.random.default_rng(1), 8)
     make = lambda objective: jax.jit(  # noqa: E731
         lambda rows, shard: objective.inputs(np.uint32(3), 5, rows, shard)

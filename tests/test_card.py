@@ -59,7 +59,7 @@ def workdir(tmp_path):
 
 def test_a_run_shows_what_it_learned_and_its_pictures(workdir):
     config = full_meta_of(R18)["config"]
-    parts = card.run_parts(config, 3, metrics.read(workdir), workdir)
+    parts = card.run_parts(config, 3, lines=metrics.read(workdir), workdir=workdir)
     card.write(workdir / "card.html", card.page("mcl <b>", "sub & title", parts))
     page, text = page_of(workdir / "card.html")
     assert page.tags.count("img") == 2
@@ -77,7 +77,7 @@ def test_a_run_shows_what_it_learned_and_its_pictures(workdir):
 
 
 def test_without_measurements_and_pictures_the_page_stays_whole(tmp_path):
-    parts = card.run_parts(full_meta_of(R18)["config"], 0, [], None)
+    parts = card.run_parts(full_meta_of(R18)["config"], 0, lines=[], workdir=None)
     card.write(tmp_path / "card.html", card.page("a", "b", parts))
     page, text = page_of(tmp_path / "card.html")
     assert "img" not in page.tags and "kNN" not in text

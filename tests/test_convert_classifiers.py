@@ -27,6 +27,7 @@ from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 from torch_or_skip import module_on_torch, need_torch, torch
 
 from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION
@@ -51,7 +52,7 @@ def run_of(a, method, pooling="montage"):
 def random_tiny(seed=0):
     r = np.random.RandomState(seed)
     flat = {}
-    for entry in classifiers.layout(TINY, TORCHVISION, None).entries:
+    for entry in classifiers.layout(TINY, TORCHVISION, classes=None).entries:
         scale = 0.3 if len(entry.shape) > 1 else 1.0
         flat[entry.source] = (scale * r.randn(*entry.shape)).astype(np.float32)
     return strict.unflatten(flat)
@@ -79,7 +80,9 @@ def test_table_lists_exactly_what_the_module_creates(a):
     shapes = {}
     for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
         shapes["/".join(("params/encoder/backbone", *(key.key for key in path)))] = x.shape
-    assert {e.source: e.shape for e in classifiers.layout(a, TORCHVISION, None).entries} == shapes
+    assert {
+        e.source: e.shape for e in classifiers.layout(a, TORCHVISION, classes=None).entries
+    } == shapes
 
 
 @pytest.mark.parametrize("name, a", [("swin_t", SWIN_T), ("resnet50", R50)])
@@ -238,7 +241,7 @@ def test_detectron2_takes_the_backbone_of_methods_without_fpn(tmp_path, method, 
     with pytest.raises(UserError, match="missing params/encoder/fpn"):
         export_to("detectron2", bare, run_of(R18, "mcl"), tmp_path / "mcl")
     with pytest.raises(UserError, match=f"this checkpoint is {method}"):
-        authors.export(bare, meta, tmp_path / "a.npz")
+        authors.export(Snapshot(bare, meta), tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

@@ -207,7 +207,7 @@ def test_divided_weights_give_the_same_features(divisor):
                 "params": {k: flat[f"params/{stem}/norm/{k}"] for k in ("scale", "bias")},
                 "batch_stats": {k: flat[f"batch_stats/{stem}/norm/{k}"] for k in ("mean", "var")},
             }
-            out = norm.apply(variables, y, (4,), train, mutable=["batch_stats"])[0]
+            out = norm.apply(variables, y, (4,), train=train, mutable=["batch_stats"])[0]
             features[train, which] = np.asarray(out)
         largest = np.abs(features[train, "before"]).max()
         # epsilon is not divided: 1e-5 beside variances of order one

@@ -27,6 +27,7 @@ from torch_or_skip import need_torch, torch
 from mcl_jax import optimizer, program, sharding
 from mcl_jax.configs import base
 from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files
@@ -121,7 +122,7 @@ def test_jax_to_authors_to_jax_is_exact(tmp_path):
     # Through a checkpoint on disk, as `convert` reads it.
     checkpoint.write(tmp_path / "run", state, meta)
     read, read_meta = checkpoint.read(tmp_path / "run")
-    authors.export(read, read_meta, tmp_path / "b.npz")
+    authors.export(Snapshot(read, read_meta), tmp_path / "b.npz")
     again, _, _ = load(tmp_path / "b.npz")
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)

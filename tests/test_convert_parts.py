@@ -60,7 +60,7 @@ def test_the_file_holds_the_parts_and_the_report_the_rest(tmp_path, state, given
 
 def test_backbone_and_fpn_fill_exactly_these_of_a_detector():
     """Names of the real models; statistics counters, which nobody loads, aside."""
-    names = list(detectors.layout(R50, "detectron2", ("backbone", "fpn")).named)
+    names = list(detectors.layout(R50, "detectron2", parts=("backbone", "fpn")).named)
     for detector in ("mask_rcnn_fpn_bn4conv1fc", "retinanet_fpn_bn"):
         model = [k for k in model_keys(detector) if not k.endswith("num_batches_tracked")]
         file_names = {k for k in model if k.startswith("backbone.") and ".top_block." not in k}

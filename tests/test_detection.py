@@ -56,7 +56,8 @@ class Squares:
         box = np.array([self.boxes[index]]) / np.tile(size, 2)
         return BoxedRecord(
             cv2.imencode(".png", image)[1].tobytes(), box.astype(np.float32),
-            np.array([self.labels[index]], np.int32), np.zeros(1, bool), f"{index}.png",
+            labels=np.array([self.labels[index]], np.int32),
+            ignored=np.zeros(1, bool), name=f"{index}.png",
         )  # fmt: skip
 
 
@@ -196,7 +197,9 @@ def test_two_devices_step_and_detect_as_one(config, data, pretrained):
         variables = functions.replicate(parts)
         frozen, trained = ({p: variables[p] for p in own} for own in (PARTS[:1], PARTS[1:]))
         memory = functions.optimizer.init({p: v["params"] for p, v in trained.items()})
-        feed = training.Feed(tool, functions, frozen, data, 0, training.Conduct())
+        feed = training.Feed(
+            tool, functions, frozen=frozen, data=data, seed=0, conduct=training.Conduct()
+        )
         inputs, targets = feed.placed(0, *feed.read(np.array([0, 4])))
         batch = data.read([0, 1])
         images = functions.split((batch.images, batch.extents))
@@ -254,7 +257,7 @@ def test_padding_is_the_mean_color(config):
 
 
 def test_batches_are_whole_passes_and_chunks_visit_all():
-    batches = training._batches(np.random.default_rng(0), 6, 3, 4)
+    batches = training._batches(np.random.default_rng(0), 6, batch_size=3, steps=4)
     assert batches.shape == (4, 3)
     assert sorted(batches[:2].ravel() % 6) == list(range(6))
     assert batches.max() >= 6  # mirror images occur
@@ -281,7 +284,7 @@ def sized(sides, labels, ignored=None):
 
 
 def measure(truth, found):
-    return average_precision(truth, found, ("a", "b"), (10.0, 20.0))
+    return average_precision(truth, found, class_names=("a", "b"), area_bounds=(10.0, 20.0))
 
 
 def test_perfect_detections_score_one_and_none_score_zero(capsys):

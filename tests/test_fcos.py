@@ -17,7 +17,7 @@ GRID = fcos.make_grid(32, ("P3", "P4"), (10.0,))
 
 # Jitted: compiling one function is quicker than compiling its operations one by one.
 assigned = jax.jit(lambda boxes, labels: fcos.assign(boxes, labels, GRID, 1.5))
-loss_terms = jax.jit(lambda outputs, targets: fcos.losses(outputs, targets, 0.25, 2.0))
+loss_terms = jax.jit(lambda outputs, targets: fcos.losses(outputs, targets, alpha=0.25, gamma=2.0))
 
 
 def assign(boxes, labels):

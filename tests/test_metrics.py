@@ -75,7 +75,13 @@ def test_pictures_show_every_level_and_curve(tmp_path):
     import matplotlib.image
 
     canvases = np.random.default_rng(0).normal(size=(7, 32, 32, 3))
-    plots.sheet(tmp_path / "m.png", montage.rows(canvases, (4, 2, 1)), (0.5,) * 3, (0.2,) * 3, 3)
+    plots.sheet(
+        tmp_path / "m.png",
+        montage.rows(canvases, (4, 2, 1)),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        columns=3,
+    )
     lines = [{"step": 0, "knn": 0.1}, {"step": 1, "loss": 2.0, "loss/level0": 1.0, "lr": 0.1}]
     plots.curves(tmp_path / "c.png", lines)
     for name in ("m.png", "c.png"):

@@ -20,7 +20,7 @@ def ours(x, train, axis_name=None, groups=GROUPS):
         "params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)},
         "batch_stats": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 1.7)},
     }
-    return norm.apply(variables, x, groups, train, mutable=["batch_stats"])
+    return norm.apply(variables, x, groups, train=train, mutable=["batch_stats"])
 
 
 def torchs(x, train):
@@ -67,7 +67,7 @@ def test_pooling_before_normalizing_is_pooling_after_it(relu, train):
     def loss(x, scale, bias):
         stats = {"mean": mean, "var": var}
         variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-        out, _ = norm.apply(variables, x, (2, 4), train, mutable=["batch_stats"])
+        out, _ = norm.apply(variables, x, (2, 4), train=train, mutable=["batch_stats"])
         return (out * weight).sum(), out
 
     (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
@@ -114,7 +114,7 @@ def test_bfloat16_is_normalized_by_statistics_in_float32(x):
     rounded = jnp.asarray(x, jnp.bfloat16)
     norm = BatchNorm(momentum=0.9, epsilon=1e-5, affine=False, dtype=jnp.bfloat16)
     variables = {"batch_stats": {"mean": jnp.full(6, 4.0), "var": jnp.ones(6)}}
-    out, state = norm.apply(variables, rounded, GROUPS, True, mutable=["batch_stats"])
+    out, state = norm.apply(variables, rounded, GROUPS, train=True, mutable=["batch_stats"])
     assert out.dtype == jnp.bfloat16
     exact, groups = np.asarray(rounded, np.float64), np.cumsum(GROUPS)[:-1]
     expected = [(g - g.mean((0, 1, 2))) / g.std((0, 1, 2)) for g in np.split(exact, groups)]
@@ -140,7 +140,11 @@ def test_gradients_equal_torchs(x, relu, devices):
 
         def loss(x, weight, params):
             out, _ = norm.apply(
-                {"params": params, "batch_stats": stats}, x, groups, True, mutable=["batch_stats"]
+                {"params": params, "batch_stats": stats},
+                x,
+                groups,
+                train=True,
+                mutable=["batch_stats"],
             )
             return (out * weight).sum()
 

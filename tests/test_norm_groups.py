@@ -28,7 +28,7 @@ def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
     def apply(params, x, weights, axis_name):
         norm = BatchNorm(0.9, 1e-5, axis_name=axis_name)
         variables = {"params": params, "batch_stats": stats}
-        out, changed = norm.apply(variables, x, (x.shape[0],), True, mutable="batch_stats")
+        out, changed = norm.apply(variables, x, (x.shape[0],), train=True, mutable="batch_stats")
         return (out * weights).sum(), (out, changed["batch_stats"])
 
     def body(x, weights):

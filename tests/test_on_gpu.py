@@ -78,7 +78,7 @@ def test_a_command_is_cut_in_time_with_its_children_or_asked_to_save_first():
         "print('ready', flush=True); time.sleep(60)"
     )
     ended = commands.run([PYTHON, "-c", saves], 20.0, grace_s=18.0)
-    assert (ended.code, ended.cut, ended.said) == (0, True, "ready\nsaved\n")
+    assert (ended.code, ended.cut, ended.output) == (0, True, "ready\nsaved\n")
     with pytest.raises(commands.CommandFailed, match="(?s)exit code 3: .*why"):
         commands.demand(commands.run([PYTHON, "-c", "print('why'); raise SystemExit(3)"], 20.0))
 
@@ -261,7 +261,7 @@ def test_kernels_of_a_device_are_told_from_its_operations():
         profile.Event("cutlass_conv", "conv.2", 2e6),
         profile.Event("loop_fusion", "fusion.1", 2e6),
     ]
-    result = profile.summary(events, 2, {"conv.1": "jit(step)/conv"}, count=2)
+    result = profile.summary(events, 2, source_of={"conv.1": "jit(step)/conv"}, count=2)
     assert [row["name"] for row in result["kernels"]] == ["cutlass_conv", "loop_fusion"]
     assert result["kernels"][0] == {
         "name": "cutlass_conv",

@@ -55,7 +55,9 @@ def test_the_table_lists_what_the_issue_of_a_paper_row_needs():
 def test_a_row_is_valid_at_its_own_size(row):
     """As on a pod of 32 devices; networks are built lazily, so this costs nothing."""
     config = program.plain_config(mcl.get_config(row.strip()))
-    objective = make_objective(config, config["data"]["batch_size"] // 32, sharding.DATA_AXIS)
+    objective = make_objective(
+        config, config["data"]["batch_size"] // 32, norm_axis=sharding.DATA_AXIS
+    )
     assert objective.images_per_device * 32 == config["data"]["batch_size"]
 
 

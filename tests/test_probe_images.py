@@ -158,7 +158,9 @@ def test_boxes_stay_on_their_objects_through_every_augmentation(seed):
     rng = np.random.default_rng(seed)
     images, extents, boxes = random_pictures(rng, 16)
     mirrored = rng.integers(0, 2, 16).astype(bool)
-    placement = augmentation.draw_placement(jax.random.key(seed), extents, SIDE, (0.5, 2.0))
+    placement = augmentation.draw_placement(
+        jax.random.key(seed), extents, image_size=SIDE, scales=(0.5, 2.0)
+    )
     turned = augmentation.mirror(images, extents, mirrored)
     placed, inside = map(np.asarray, augmentation.place(turned, extents, placement))
     moved = augmentation.mirror_boxes(boxes, extents, mirrored)
@@ -219,8 +221,8 @@ def test_boxes_that_are_mostly_cut_off_lose_their_label():
 def test_a_placement_depends_on_key_position_and_extent_alone():
     extents = np.array([[48, 30], [20, 48], [48, 48]])
     key = jax.random.key(3)
-    whole = augmentation.draw_placement(key, extents, SIDE, (0.5, 2.0))
-    part = augmentation.draw_placement(key, extents[:2], SIDE, (0.5, 2.0))
+    whole = augmentation.draw_placement(key, extents, image_size=SIDE, scales=(0.5, 2.0))
+    part = augmentation.draw_placement(key, extents[:2], image_size=SIDE, scales=(0.5, 2.0))
     for a, b in zip(whole, part, strict=True):
         np.testing.assert_array_equal(a[:2], b)
     room = SIDE - extents * np.asarray(whole.scale)[:, None]

@@ -30,7 +30,7 @@ def subject():
 def run(subject, folder, modes=(), labels=(2, None), **conduct):
     data = Data(squares(), squares(Squares()))
     return report.run(
-        subject, data, folder, modes=modes, labels=labels, seed=0,
+        subject, data, output=folder, modes=modes, labels=labels, seed=0,
         mesh=sharding.make_mesh(jax.devices()[:1]), conduct=training.Conduct(**conduct),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ def test_the_compile_cache_is_set_and_put_back(tmp_path):
 @pytest.mark.parametrize("owner", [True, False])
 def test_handlers_are_put_back(owner):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Preemption(owner):
+    with Preemption(owner=owner):
         assert signal.getsignal(signal.SIGINT) is not before[0]
         assert (signal.getsignal(signal.SIGTERM) is before[1]) == (not owner)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

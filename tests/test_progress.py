@@ -82,7 +82,9 @@ def page(tmp_path):
     from mcl_jax.configs import base
 
     (tmp_path / metrics.FILE).write_text('{"step": 3, "loss": 1.5}\n')
-    return lambda every_s: run_page.RunPage(base.get_config().to_dict(), tmp_path, 10, every_s)
+    return lambda every_s: run_page.RunPage(
+        base.get_config().to_dict(), tmp_path, total_steps=10, every_s=every_s
+    )
 
 
 def test_a_page_loads_itself_again_while_the_run_goes_on(page, tmp_path):

@@ -32,7 +32,7 @@ def test_every_row_is_a_configuration_that_builds(config):
         plain = rows.config_of_run(config, row, seed)
         assert plain["seed"] == seed and "study" not in plain
         if seed == 0:
-            seen[row] = make_objective(plain, plain["data"]["batch_size"], None)
+            seen[row] = make_objective(plain, plain["data"]["batch_size"], norm_axis=None)
     assert list(seen) == list(config.study.rows) and set(seen) == set(config.study.differs)
     assert {type(x).__name__ for x in seen.values()} == {
         *("MCL", "Supervised", "BYOL", "MoCo", "DetCo")
@@ -176,7 +176,7 @@ def test_the_comparison_on_photographs_builds_and_differs_in_methods_alone(size)
     assert base["data"]["dataset"] == "folder:/data/photos/pretrain"
     for row in config.study.rows:
         own = rows.config_of_run(config, row, 0)
-        make_objective(own, own["data"]["batch_size"], None)
+        make_objective(own, own["data"]["batch_size"], norm_axis=None)
         assert {key for key in base if base[key] != own[key]} <= allowed, row
     with pytest.raises(UserError, match="study_photos.py:tpu is not one of cpu, gpu"):
         study_photos.get_config("tpu")

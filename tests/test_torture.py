@@ -20,7 +20,7 @@ def job(tmp_path_factory):
         "data.canvas_size=32",
         "knn.every_epochs=0.0",
     )
-    return runs.Job(
+    return runs.TortureJob(
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
         program=(str(Path(__file__).with_name("tiny_pretrain.py")),),
@@ -48,7 +48,7 @@ def test_a_disk_without_room_for_a_byte_ends_a_run_with_one_line_and_code_5(job)
 
 
 def test_mistakes_in_flags_are_one_line_each(tmp_path):
-    said = data.mistakes(runs.Job(tmp_path))
+    said = data.mistakes(runs.TortureJob(tmp_path))
     assert len(said) == 6 and all(line.startswith("error: ") for line in said)
 
 
@@ -92,7 +92,7 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
             "mesh_for",
             lambda _: sharding.make_mesh(jax.devices()[:devices]),
         )
-        train.pretrain(config, workdir, stop_after)
+        train.pretrain(config, workdir, stop_after=stop_after)
         return runs.losses(workdir)
 
     with jax.enable_x64(False):

@@ -142,7 +142,7 @@ def test_montages_take_as_many_images_as_fill_canvases(runs):
     _, meta = checkpoint.read(runs["mcl"])
     images = visualize.load([], meta["config"], 21)
     assembled = visualize.assemble(meta["config"], images)
-    assert assembled.used == 16 and assembled.levels == (0, 1, 2, 3)
+    assert assembled.image_count == 16 and assembled.levels == (0, 1, 2, 3)
     assert [len(x) for x in assembled.rows.values()] == [16, 4, 1, 1]
     with pytest.raises(UserError, match="no image can be read"):
         visualize.load([Path(__file__)], meta["config"], 3)

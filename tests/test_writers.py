@@ -22,7 +22,7 @@ def about(*names):
 
 
 def log(workdir, resume_step, steps, told):
-    writer = metrics.MetricWriter(workdir, resume_step, True, told)
+    writer = metrics.MetricWriter(workdir, resume_step, enabled=True, about=told)
     for step in steps:
         writer.write(step, {"loss": 2.0 / step, "top1/level0": 0.5})
     writer.close()

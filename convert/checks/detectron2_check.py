@@ -56,10 +56,10 @@ def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
             f"{path} is a file of {kind}: Detectron2 goes by its name, rename it to {SUFFIX[kind]}"
         )
     tree = content.load(path)
-    found = weights.select(tree, path.name, "detectron2")
-    if found.prefix not in PREFIXES:
+    selection = weights.select(tree, path.name, origin="detectron2")
+    if selection.prefix not in PREFIXES:
         raise UserError(
-            f"{path.name} has its names behind {found.prefix!r}, where Detectron2 does not look: "
+            f"{path.name} has its names behind {selection.prefix!r}, where Detectron2 does not look: "
             f"{CONVERT}"
         )
     if kind == "pickle" and not {"model", "__author__"} <= set(tree):
@@ -69,9 +69,9 @@ def read_weights(path: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
         )
     leaves = weights.flatten(tree, path.name)
     names = {
-        name[len(found.prefix) :]: tuple(x.shape)
+        name[len(selection.prefix) :]: tuple(x.shape)
         for name, x in leaves.items()
-        if name.startswith(found.prefix) and len(x.shape)
+        if name.startswith(selection.prefix) and len(x.shape)
     }
     if tree.get("matching_heuristics") is not True and "stem.conv1.weight" in names:
         raise UserError(
@@ -89,17 +89,17 @@ def match(model: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     Raises:
       UserError: where a name of the file fits two of the model, which Detectron2 refuses.
     """
-    names, found = list(names), {}
+    names, pairs = list(names), {}
     for key in model:
         fitting = [name for name in names if key == name or key.endswith("." + name)]
         if fitting:
-            found[key] = max(fitting, key=len)
+            pairs[key] = max(fitting, key=len)
     users: dict[str, str] = {}
-    for key, name in found.items():
+    for key, name in pairs.items():
         if name in users:
             raise UserError(f"{name} of the file fits both {users[name]} and {key}")
         users[name] = key
-    return found
+    return pairs
 
 
 def loaded(model: Mapping[str, tuple], weights: Mapping[str, tuple]) -> list[str]:
@@ -113,18 +113,20 @@ def loaded(model: Mapping[str, tuple], weights: Mapping[str, tuple]) -> list[str
       UserError: unless all of the backbone is taken, and all of it used, and every layer is taken
         whole or not at all: Detectron2 itself only warns.
     """
-    found = match(model, weights)
+    pairs = match(model, weights)
     learned = [key for key in model if not key.endswith(COUNTER)]
-    taken = {key for key, name in found.items() if tuple(model[key]) == tuple(weights[name])}
-    skipped = sorted(set(found) - taken)
+    matches = {key for key, name in pairs.items() if tuple(model[key]) == tuple(weights[name])}
+    skipped = sorted(set(pairs) - matches)
     unused = [
-        name for name in set(weights) - {found[key] for key in taken} if not name.endswith(COUNTER)
+        name
+        for name in set(weights) - {pairs[key] for key in matches}
+        if not name.endswith(COUNTER)
     ]
-    _demand_backbone(model, weights, taken, skipped)
+    _demand_backbone(model, weights, matches, skipped)
     _demand_same_stages(model, weights, unused)
-    _demand_whole_layers(model, weights, {key: found[key] for key in taken})
-    scratch = [key for key in learned if key not in taken]
-    arrays = len([key for key in learned if key in taken])
+    _demand_whole_layers(model, weights, {key: pairs[key] for key in matches})
+    scratch = [key for key in learned if key not in matches]
+    arrays = len([key for key in learned if key in matches])
     return [
         f"{arrays} of {len(learned)} arrays come from the file, {len(unused)} of it are not used"
         + (f": {', '.join(_layers(unused))}" if unused else ""),
@@ -136,19 +138,21 @@ def loaded(model: Mapping[str, tuple], weights: Mapping[str, tuple]) -> list[str
 def _demand_backbone(
     model: Mapping[str, tuple],
     weights: Mapping[str, tuple],
-    taken: Iterable[str],
+    matches: Iterable[str],
     skipped: Iterable[str],
 ) -> None:
     """UserError unless the file fills the backbone."""
-    taken, skipped = set(taken), list(skipped)
+    matches, skipped = set(matches), list(skipped)
     learned = [key for key in model if not key.endswith(COUNTER)]
     backbone = [key for key in learned if key.startswith(BACKBONE) and not key.startswith(NEW)]
-    missing = [key for key in backbone if key not in taken]
-    if not missing and taken:
+    missing = [key for key in backbone if key not in matches]
+    if not missing and matches:
         return
     shapes = f"; of another shape: {', '.join(skipped[:3])}" if skipped else ""
-    own, theirs = network(model), network(weights)
-    another = f"; the file holds {theirs}, the configuration builds {own}" if own != theirs else ""
+    ours, theirs = network(model), network(weights)
+    another = (
+        f"; the file holds {theirs}, the configuration builds {ours}" if ours != theirs else ""
+    )
     raise UserError(
         f"the weights do not fill the backbone: {len(missing)} arrays are missing, first "
         f"{few(missing or learned)}{shapes}{another}"
@@ -190,24 +194,24 @@ def _demand_same_stages(
 
 
 def _demand_whole_layers(
-    model: Mapping[str, tuple], weights: Mapping[str, tuple], taken: Mapping[str, str]
+    model: Mapping[str, tuple], weights: Mapping[str, tuple], matches: Mapping[str, str]
 ) -> None:
     """UserError where a convolution is taken without its norm or bias, or these without it."""
     ours, theirs = _by_layer(model), _by_layer(weights)
-    for layer, file_layer in sorted({(_layer(key), _layer(name)) for key, name in taken.items()}):
-        wanted, held = ours[layer], theirs[file_layer]
-        if {leaf for leaf in wanted if f"{layer}.{leaf}" in taken} == wanted == held:
+    for layer, file_layer in sorted({(_layer(key), _layer(name)) for key, name in matches.items()}):
+        leaves, file_leaves = ours[layer], theirs[file_layer]
+        if {leaf for leaf in leaves if f"{layer}.{leaf}" in matches} == leaves == file_leaves:
             continue
-        if wanted == held:
+        if leaves == file_leaves:
             raise UserError(f"{layer} would be loaded in part: the rest of it has another shape")
         key = next((key for pattern, key in NORMS.items() if re.search(pattern, layer)), "its NORM")
-        norms = any(leaf.startswith("norm.") for leaf in held)
+        norms = any(leaf.startswith("norm.") for leaf in file_leaves)
         right = "'SyncBN', for the file holds norms"
         if not norms:
             right = "'' (no norm), for the file holds biases, as --fold-norms writes them"
         raise UserError(
-            f"{layer} would be loaded in part: the model has {', '.join(sorted(wanted))}, the file "
-            f"{', '.join(sorted(held))}; {key} must be {right}"
+            f"{layer} would be loaded in part: the model has {', '.join(sorted(leaves))}, the file "
+            f"{', '.join(sorted(file_leaves))}; {key} must be {right}"
         )
 
 

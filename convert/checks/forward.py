@@ -108,12 +108,12 @@ def resnet(weights: Weights, a: Architecture, x: np.ndarray) -> Maps:
         for b in range(count):
             block = f"backbone/res{stage}/block{b}"
             stride = 2 if b == 0 and stage > 2 else 1
-            y, last = x, 3 if bottleneck else 2
-            for n in range(1, last + 1):
+            y, depth = x, 3 if bottleneck else 2
+            for n in range(1, depth + 1):
                 y = conv_norm(
                     weights, f"{block}/conv{n}", x=y, stride=stride if n == strided else 1
                 )
-                y = y if n == last else np.maximum(y, 0)
+                y = y if n == depth else np.maximum(y, 0)
             if f"{block}/shortcut/kernel" in weights:
                 x = conv_norm(weights, f"{block}/shortcut", x=x, stride=stride)
             x = np.maximum(x + y, 0)
@@ -153,7 +153,7 @@ def swin(weights: Weights, a: Architecture, images: np.ndarray) -> Maps:
     for stage, depth in enumerate(size.depths, start=2):
         root = f"backbone/res{stage}"
         if stage > 2:
-            x = layer_norm(weights, f"{root}/merge/norm", merge(x, weights.unfolds))
+            x = layer_norm(weights, f"{root}/merge/norm", merge(x, unfolds=weights.unfolds))
             x = linear(weights, f"{root}/merge/reduction", x)
         for b in range(depth):
             block = f"{root}/block{b}"
@@ -174,7 +174,7 @@ def error_function(x: np.ndarray) -> np.ndarray:
         return np.asarray(jax.scipy.special.erf(x))
 
 
-def merge(x: np.ndarray, unfolds: bool) -> np.ndarray:
+def merge(x: np.ndarray, *, unfolds: bool) -> np.ndarray:
     """[N, H, W, C] -> [N, H/2, W/2, 4C]: a neighbor's channels side by side, rows varying first,
     or (MMDetection) a channel's neighbors, in reading order."""
     n, height, width, channels = x.shape
@@ -184,7 +184,7 @@ def merge(x: np.ndarray, unfolds: bool) -> np.ndarray:
 
 
 def attention(
-    weights: Weights, path: str, x: np.ndarray, size: swin_sizes.Size, shifted: bool
+    weights: Weights, path: str, x: np.ndarray, size: swin_sizes.Size, *, shifted: bool
 ) -> np.ndarray:
     """Attention within windows of maps that are larger than one."""
     w, (_, height, width, channels) = size.window, x.shape

@@ -4,13 +4,34 @@ Shapes: those of the written arrays.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mcl_jax.convert.names.layouts import networks
+from mcl_jax.runtime.storage import Place
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint that is exported.
+
+    Attributes:
+      state: nested dicts of arrays with the fields of TrainState.
+      meta: as `mcl_jax.runtime.checkpoint.read` returns it.
+      source: what the user called the checkpoint.
+      changes: what was done to the state since it was read, in words.
+      workdir: of the run, whose curves and montage the card shows.
+    """
+
+    state: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    source: str = "a state"
+    changes: tuple[str, ...] = ()
+    workdir: Place | None = None
 
 
 def tensor(name: str, source: str, array: np.ndarray) -> dict[str, Any]:
@@ -61,13 +82,11 @@ def left_out(arrays: Mapping[str, np.ndarray], reasons: Mapping[str, str]) -> li
 
 def describe(
     target: str,
-    state: Mapping[str, Any],
-    meta: Mapping[str, Any],
-    source: str,
+    snapshot: Snapshot,
+    *,
     model: Mapping[str, np.ndarray],
     sources: Mapping[str, str],
-    *,
-    notes: list[str],
+    notes: Sequence[str],
     models: Mapping[str, Mapping[str, str]],
     reasons: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -75,22 +94,21 @@ def describe(
 
     Args:
       target: what `--to` calls it.
-      state, meta: what `mcl_jax.runtime.checkpoint.read` returns.
-      source: what the user called the checkpoint.
+      snapshot: what was exported.
       model: the target's name -> written array, any shape.
       sources: the target's name -> path in the state; what no name leads to is listed as left out.
-      notes: what the user has to know, in words.
+      notes: what the user has to know beside the changes, in words.
       models: model of the target -> its 'loads' and 'from_scratch', in words.
       reasons: see `left_out`.
     """
     exported = set(sources.values())
-    rest = {path: x for path, x in networks(state).items() if path not in exported}
+    rest = {path: x for path, x in networks(snapshot.state).items() if path not in exported}
     return {
         "target": target,
-        "checkpoint": source,
-        "step": int(meta["step"]),
-        "backbone": meta["config"]["model"]["backbone"],
-        "notes": notes,
+        "checkpoint": snapshot.source,
+        "step": int(snapshot.meta["step"]),
+        "backbone": snapshot.meta["config"]["model"]["backbone"],
+        "notes": [*snapshot.changes, *notes],
         "models": models,
         "tensors": [tensor(name, sources[name], x) for name, x in model.items()],
         "left_out": left_out(rest, reasons),

@@ -50,11 +50,12 @@ def write(out: Place, fill: Callable[[Path], None]) -> list[Place]:
 
 
 def demand_equal(
-    read: Mapping[str, np.ndarray], written: Mapping[str, np.ndarray], file: str
+    arrays: Mapping[str, np.ndarray], originals: Mapping[str, np.ndarray], file: str
 ) -> None:
     """RuntimeError unless a file gives back its arrays bit by bit, in the same order."""
-    same = list(read) == list(written) and all(
-        read[name].dtype == x.dtype and np.array_equal(read[name], x) for name, x in written.items()
+    same = list(arrays) == list(originals) and all(
+        arrays[name].dtype == x.dtype and np.array_equal(arrays[name], x)
+        for name, x in originals.items()
     )
     if not same:
         raise RuntimeError(f"{file} does not read back as it was written: is the disk sound?")

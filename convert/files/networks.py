@@ -46,14 +46,14 @@ def find(leaves: Mapping[str, Any], styles: Iterable[str]) -> list[Network]:
         leaves
     ):  # the wrapper is all that tells two networks apart
         unwrapped = {name: name for name in leaves}
-    found: list[Network] = []
+    networks: list[Network] = []
     explained: set[str] = set()
     for style in styles:
         for root, landmarks in _roots(unwrapped, STYLES[style]).items():
             if explained.isdisjoint(landmarks):
-                found.append(_network(style, root, landmarks, unwrapped))
-                explained |= found[-1].landmarks
-    return found
+                networks.append(_network(style, root, landmarks, unwrapped))
+                explained |= networks[-1].landmarks
+    return networks
 
 
 def _roots(unwrapped: Mapping[str, str], style: Style) -> dict[str, dict[str, str]]:
@@ -73,18 +73,18 @@ def _network(
     names: dict[str, str] = {}
     for name, plain in unwrapped.items():
         if plain.startswith(root):
-            own = STYLES[style].own_name(plain[len(root) :])
-            if own in names:
+            key = STYLES[style].own_name(plain[len(root) :])
+            if key in names:
                 raise UserError(
-                    f"{printable(own)} is in the file twice: as {printable(names[own])} and as "
+                    f"{printable(key)} is in the file twice: as {printable(names[key])} and as "
                     f"{printable(name)}; save one network alone"
                 )
-            names[own] = name
+            names[key] = name
     first = next(iter(landmarks))
     tail = unwrapped[first][len(root) :]
     # A wrapper inside a name: the prefix is then said without wrappers.
     prefix = first[: -len(tail)] if first.endswith(tail) else root
-    return Network(style, names, frozenset(landmarks), (prefix,))
+    return Network(style, names, frozenset(landmarks), prefixes=(prefix,))
 
 
 def merge(networks: Iterable[Network], array: Callable[[str], np.ndarray]) -> list[Network]:
@@ -108,11 +108,11 @@ def merge(networks: Iterable[Network], array: Callable[[str], np.ndarray]) -> li
 def _same(a: Network, b: Network, array: Callable[[str], np.ndarray]) -> bool:
     """Whether all arrays by which networks are found are equal."""
     own_a, own_b = (
-        {own: name for own, name in network.names.items() if name in network.landmarks}
+        {key: name for key, name in network.names.items() if name in network.landmarks}
         for network in (a, b)
     )
     return set(own_a) == set(own_b) and all(
-        np.array_equal(array(own_a[own]), array(own_b[own])) for own in own_a
+        np.array_equal(array(own_a[key]), array(own_b[key])) for key in own_a
     )
 
 
@@ -122,16 +122,16 @@ def label(networks: list[Network]) -> list[tuple[str, ...]]:
         [WRAPPERS.sub("", prefix).strip(".").split(".") for prefix in network.prefixes]
         for network in networks
     ]
-    every = [path for own in paths for path in own]
+    every = [path for variants in paths for path in variants]
     if len({tuple(path) for path in every}) < len(every):  # told apart by a wrapper alone
         paths = [[prefix.strip(".").split(".") for prefix in n.prefixes] for n in networks]
-        every = [path for own in paths for path in own]
+        every = [path for variants in paths for path in variants]
     if len(networks) > 1:
         for end in (0, -1):
             while all(every) and len({path[end] for path in every}) == 1:
                 for path in every:
                     del path[end]
-    return [tuple(".".join(path) or BARE for path in own) for own in paths]
+    return [tuple(".".join(path) or BARE for path in variants) for variants in paths]
 
 
 def choose(
@@ -144,20 +144,21 @@ def choose(
     """
     if name is None and len(networks) == 1:
         return 0
-    shown = ", ".join(
-        printable(own[0]) + (f" (also as {few(own[1:])})" if own[1:] else "") for own in labels
+    listing = ", ".join(
+        printable(paths[0]) + (f" (also as {few(paths[1:])})" if paths[1:] else "")
+        for paths in labels
     )
     if name is None:
-        raise UserError(f"{file} holds several networks: {shown}; choose one with {FLAG} NAME")
+        raise UserError(f"{file} holds several networks: {listing}; choose one with {FLAG} NAME")
     name = name.strip(".")
-    known = [
-        {*own, *(prefix.strip(".") for prefix in network.prefixes)}
-        for own, network in zip(labels, networks)  # noqa: B905  (Python 3.9)
+    names_of = [
+        {*paths, *(prefix.strip(".") for prefix in network.prefixes)}
+        for paths, network in zip(labels, networks)  # noqa: B905  (Python 3.9)
     ]
-    fitting = [i for i, names in enumerate(known) if name in names] or [
-        i for i, names in enumerate(known) if any(name in path.split(".") for path in names)
+    fitting = [i for i, names in enumerate(names_of) if name in names] or [
+        i for i, names in enumerate(names_of) if any(name in path.split(".") for path in names)
     ]
     if len(fitting) != 1:
         count = "is none" if not fitting else "is not one alone"
-        raise UserError(f"{FLAG} {printable(name)} {count} of {file}'s networks: {shown}")
+        raise UserError(f"{FLAG} {printable(name)} {count} of {file}'s networks: {listing}")
     return fitting[0]

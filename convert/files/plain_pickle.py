@@ -134,26 +134,26 @@ def load(path: Path) -> Any:
         return _with_arrays(_Unpickler(mapped, encoding="latin1").load(), {}, 0)
 
 
-def _with_arrays(x: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:
+def _with_arrays(x: Any, results: dict[int, tuple[Any, Any]], depth: int) -> Any:
     """The same containers with arrays in them; deeper ones than any file has are left as they are.
 
     Args:
       x: anything.
-      done: id -> (what was there, what is there now); holds both, so that no id is used again.
+      results: id -> (what was there, what is there now); holds both, so that no id is used again.
       depth: of x.
     """
     if isinstance(x, _Array):
         return x.array
-    if id(x) in done:
-        return done[id(x)][1]
+    if id(x) in results:
+        return results[id(x)][1]
     if depth > DEEPEST or not isinstance(x, (dict, list, tuple)):
         return x
-    done[id(x)] = x, x
+    results[id(x)] = x, x
     if isinstance(x, dict):
         for key in list(x):
-            x[key] = _with_arrays(x[key], done, depth + 1)
+            x[key] = _with_arrays(x[key], results, depth + 1)
     elif isinstance(x, list):
-        x[:] = [_with_arrays(value, done, depth + 1) for value in x]
+        x[:] = [_with_arrays(value, results, depth + 1) for value in x]
     else:
-        done[id(x)] = x, tuple(_with_arrays(value, done, depth + 1) for value in x)
-    return done[id(x)][1]
+        results[id(x)] = x, tuple(_with_arrays(value, results, depth + 1) for value in x)
+    return results[id(x)][1]

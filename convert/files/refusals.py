@@ -72,8 +72,8 @@ def one_line(error: Exception) -> str:
 def few(names: Iterable[str]) -> str:
     """The first names, and a sign that there are more."""
     names = list(names)
-    shown = ", ".join(printable(name) for name in names[:SHOWN_NAMES])
-    return shown + (", ..." if len(names) > SHOWN_NAMES else "")
+    text = ", ".join(printable(name) for name in names[:SHOWN_NAMES])
+    return text + (", ..." if len(names) > SHOWN_NAMES else "")
 
 
 def printable(text: str) -> str:

@@ -51,27 +51,29 @@ def problems(
       arrays: name -> array, exactly those that must be accounted for.
       expected: name -> shape.
     """
-    found = [f"missing {name}" for name in expected if name not in arrays]
-    found += [f"unexpected {name}" for name in arrays if name not in expected]
+    sentences = [f"missing {name}" for name in expected if name not in arrays]
+    sentences += [f"unexpected {name}" for name in arrays if name not in expected]
     for name, shape in expected.items():
         array = arrays.get(name)
         if array is None:
             continue
         if array.shape != shape:
-            found.append(f"{name} has shape {array.shape}, expected {shape}")
+            sentences.append(f"{name} has shape {array.shape}, expected {shape}")
         elif array.dtype != np.float32:
-            found.append(f"{name} is {array.dtype}, expected float32")
+            sentences.append(f"{name} is {array.dtype}, expected float32")
         elif not np.isfinite(array).all():
-            found.append(f"{name} has {np.count_nonzero(~np.isfinite(array))} values not finite")
-    return found
+            sentences.append(
+                f"{name} has {np.count_nonzero(~np.isfinite(array))} values not finite"
+            )
+    return sentences
 
 
-def demand(found: list[str], subject: str) -> None:
+def demand(sentences: list[str], subject: str) -> None:
     """Raises UserError that names every problem (the first ones of very many)."""
-    if not found:
+    if not sentences:
         return
-    shown = printable("; ".join(found[:SHOWN_PROBLEMS]))  # names come from files
-    more = len(found) - SHOWN_PROBLEMS
+    text = printable("; ".join(sentences[:SHOWN_PROBLEMS]))  # names come from files
+    more = len(sentences) - SHOWN_PROBLEMS
     tail = f"; and {more} more" if more > 0 else ""
-    count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-    raise UserError(f"{subject}: {count}: {shown}{tail}")
+    count = "1 problem" if len(sentences) == 1 else f"{len(sentences)} problems"
+    raise UserError(f"{subject}: {count}: {text}{tail}")

@@ -84,24 +84,26 @@ _INDICES = r"(0(?=\.weight)|1(?=\.\w+$)|[4-7](?=\.\d+\.(?:conv|bn|downsample)))\
 _INNER = "|".join(re.escape(start) for start in DETECTRON2_INNER)
 STYLES = {
     "torchvision detector": Style(
-        "torchvision's detector", "torchvision", rf"backbone\.body\.{_LAYERS}", 4
+        "torchvision's detector", "torchvision", rf"backbone\.body\.{_LAYERS}", parts=4
     ),
-    "mmdet": Style("MMDetection's ResNet", "mmdet", rf"backbone\.{_LAYERS}", 4),
+    "mmdet": Style("MMDetection's ResNet", "mmdet", rf"backbone\.{_LAYERS}", parts=4),
     "mmdet swin": Style(
-        "MMDetection's Swin", "mmdet", r"backbone\.(patch_embed|stages\.[0-3])\.[\w.]+", 4
+        "MMDetection's Swin", "mmdet", r"backbone\.(patch_embed|stages\.[0-3])\.[\w.]+", parts=4
     ),
     "detectron2": Style(
-        "Detectron2's ResNet", "detectron2", rf"(?:{_INNER})?(stem|res[2-5])\.[\w.]+", 3
+        "Detectron2's ResNet", "detectron2", rf"(?:{_INNER})?(stem|res[2-5])\.[\w.]+", parts=3
     ),
-    "resnet": Style("torchvision's ResNet", "torchvision", _LAYERS, 4),
+    "resnet": Style("torchvision's ResNet", "torchvision", _LAYERS, parts=4),
     "sequential": Style(
-        "torchvision's ResNet as a torch.nn.Sequential", "torchvision", _INDICES, 4
+        "torchvision's ResNet as a torch.nn.Sequential", "torchvision", _INDICES, parts=4
     ),
-    "torchvision swin": Style("torchvision's Swin", "torchvision", r"(features\.[0-7])\.[\w.]+", 6),
+    "torchvision swin": Style(
+        "torchvision's Swin", "torchvision", r"(features\.[0-7])\.[\w.]+", parts=6
+    ),
     "first swin": Style(
-        "Swin of its authors", "timm", r"(patch_embed|layers\.[0-2]\.downsample)\.[\w.]+", 4
+        "Swin of its authors", "timm", r"(patch_embed|layers\.[0-2]\.downsample)\.[\w.]+", parts=4
     ),
-    "timm swin": Style("timm's Swin", "timm", r"(patch_embed|layers\.[0-3])\.[\w.]+", 4),
+    "timm swin": Style("timm's Swin", "timm", r"(patch_embed|layers\.[0-3])\.[\w.]+", parts=4),
 }
 
 

@@ -60,7 +60,7 @@ def read(path: Path, origin: str, network: str | None = None) -> Weights:
       found = weights.read(Path("checkpoint_0199.pth.tar"), "torchvision", "encoder_q")
       found.arrays["layer1.0.conv1.weight"]
     """
-    return select(content.load(path), path.name, origin, network)
+    return select(content.load(path), path.name, origin=origin, network=network)
 
 
 def select(tree: Any, file: str, origin: str, network: str | None = None) -> Weights:
@@ -71,21 +71,23 @@ def select(tree: Any, file: str, origin: str, network: str | None = None) -> Wei
             "convolutions; no network here computes that"
         )
     leaves = flatten(tree, file)
-    there = networks.find(leaves, ORIGINS[origin].styles)
-    there = networks.merge(there, lambda name: as_array(leaves[name], name))
-    if not there:
+    candidates = networks.find(leaves, ORIGINS[origin].styles)
+    candidates = networks.merge(candidates, lambda name: as_array(leaves[name], name))
+    if not candidates:
         raise UserError(nothing_known(file, leaves, origin))
-    labels = networks.label(there)
-    index = networks.choose(labels, there, network, file)
-    chosen = there[index]
-    arrays = {own: as_array(leaves[name], name) for own, name in chosen.names.items()}
+    labels = networks.label(candidates)
+    index = networks.choose(labels, candidates, name=network, file=file)
+    chosen = candidates[index]
+    arrays = {key: as_array(leaves[name], name) for key, name in chosen.names.items()}
     prefix = chosen.prefixes[0]
     notes = [f"names are taken from behind {printable(prefix)!r}"] if prefix else []
     if others := [names[0] for i, names in enumerate(labels) if i != index]:
         notes.append(f"other networks of the file, not read: {', '.join(map(printable, others))}")
-    behind = {own: name.removeprefix(prefix) for own, name in chosen.names.items()}
-    backbone = frozenset(own for own, name in chosen.names.items() if name in chosen.landmarks)
-    return Weights(arrays, behind, backbone, chosen.style, prefix, notes)
+    behind = {key: name.removeprefix(prefix) for key, name in chosen.names.items()}
+    backbone = frozenset(key for key, name in chosen.names.items() if name in chosen.landmarks)
+    return Weights(
+        arrays, behind, backbone=backbone, style=chosen.style, prefix=prefix, notes=notes
+    )
 
 
 def flatten(tree: Any, file: str) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def flatten(tree: Any, file: str) -> dict[str, Any]:
     return leaves
 
 
-def _walk(tree: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+def _walk(tree: Any, name: str, containers: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     """Everything that is no container. Each container once: a file may hold itself."""
     if isinstance(tree, Mapping):
         items: Iterable[tuple[Any, Any]] = tree.items()
@@ -121,11 +123,11 @@ def _walk(tree: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[st
     else:
         yield name, tree
         return
-    if id(tree) in seen or depth > DEEPEST:
+    if id(tree) in containers or depth > DEEPEST:
         return
-    seen.add(id(tree))
+    containers.add(id(tree))
     for key, x in items:
-        yield from _walk(x, f"{name}.{key}" if name else str(key), seen, depth + 1)
+        yield from _walk(x, f"{name}.{key}" if name else str(key), containers, depth + 1)
 
 
 def is_array(x: Any) -> bool:
@@ -156,8 +158,8 @@ def nothing_known(file: str, leaves: Mapping[str, Any], origin: str) -> str:
     """That a file holds nothing under an origin's names, and what it holds instead."""
     text = f"{file} holds no {ORIGINS[origin].words} that is known here"
     others = [style for style in STYLES if style not in ORIGINS[origin].styles]
-    if found := networks.find(leaves, others):
-        style = STYLES[found[0].style]
+    if candidates := networks.find(leaves, others):
+        style = STYLES[candidates[0].style]
         return f"{text}; it holds {style.words}: give --from {style.origin}"
     kind = ", as a ViT does: ResNets and Swin are read" if _is_vit(leaves) else ""
     return f"{text}; it begins with {few(leaves)}{kind}"

@@ -80,10 +80,10 @@ def detector_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
 def idle_levels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Pyramid levels that the run's loss never read: their convolutions are as initialized."""
     montage = config.get("montage", {})
-    read = range(montage.get("levels", 4))
+    levels = range(montage.get("levels", 4))
     if montage.get("assembly") == "mosaic":
-        read = (1,)
-    return tuple(f"P{COARSEST - s}" for s in range(PYRAMID_LEVELS) if s not in read)
+        levels = (1,)
+    return tuple(f"P{COARSEST - s}" for s in range(PYRAMID_LEVELS) if s not in levels)
 
 
 def infer(shapes: Shapes) -> tuple[Architecture, int]:

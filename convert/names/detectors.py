@@ -15,7 +15,7 @@ LIBRARIES = ("detectron2", "mmdet", "torchvision")  # columns of convert/names/t
 
 
 def layout(
-    a: Architecture, library: str, parts: Sequence[str] = PARTS, folded: bool = False
+    a: Architecture, library: str, parts: Sequence[str] = PARTS, *, folded: bool = False
 ) -> FileLayout:
     """These parts of the online encoder.
 

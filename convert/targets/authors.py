@@ -4,7 +4,7 @@ Shapes: here HWIO and [in, out]; there OIHW and [out, in]. The predictor of mont
 head.predictor.s; FPN index i is P(i+2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import optax
 
 from mcl_jax import optimizer, program
 from mcl_jax.convert.checks import report, selfcheck
+from mcl_jax.convert.checks.report import Snapshot
 from mcl_jax.convert.files import folder, formats, strict
 from mcl_jax.convert.names import architectures, table
 from mcl_jax.convert.names.layouts import Entry, FileLayout
@@ -37,25 +38,18 @@ def layout(a: Architecture, levels: int) -> FileLayout:
     return FileLayout(entries, ("",))
 
 
-def export(
-    state: Mapping[str, Any],
-    meta: Mapping[str, Any],
-    out: Path,
-    source: str = "a state",
-    changes: Sequence[str] = (),
-) -> list[str]:
+def export(snapshot: Snapshot, out: Path) -> list[str]:
     """Writes --to mcl-official, STEM.report.json and .txt; returns what the user should know.
 
     Checked as the exports to folders are, see `convert.export.export`.
 
     Args:
-      state, meta: what `mcl_jax.runtime.checkpoint.read` returns.
+      snapshot: the checkpoint.
       out: file, .pth or .npz.
-      source: what the user called the checkpoint.
-      changes: what was done to `state` before, in words.
     """
     if out.is_dir():
         raise UserError(f"--out {shown(out)!r} is a folder; give a file, .pth or .npz")
+    state, meta = snapshot.state, snapshot.meta
     config = meta["config"]
     a, levels = architectures.from_config(config), config["montage"]["levels"]
     architectures.demand_resnet(a, "the authors' code")
@@ -71,20 +65,18 @@ def export(
     def fill(temporary: Path) -> None:
         path = temporary / out.name
         authors_files.write(path, arrays, int(meta["step"]))
-        read = authors_files.read(path).arrays
-        networks.demand_same(read, state)
+        contents = authors_files.read(path).arrays
+        networks.demand_same(contents, state)
         errors = selfcheck.check(
-            read, networks, state=state, a=a, parts=architectures.PARTS, config=config
+            contents, networks, state=state, a=a, parts=architectures.PARTS, config=config
         )
         models = {"the authors' code (load_from)": {"loads": "all", "from_scratch": "nothing"}}
         content = report.describe(
             "mcl-official",
-            state,
-            meta=meta,
-            source=source,
+            snapshot,
             model=arrays,
             sources=networks.sources,
-            notes=list(changes),
+            notes=[],
             models=models,
             reasons={},
         )
@@ -100,7 +92,7 @@ def export(
     ]
 
 
-def load(path: Path, config: Any, adopt: bool) -> tuple[TrainState, dict[str, Any], list[str]]:
+def load(path: Path, config: Any, *, adopt: bool) -> tuple[TrainState, dict[str, Any], list[str]]:
     """Reads an authors' file as a full training state.
 
     Args:

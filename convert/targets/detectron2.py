@@ -6,7 +6,7 @@ Shapes: convolution kernels leave as OIHW, everything else as [C]; all float32.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mcl_jax.convert.export import Job, Target
+from mcl_jax.convert.export import ExportJob, Target
 from mcl_jax.convert.files.formats import PICKLE
 from mcl_jax.convert.names import architectures, detectors
 from mcl_jax.convert.targets import detectron2_config
@@ -45,19 +45,19 @@ def loading(parts: Sequence[str]) -> dict[str, dict[str, str]]:
     return result
 
 
-def notes(job: Job) -> list[str]:
+def notes(job: ExportJob) -> list[str]:
     """What the user of the file has to know."""
     a, parts = job.architecture, architectures.detector_parts(job.config)
-    found = detectron2_config.limits(a)
+    lines = detectron2_config.limits(a)
     if len(parts) < len(architectures.PARTS):
-        found.append(
+        lines.append(
             f"{architectures.method(job.config)} with neck {a.neck} pre-trains the backbone "
             "alone: a detector's FPN and box head start from scratch"
         )
-    return found + untrained_levels(job)
+    return lines + untrained_levels(job)
 
 
-def untrained_levels(job: Job) -> list[str]:
+def untrained_levels(job: ExportJob) -> list[str]:
     """A note where the file has an FPN of which no loss read some levels."""
     idle = architectures.idle_levels(job.config)
     if not idle or "fpn" not in job.parts:
@@ -65,14 +65,14 @@ def untrained_levels(job: Job) -> list[str]:
     return [f"no loss read {', '.join(idle)}: the FPN's output layers for them are untrained"]
 
 
-def not_taken(job: Job) -> dict[str, str]:
+def not_taken(job: ExportJob) -> dict[str, str]:
     """Why parts of a detector stay behind."""
     trained = architectures.detector_parts(job.config)
     reasons = {"head": "RoI head: it reads another map than a detector's"}
     return reasons | {part: "not asked for (--parts)" for part in trained}
 
 
-def files(job: Job) -> dict[str, str]:
+def files(job: ExportJob) -> dict[str, str]:
     """The fine-tuning configuration."""
     a = job.architecture
     text = detectron2_config.text(a, str(job.weights), job.parts, folded=job.folded)
@@ -86,7 +86,9 @@ TARGET = Target(
     parts=architectures.PARTS,
     default="all",
     demand=lambda job: architectures.demand_resnet(job.architecture, "stock Detectron2"),
-    layout=lambda job: detectors.layout(job.architecture, "detectron2", job.parts, job.folded),
+    layout=lambda job: detectors.layout(
+        job.architecture, "detectron2", parts=job.parts, folded=job.folded
+    ),
     files=files,
     notes=notes,
     models=lambda job: loading(job.parts),

@@ -126,7 +126,7 @@ def name(a: Architecture, parts: Sequence[str]) -> str:
     return f"mask_rcnn_R_{depth}_{'C4' if is_c4(a, parts) else 'FPN'}_1x.yaml"
 
 
-def text(a: Architecture, weights: str, parts: Sequence[str], folded: bool = False) -> str:
+def text(a: Architecture, weights: str, parts: Sequence[str], *, folded: bool = False) -> str:
     """The YAML.
 
     Args:

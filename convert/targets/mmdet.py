@@ -3,7 +3,7 @@
 Shapes: see convert/names/detectors.py.
 """
 
-from mcl_jax.convert.export import Job, Target
+from mcl_jax.convert.export import ExportJob, Target
 from mcl_jax.convert.files.formats import MMENGINE
 from mcl_jax.convert.names import architectures, detectors
 from mcl_jax.convert.targets.detectron2 import not_taken, untrained_levels
@@ -40,7 +40,7 @@ CONV_HEAD = (
 NEW_HEAD = "in_channels={fpn}"  # no part of it is pre-trained: MMDetection's own
 
 
-def files(job: Job) -> dict[str, str]:
+def files(job: ExportJob) -> dict[str, str]:
     """The fine-tuning configuration; as in the paper, synchronized BN and a head of convolutions."""
     a = job.architecture
     norm = "" if job.folded else ", norm_cfg=norm_cfg"
@@ -67,7 +67,7 @@ def files(job: Job) -> dict[str, str]:
     return {f"mask-rcnn_{a.backbone}_fpn_1x_coco.py": text}
 
 
-def notes(job: Job) -> list[str]:
+def notes(job: ExportJob) -> list[str]:
     a = job.architecture
     lines = untrained_levels(job)
     if not is_swin(a.backbone) and not blocks_of(a.backbone)[1] and a.width != 64:
@@ -77,7 +77,7 @@ def notes(job: Job) -> list[str]:
     return lines
 
 
-def models(job: Job) -> dict[str, dict[str, str]]:
+def models(job: ExportJob) -> dict[str, dict[str, str]]:
     scratch = [part for part in architectures.PARTS if part not in job.parts]
     scratch += ["RPN", "box fc and predictors", "mask head"]
     words = {"loads": ", ".join(job.parts), "from_scratch": ", ".join(scratch)}

@@ -6,14 +6,14 @@ Shapes: arrays are as in a checkpoint (convert/names/table.py), nothing is trans
 import flax
 
 from mcl_jax import program
-from mcl_jax.convert.export import Job, Target
+from mcl_jax.convert.export import ExportJob, Target
 from mcl_jax.convert.files.formats import SAFETENSORS
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.names.architectures import PARTS
 from mcl_jax.convert.names.layouts import NETWORKS, Entry, FileLayout
 
 
-def layout(job: Job) -> FileLayout:
+def layout(job: ExportJob) -> FileLayout:
     """Every array of the online and the target network that the run's configuration has, sorted."""
     expected = program.abstract_state(architectures.on_one_device(job.config))
     shapes = flax.traverse_util.flatten_dict(

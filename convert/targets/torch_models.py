@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mcl_jax.convert.export import Job, Target
+from mcl_jax.convert.export import ExportJob, Target
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.files.formats import TORCH
 from mcl_jax.convert.names import architectures, classifiers, detectors
@@ -46,7 +46,7 @@ def is_detector(parts: Sequence[str]) -> bool:
     return tuple(parts) != ("backbone",)
 
 
-def classes(job: Job) -> int | None:
+def classes(job: ExportJob) -> int | None:
     """Of the run's classifier of whole images; None: it trained none."""
     if not architectures.classifies_images(job.config):
         return None
@@ -54,14 +54,14 @@ def classes(job: Job) -> int | None:
     return bias.size  # of a missing one: none, and the strict check names it
 
 
-def layout(job: Job, library: Library) -> FileLayout:
+def layout(job: ExportJob, library: Library) -> FileLayout:
     """A classifier's names for the backbone alone, a detector's with an FPN."""
     if is_detector(job.parts):
         return detectors.layout(job.architecture, "torchvision", parts=job.parts, folded=job.folded)
-    return classifiers.layout(job.architecture, library, classes(job))
+    return classifiers.layout(job.architecture, library, classes=classes(job))
 
 
-def files(job: Job, library: Library) -> dict[str, str]:
+def files(job: ExportJob, library: Library) -> dict[str, str]:
     """The loader; none for widths that the library's constructors do not build."""
     a = job.architecture
     if a.width != classifiers.STOCK_WIDTH[is_swin(a.backbone)]:
@@ -91,26 +91,26 @@ def files(job: Job, library: Library) -> dict[str, str]:
     return {name: text}
 
 
-def notes(job: Job, library: Library) -> list[str]:
+def notes(job: ExportJob, library: Library) -> list[str]:
     a = job.architecture
     if is_detector(job.parts):
-        width = classifiers.limits(a, library, None)
+        width = classifiers.limits(a, library, classes=None)
         return [*width, *untrained_levels(job), *torchvision_detectors.note(job)]
-    return classifiers.limits(a, library, classes(job))
+    return classifiers.limits(a, library, classes=classes(job))
 
 
-def models(job: Job, library: Library) -> dict[str, dict[str, str]]:
+def models(job: ExportJob, library: Library) -> dict[str, dict[str, str]]:
     a = job.architecture
     if is_detector(job.parts):
         words = ", ".join(f"{prefix}*" for prefix in torchvision_detectors.scratch(job))
         about = {"loads": ", ".join(job.parts), "from_scratch": words}
         return {torchvision_detectors.builds(job): about}
-    last = classifiers.classifier_name(a, library)
-    scratch = f"{last} (load with strict=False)" if classes(job) is None else "nothing"
+    classifier = classifiers.classifier_name(a, library)
+    scratch = f"{classifier} (load with strict=False)" if classes(job) is None else "nothing"
     return {library.builds(a.backbone): {"loads": "all", "from_scratch": scratch}}
 
 
-def reasons(job: Job) -> dict[str, str]:
+def reasons(job: ExportJob) -> dict[str, str]:
     if is_detector(job.parts):
         return not_taken(job)
     outside = {part: f"{part}: a classifier has none" for part in ("fpn", "head")}
@@ -118,7 +118,7 @@ def reasons(job: Job) -> dict[str, str]:
     return outside | {"backbone": output_norms}
 
 
-def demand(job: Job) -> None:
+def demand(job: ExportJob) -> None:
     """UserError for detectors that torchvision does not have."""
     if is_detector(job.parts) and is_swin(job.architecture.backbone):
         raise UserError("torchvision has no detector with Swin; --to mmdet has one")

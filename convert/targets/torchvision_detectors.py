@@ -3,7 +3,7 @@
 Shapes: see convert/names/detectors.py.
 """
 
-from mcl_jax.convert.export import Job
+from mcl_jax.convert.export import ExportJob
 from mcl_jax.convert.names.classifiers import STOCK_WIDTH
 
 STOCK = ("resnet50", 256, 4)  # of maskrcnn_resnet50_fpn_v2: backbone, FPN channels, convolutions
@@ -58,7 +58,7 @@ assert not wrong, wrong
 '''
 
 
-def stock_name(job: Job) -> str | None:
+def stock_name(job: ExportJob) -> str | None:
     """The constructor of torchvision that builds what the file is for; None: it has none."""
     a = job.architecture
     if job.folded:
@@ -68,7 +68,7 @@ def stock_name(job: Job) -> str | None:
     return "maskrcnn_resnet50_fpn_v2" if fits else None
 
 
-def builds(job: Job) -> str:
+def builds(job: ExportJob) -> str:
     """What builds the detector, in Python or in words."""
     if name := stock_name(job):
         return f"torchvision.models.detection.{name}(weights=None, weights_backbone=None)"
@@ -80,7 +80,7 @@ def builds(job: Job) -> str:
     )
 
 
-def scratch(job: Job) -> tuple[str, ...]:
+def scratch(job: ExportJob) -> tuple[str, ...]:
     """How the names begin of what starts from scratch."""
     a = job.architecture
     of_regions = ("rpn.", "roi_heads.")
@@ -95,7 +95,7 @@ def scratch(job: Job) -> tuple[str, ...]:
     return (*missing, *of_regions)
 
 
-def loader(job: Job) -> str | None:
+def loader(job: ExportJob) -> str | None:
     """load_torchvision.py for a network that no constructor of torchvision builds; None: no way."""
     a = job.architecture
     if job.folded or a.width != STOCK_WIDTH[False]:
@@ -109,7 +109,7 @@ def loader(job: Job) -> str | None:
     )
 
 
-def note(job: Job) -> list[str]:
+def note(job: ExportJob) -> list[str]:
     """How scripts/finetune_torchvision.py builds a detector of these sizes."""
     a = job.architecture
     if job.folded or a.width != STOCK_WIDTH[False] or "backbone" not in job.parts:

@@ -98,7 +98,7 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
 
     def part(name: str) -> Part:
         measure = measures[name]
-        return Part(name, least[name], lambda budget, done: measure(request, budget, done))
+        return Part(name, least[name], lambda budget, results: measure(request, budget, results))
 
     selection = names or [n for n in measures if n != "change" or request.changes]
     return [part(name) for name in selection]
@@ -113,8 +113,8 @@ def found(seconds: float = 120.0) -> dict[str, Any]:
         "import jax, json; d = jax.devices(); print(json.dumps({'device': d[0].device_kind, "
         "'platform': d[0].platform, 'devices': len(d), 'jax': jax.__version__}))"
     )
-    said = commands.demand(commands.run([sys.executable, "-c", code], seconds))
-    about = json.loads(said.strip().splitlines()[-1])
+    output = commands.demand(commands.run([sys.executable, "-c", code], seconds))
+    about = json.loads(output.strip().splitlines()[-1])
     python = ".".join(map(str, sys.version_info[:3]))
     return about | {"python": python, "cores": len(os.sched_getaffinity(0))}
 
@@ -123,9 +123,9 @@ def _environment(request: Request) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": str(request.scratch / "xla_cache")}
 
 
-def _pretrain(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+def _pretrain(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
     """mcl-jax pretrain on its data: start, kill, resume."""
-    del done
+    del results
     data, steps = request.config["data"], request.restart_steps
     arguments = json.dumps([data["dataset"], data["split"], data["data_dir"] or None])
     # data that are rendered at their first use must not count as part of the start
@@ -143,19 +143,19 @@ def _pretrain(request: Request, budget: Budget, done: Results) -> Mapping[str, A
     )
 
 
-def _parity(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+def _parity(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
     """Float32 losses on the accelerator and on the CPU."""
-    del done
+    del results
     config = request.scratch / "parity.json"
     config.write_text(json.dumps(parity.small(request.config)))
-    results = []
+    losses = []
     for name, platform in (("accelerator", {}), ("cpu", {"JAX_PLATFORMS": "cpu"})):
         out = request.scratch / f"parity_{name}.json"
         command = [sys.executable, "-m", "mcl_jax.bench.parity", config, PARITY_STEPS, out]
         ended = commands.run(command, budget.left(), _environment(request) | platform)
         commands.demand(ended)
-        results.append(json.loads(out.read_text()))
-    return parity.compare(*results)
+        losses.append(json.loads(out.read_text()))
+    return parity.compare(*losses)
 
 
 def _bench_step(
@@ -173,31 +173,31 @@ def _bench_step(
     return json.loads(out.read_text())
 
 
-def _speed(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    del done
+def _speed(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
+    del results
     return _bench_step(request, budget)
 
 
-def _largest(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    del done
+def _largest(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
+    del results
     room = f"--room_gib={request.room_gib}"
     most = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
     return _bench_step(request, budget, "--largest-batch", room, environment=most)
 
 
-def _torch(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    del done
+def _torch(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
+    del results
     return _bench_step(request, budget, "--versus-torch")
 
 
-def _profile(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
-    del done
+def _profile(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
+    del results
     result = _bench_step(request, budget, "--profile=3")
     names = ("batch_size", "seconds_per_step", "profile")
     return {name: result[name] for name in names}
 
 
-def _loader(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+def _loader(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
     """The input pipeline on all cores, against the step where its speed is known."""
     cores = len(os.sched_getaffinity(0))
     out = request.scratch / "loader.json"
@@ -209,34 +209,34 @@ def _loader(request: Request, budget: Budget, done: Results) -> Mapping[str, Any
     result = json.loads(out.read_text())
     rates = [row["images_per_s"] for row in result["rows"] if "whole pipeline" in row["stage"]]
     best = {"images_per_s": max(rates)}
-    steps = [done[name]["images_per_s"] for name in ("speed", "largest") if name in done]
+    steps = [results[name]["images_per_s"] for name in ("speed", "largest") if name in results]
     if steps:
         best |= {"step_images_per_s": max(steps), "times_the_step": max(rates) / max(steps)}
     return best | result
 
 
-def _study(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+def _study(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
     """The comparison of methods, for the time that is left; finished rows are kept."""
-    del done
-    results = request.scratch / "study_results"
+    del results
+    folder = request.scratch / "study_results"
     command = [*MCL_JAX, "study", *shlex.split(request.study)]
-    command += ["--workdir", request.scratch / "study", "--results", results]
+    command += ["--workdir", request.scratch / "study", "--results", folder]
     command += ["--document", request.scratch / "study.md"]
     ended = commands.run(command, budget.left(), _environment(request), grace_s=SAVE_S)
-    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not ended.cut:
         commands.demand(ended)
     return {
         "finished": len(rows),
         "whole": not ended.cut,
         "rows": rows,
-        "said": ended.said[-commands.TAIL :],
+        "said": ended.output[-commands.TAIL :],
     }
 
 
-def _change(request: Request, budget: Budget, done: Results) -> Mapping[str, Any]:
+def _change(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
     """mcl-jax bench step as in `speed`, then once per change; `speed` first where it is not known."""
-    before = done.get("speed") or _bench_step(request, budget)
+    before = results.get("speed") or _bench_step(request, budget)
     result: dict[str, Any] = {"before": before}
     for change in request.changes:
         words = shlex.split(change)

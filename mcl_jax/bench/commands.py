@@ -19,12 +19,12 @@ class Finished:
 
     Attributes:
       code: its exit code; negative: the signal that ended it.
-      said: stdout and stderr.
+      output: stdout and stderr.
       cut: whether it was asked to stop because its time was up.
     """
 
     code: int
-    said: str
+    output: str
     cut: bool
 
 
@@ -46,18 +46,18 @@ def run(
     cut = False
     try:
         try:
-            said, _ = process.communicate(timeout=max(seconds - grace_s, 0.0))
+            output, _ = process.communicate(timeout=max(seconds - grace_s, 0.0))
         except subprocess.TimeoutExpired:
             cut = True
             process.send_signal(signal.SIGTERM if grace_s else signal.SIGKILL)
             try:
-                said, _ = process.communicate(timeout=grace_s)
+                output, _ = process.communicate(timeout=grace_s)
             except subprocess.TimeoutExpired:
                 kill(process)
-                said, _ = process.communicate()
+                output, _ = process.communicate()
     finally:
         kill(process)
-    return Finished(process.returncode, said, cut)
+    return Finished(process.returncode, output, cut)
 
 
 def demand(finished: Finished) -> str:
@@ -67,10 +67,10 @@ def demand(finished: Finished) -> str:
       CommandFailed: otherwise.
     """
     if finished.cut:
-        raise CommandFailed(f"time was up; it said: {finished.said[-TAIL:]}")
+        raise CommandFailed(f"time was up; it said: {finished.output[-TAIL:]}")
     if finished.code:
-        raise CommandFailed(f"exit code {finished.code}: {finished.said[-TAIL:]}")
-    return finished.said
+        raise CommandFailed(f"exit code {finished.code}: {finished.output[-TAIL:]}")
+    return finished.output
 
 
 def start(

@@ -40,7 +40,9 @@ class Noise:
 
     def __getitem__(self, index: int) -> BoxedRecord:
         labels = np.arange(3, dtype=np.int32)
-        return BoxedRecord(self._data, self._boxes[index], labels, labels < 0, f"noise {index}")
+        return BoxedRecord(
+            self._data, self._boxes[index], labels=labels, ignored=labels < 0, name=f"noise {index}"
+        )
 
 
 def compare(config: Mapping[str, Any], mode: str, steps: int, mesh: Mesh) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
     memory = functions.optimizer.init({part: v["params"] for part, v in trained.items()})
     # Copies, for a step takes over the memory of its arguments.
     state = [functions.replicate(trained), functions.replicate(memory)]
-    feed = training.Feed(detector, functions, frozen, prepared.train, 0, training.Conduct())
+    feed = training.Feed(
+        detector, functions, frozen=frozen, data=prepared.train, seed=0, conduct=training.Conduct()
+    )
     inputs, _ = feed.placed(0, *feed.read(np.arange(settings.batch_size)))
     side = settings.image_size
     bare = functions.split(np.zeros((settings.batch_size, side, side, 3), np.float32))
@@ -102,8 +106,8 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
         return (np.arange(settings.batch_size) + turn) % len(prepared.train)
 
     def train(turn: int):
-        given, targets = feed.placed(turn, *feed.read(rows(turn)))
-        *state[:], loss = functions.step(*state, frozen, given, targets, np.float32(1e-3))
+        batch_inputs, targets = feed.placed(turn, *feed.read(rows(turn)))
+        *state[:], loss = functions.step(*state, frozen, batch_inputs, targets, np.float32(1e-3))
         return loss
 
     def test(turn: int):
@@ -111,27 +115,29 @@ def _pieces(prepared: probe.Prepared, functions: Functions) -> dict[str, Callabl
         images, extents = functions.split((batch.images, batch.extents))
         return functions.predict(trained, frozen, images, extents)
 
-    def outputs(params, frozen, given, train):
-        own = {part: v | {"params": params[part]} for part, v in trained.items()}
-        x = given["features"] if "features" in given else given["x"]
-        if "x" in given and frozen:
+    def outputs(params, frozen, batch_inputs, *, train):
+        variables = {part: v | {"params": params[part]} for part, v in trained.items()}
+        x = batch_inputs["features"] if "features" in batch_inputs else batch_inputs["x"]
+        if "x" in batch_inputs and frozen:
             parts = tuple(part for part in PARTS if part in frozen)
             x, _ = detector.run(parts, frozen, x, train=False)
-        return detector.run(detector.trained, own, x, train=train)[0]
+        return detector.run(detector.trained, variables, x, train=train)[0]
 
     params = {part: v["params"] for part, v in trained.items()}
-    forward = jax.jit(lambda params, frozen, given: outputs(params, frozen, given, False))
+    forward = jax.jit(
+        lambda params, frozen, batch_inputs: outputs(params, frozen, batch_inputs, train=False)
+    )
     backward = jax.jit(
         jax.grad(
-            lambda params, frozen, given: sum(
-                jnp.mean(x) for x in outputs(params, frozen, given, True)
+            lambda params, frozen, batch_inputs: sum(
+                jnp.mean(x) for x in outputs(params, frozen, batch_inputs, train=True)
             )
         )
     )
-    own = inputs if "features" in inputs else {"x": bare}
+    bare_inputs = inputs if "features" in inputs else {"x": bare}
     return {
         "train": train,
-        "forward_backward": lambda turn: backward(params, frozen, own),
+        "forward_backward": lambda turn: backward(params, frozen, bare_inputs),
         "test": test,
         "forward": lambda turn: forward(params, frozen, {"x": bare}),
     }

@@ -35,16 +35,16 @@ class Run:
       first_step_s: from the command to the first step whose loss is known.
       programs: (seconds since the command, name, seconds it took) of every compilation.
       cached: names of programs that came from the compile cache.
-      said: its output.
+      output: its lines.
     """
 
     first_step_s: float = float("nan")
     programs: list[tuple[float, str, float]] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        after = [name for at, name, _ in self.programs if at > self.first_step_s]
+        after = [name for second, name, _ in self.programs if second > self.first_step_s]
         slowest = sorted(self.programs, key=lambda program: -program[2])[:5]
         return {
             "first_step_s": self.first_step_s,
@@ -163,11 +163,11 @@ def _listen(process: subprocess.Popen, run: Run, started: float) -> None:
         elif match := _CACHE_HIT.search(line):
             run.cached.append(match[1])
         else:
-            run.said.append(line)
+            run.output.append(line)
 
 
 def _tail(run: Run) -> str:
-    return "".join(run.said)[-commands.TAIL :]
+    return "".join(run.output)[-commands.TAIL :]
 
 
 def _may_be_killed(workdir: Path, step: int) -> bool:

@@ -52,11 +52,12 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
             out = Path(folder) / f"{name}.json"
             command = [sys.executable, "-m", "mcl_jax.commands.watched_start", str(out), *config]
             command += [f"--workdir={Path(folder) / name}", "--stop_after=1"]
-            done = commands.run([*command, "--config.log.every_steps=1"], seconds, environment)
+            process = commands.run([*command, "--config.log.every_steps=1"], seconds, environment)
             rows = json.loads(out.read_text()) if out.exists() else []
-            if done.code or [row["phase"] for row in rows] != list(PHASES):
-                said = f"exit code {done.code}, {len(rows)} phases; {done.said[-commands.TAIL :]}"
-                raise commands.CommandFailed(f"the {name} start: {said}")
+            if process.code or [row["phase"] for row in rows] != list(PHASES):
+                end = process.output[-commands.TAIL :]
+                summary = f"exit code {process.code}, {len(rows)} phases; {end}"
+                raise commands.CommandFailed(f"the {name} start: {summary}")
             result[name] = rows
     return result
 
@@ -86,13 +87,14 @@ class Watch:
         self.rows.append({"phase": PHASES[len(self.rows)]} | spent)
         self._last = now
 
-    def after(self, number: int, owner: Any, name: str, wanted: Callable[..., bool]) -> None:
-        """Once so many phases have ended, the next one ends with a wanted call of owner.name."""
+    def after(self, number: int, owner: Any, name: str, condition: Callable[..., bool]) -> None:
+        """Once so many phases have ended, the next one ends with a call of owner.name that meets
+        the condition."""
         function = getattr(owner, name)
 
         def watched(*arguments: Any, **named: Any) -> Any:
             result = function(*arguments, **named)
-            if len(self.rows) == number and wanted(*arguments):
+            if len(self.rows) == number and condition(*arguments):
                 self.mark()
             return result
 

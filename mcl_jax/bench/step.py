@@ -89,14 +89,14 @@ def rates(
       lowered: the run's step.
       flops: of the compiled step on a device.
     """
-    chip, needed = topology.chip_named(jax.devices()[0]), needed_flops(run, lowered)
+    chip, step_flops = topology.chip_named(jax.devices()[0]), needed_flops(run, lowered)
     counted = run.config["optimizer"]["micro_batches"] == 1  # XLA counts a loop's inside once
     return {
         "images_per_s": run.config["data"]["batch_size"] / seconds,
         "flops_per_s_per_device": flops / seconds if counted else None,
-        "needed_flops": needed,
+        "needed_flops": step_flops,
         "peak_flops_per_s": chip.flops if chip else None,
-        "mfu": needed / seconds / chip.flops if chip and needed else None,
+        "mfu": step_flops / seconds / chip.flops if chip and step_flops else None,
     }
 
 

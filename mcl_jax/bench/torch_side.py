@@ -135,7 +135,7 @@ def time_alone(task: Task, device: str, *, warm_up: int, steps: int) -> dict[str
     Raises:
       torch.OutOfMemoryError: if no half fits either.
     """
-    whole, on_gpu = task.options["batch_size"], device == "cuda"
+    full_batch, on_gpu = task.options["batch_size"], device == "cuda"
     while True:
         try:
             losses, seconds = _timed(task, device, warm_up + steps)
@@ -149,7 +149,7 @@ def time_alone(task: Task, device: str, *, warm_up: int, steps: int) -> dict[str
     median, batch = float(np.median(seconds[warm_up:])), task.options["batch_size"]
     return {
         "seconds": median,
-        "first_loss": losses[0] if batch == whole else None,
+        "first_loss": losses[0] if batch == full_batch else None,
         "finite": bool(np.isfinite(losses).all()),
         "batch_size": batch,
         "images_per_s": batch / median,

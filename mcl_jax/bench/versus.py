@@ -84,7 +84,7 @@ def _check(run: program.Program) -> None:
     config, platform = run.config, jax.default_backend()
     if platform not in DTYPES:
         raise UserError(f"--versus-torch runs on {' or '.join(DTYPES)}, not on {platform}")
-    needed = {
+    requirements = {
         "method": (config["method"], "mcl"),
         "model.neck": (config["model"]["neck"], "fpn"),
         "montage.assembly": (config["montage"]["assembly"], "montage"),
@@ -98,11 +98,11 @@ def _check(run: program.Program) -> None:
             DTYPES[platform],
         ),
     }
-    for name, (found, wanted) in needed.items():
-        if found != wanted:
+    for name, (value, requirement) in requirements.items():
+        if value != requirement:
             raise UserError(
-                f"--versus-torch compares what the authors compute: {name} has to be {wanted}, "
-                f"is {found}"
+                f"--versus-torch compares what the authors compute: {name} has to be {requirement}, "
+                f"is {value}"
             )
 
 

@@ -13,9 +13,9 @@ VALUES = {"int": "N", "float": "NUMBER", "string": "TEXT"}
 
 def of_command(program: str, module: ModuleType) -> str:
     """`mcl-jax COMMAND --help`, for a command with absl flags."""
-    shown = [(_shown(flag), _meaning(flag)) for flag in own_flags(module)]
+    pairs = [(_shown(flag), _meaning(flag)) for flag in own_flags(module)]
     return "\n".join(
-        [f"usage: {program} [FLAGS]", "", module.__doc__.strip(), "", "flags:", *rows(shown)]
+        [f"usage: {program} [FLAGS]", "", module.__doc__.strip(), "", "flags:", *rows(pairs)]
     )
 
 
@@ -42,6 +42,6 @@ def _meaning(flag: flags.Flag) -> str:
             "a name of mcl_jax/configs (demo, mcl:c4,loss=b) or a file; any key of it can be set, "
             "e.g. --config.optimizer.epochs=200"
         )
-    shown = flag.default_as_str  # quoted text; None for flags without one
-    default = f" (default: {shown.strip(chr(39))})" if flag.default not in (None, "", []) else ""
+    text = flag.default_as_str  # quoted text; None for flags without one
+    default = f" (default: {text.strip(chr(39))})" if flag.default not in (None, "", []) else ""
     return f"{flag.help}{default if flag.flag_type() != 'bool' else ''}"

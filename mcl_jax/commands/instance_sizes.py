@@ -39,19 +39,21 @@ def main(_: Sequence[str]) -> None:
     source = open_source(dataset, split, DATA_DIR.value or config.data.data_dir or None)
     boxes = instance_sizes.read(source, progress=True)
     side = config.data.image_size
-    measured = instance_sizes.measure(boxes, copies, side, SHORTER.value, LONGER.value)
+    measured = instance_sizes.measure(
+        boxes, copies, image_size=side, shorter=SHORTER.value, longer=LONGER.value
+    )
     if isinstance(boxes, int):
-        found, resized = "no boxes: one instance per image", f"at {side} px"
+        origin, resized = "no boxes: one instance per image", f"at {side} px"
     else:
-        found = f"{len(boxes.shares)} boxes, {boxes.unreadable} unreadable images left out"
+        origin = f"{len(boxes.shares)} boxes, {boxes.unreadable} unreadable images left out"
         resized = f"shorter side {SHORTER.value} px, longer at most {LONGER.value} px"
-    print(f"{dataset} {split}: {len(source)} images, {found}; canvases of {side} px")
+    print(f"{dataset} {split}: {len(source)} images, {origin}; canvases of {side} px")
     print(instance_sizes.as_text(measured))
     if OUTPUT.value:
         names = {f"before ({resized})": instance_sizes.BEFORE}
         names[f"after ({len(copies)} levels on {side} px canvases)"] = instance_sizes.AFTER
-        shown = {title: measured[name] for title, name in names.items()}
-        plots.size_histogram(OUTPUT.value, shown, f"Instance sizes, {dataset} {split}")
+        histogram = {title: measured[name] for title, name in names.items()}
+        plots.size_histogram(OUTPUT.value, histogram, f"Instance sizes, {dataset} {split}")
     result = {"dataset": dataset, "split": split, "images": len(source), "copies": copies}
     result |= {"image_size": side, "shorter": SHORTER.value, "longer": LONGER.value}
     result |= {"boxes": not isinstance(boxes, int)}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mcl_jax import cli
 from mcl_jax.commands import results
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run's folder, or one of its checkpoints")
@@ -27,17 +26,14 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    from mcl_jax import program, sharding
-    from mcl_jax.configs import base
+    from mcl_jax import sharding
+    from mcl_jax.commands import checkpoints
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import monitor
-    from mcl_jax.runtime import checkpoint
 
     if not WORKDIR.value:
         raise UserError(f"--workdir FOLDER is missing: {flags.FLAGS['workdir'].help}")
-    state, meta = checkpoint.read(WORKDIR.value)
-    defaults = program.plain_config(base.get_config())
-    config = cli.complete(meta["config"], defaults, OVERRIDES)
+    state, meta, config = checkpoints.read(WORKDIR.value, OVERRIDES)
     values = monitor.evaluate_checkpoint(state, config, sharding.make_mesh())
     print(
         f"{config['data']['dataset']}, step {meta['step']}, {config['knn']['neighbors']} neighbors"

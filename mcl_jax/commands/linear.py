@@ -35,17 +35,15 @@ def main(_: Sequence[str]) -> int:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
 
-    from mcl_jax import program, sharding
-    from mcl_jax.configs import base
+    from mcl_jax import sharding
+    from mcl_jax.commands import checkpoints
     from mcl_jax.evaluate.linear import evaluation as linear
     from mcl_jax.evaluate.linear import loop
-    from mcl_jax.runtime import checkpoint, hosts
+    from mcl_jax.runtime import hosts
 
     if PROCESSES.value:
         hosts.join()
-    state, meta = checkpoint.read(WORKDIR.value)
-    defaults = program.plain_config(base.get_config())
-    config = cli.complete(meta["config"], defaults, OVERRIDES)
+    state, meta, config = checkpoints.read(WORKDIR.value, OVERRIDES)
     if LRS.value is not None:
         try:
             lrs = [float(lr) for lr in LRS.value]

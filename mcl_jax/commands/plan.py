@@ -52,7 +52,7 @@ def main(_: Sequence[str]) -> None:
     topology.prepare_process(where)
     cache = Path(CACHE.value) if CACHE.value else None
     images, longest = IMAGES.value or images_of(config), OPERATIONS.value
-    result = plan.make(config, where, images, cache, longest=longest)
+    result = plan.make(config, where, images=images, cache=cache, longest=longest)
     print(plan.describe(result))
     if longest:
         print(operations.as_text(result["account"]))
@@ -64,5 +64,5 @@ def images_of(config) -> int:
     from mcl_jax.data.sources import open_source
 
     data = config.data
-    known = KNOWN.get((data.dataset, data.split))
-    return known or len(open_source(data.dataset, data.split, data.data_dir or None))
+    count = KNOWN.get((data.dataset, data.split))
+    return count or len(open_source(data.dataset, data.split, data.data_dir or None))

@@ -48,17 +48,14 @@ def main(_: Sequence[str]) -> int:
             raise UserError(f"--{name} FOLDER is missing: {flags.FLAGS[name].help}")
     import jax
 
-    from mcl_jax import program, sharding
-    from mcl_jax.configs import base
+    from mcl_jax import sharding
+    from mcl_jax.commands import checkpoints
     from mcl_jax.evaluate.detection import data, report
     from mcl_jax.evaluate.detection.training import Conduct, Stopped
-    from mcl_jax.runtime import checkpoint
     from mcl_jax.runtime.preemption import Preemption
 
     labels = report.budgets(LABELS.value)
-    state, meta = checkpoint.read(WORKDIR.value)
-    defaults = program.plain_config(base.get_config())
-    config = cli.complete(meta["config"], defaults, OVERRIDES)
+    state, meta, config = checkpoints.read(WORKDIR.value, OVERRIDES)
     data.choose(config["probe"], SET.value)
     cli.set_value(config, "seed", SEED.value)
     about = {"method": config["method"], "step": int(meta["step"]), "workdir": WORKDIR.value}
@@ -75,7 +72,7 @@ def main(_: Sequence[str]) -> int:
         mesh = sharding.make_mesh(jax.local_devices())
         try:
             rows = report.run(
-                subject, data.load(config), OUTPUT.value,
+                subject, data.load(config), output=OUTPUT.value,
                 modes=MODES.value, labels=labels, seed=SEED.value, mesh=mesh, conduct=conduct,
             )  # fmt: skip
         except Stopped:

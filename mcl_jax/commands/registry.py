@@ -61,8 +61,8 @@ def find(arguments: Sequence[str]) -> tuple[Command, list[str]]:
             return command, list(arguments[words:])
     first = arguments[0]
     members = [name.partition(" ")[2] for name in _BY_NAME if name.startswith(f"{first} ")]
-    given = " ".join(arguments[:2]) if members else first
-    near = difflib.get_close_matches(given, _BY_NAME, n=1, cutoff=0.5)
+    command_words = " ".join(arguments[:2]) if members else first
+    near = difflib.get_close_matches(command_words, _BY_NAME, n=1, cutoff=0.5)
     if members:
         raise UserError(f"mcl-jax {first} is one of {', '.join(members)}; say which")
     if not near:

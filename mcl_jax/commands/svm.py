@@ -45,20 +45,19 @@ def main(_: Sequence[str]) -> None:
         raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     import jax
 
-    from mcl_jax import program, sharding
-    from mcl_jax.configs import base
+    from mcl_jax import sharding
+    from mcl_jax.commands import checkpoints
     from mcl_jax.evaluate.linear import evaluation, svm, svm_measure
-    from mcl_jax.runtime import checkpoint, hosts
+    from mcl_jax.runtime import hosts
 
     if PROCESSES.value:
         hosts.join()
-    state, meta = checkpoint.read(WORKDIR.value)
-    config = cli.complete(meta["config"], program.plain_config(base.get_config()), OVERRIDES)
+    state, meta, config = checkpoints.read(WORKDIR.value, OVERRIDES)
     if SHOTS.value is not None:
         cli.set_value(config, "svm.shots", cli.whole_numbers("shots", SHOTS.value))
     train, test = svm.open_splits(config, None if missing else files)
     mesh, backbone = sharding.make_mesh(), evaluation.frozen_backbone(state)
-    result = svm.run(config, backbone, train, test, mesh)
+    result = svm.run(config, backbone, train=train, test=test, mesh=mesh)
     if jax.process_index() != 0:
         return
     head = f"{train.name} -> {test.name}, step {meta['step']}"

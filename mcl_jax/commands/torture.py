@@ -40,8 +40,8 @@ def main(_: Sequence[str]) -> int:
             _say("SIGTERM, then resume", ended)
             _say("damaged checkpoint", [f"{x}: {y}" for x, y in torture.damages(job)])
             changes = torture.device_changes(job, (8, 4, 2, 8), data.LOSS_TOLERANCE)
-            said = [f"{n} devices: losses within {worst:.1e}" for n, worst in changes]
-            _say("other numbers of devices", said)
+            lines = [f"{n} devices: losses within {worst:.1e}" for n, worst in changes]
+            _say("other numbers of devices", lines)
             _say("second owner", [*folders.second_owner(job)])
             _say("disk full for everything", [*folders.disk_full(job)])
             _say("data folder gone", [*folders.data_gone(job)])

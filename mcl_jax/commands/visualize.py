@@ -32,22 +32,18 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> None:
-    from mcl_jax import program
-    from mcl_jax.configs import base
+    from mcl_jax.commands import checkpoints
     from mcl_jax.errors import UserError
     from mcl_jax.evaluate import activation, pictures, visualize
-    from mcl_jax.runtime import checkpoint, storage
+    from mcl_jax.runtime import storage
 
     for name in ("count", "rows"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     folders = [folder for folder in (options.checkpoint, options.against) if folder]
-    read = [checkpoint.read(folder) for folder in folders]
-    defaults = program.plain_config(base.get_config())
-    networks = [
-        activation.Checkpoint(name, state, cli.complete(meta["config"], defaults, {}))
-        for name, (state, meta) in zip(activation.names(folders), read, strict=True)
-    ]
+    states, metas, configs = zip(*(checkpoints.read(folder, {}) for folder in folders), strict=True)
+    names = activation.names(folders)
+    networks = list(map(activation.Checkpoint, names, states, configs))
     images = visualize.load(options.images, networks[0].config, options.count)
     for reason in images.unreadable:
         print(f"passed over: {reason}", file=sys.stderr)
@@ -55,6 +51,6 @@ def main(options: argparse.Namespace) -> None:
     out = storage.locate(paths.output_folder(place, "--out"))
     storage.make_folder(out)
     print(f"looking at {len(images.names)} images ...", file=sys.stderr)
-    written = pictures.write(out, networks, images, options.rows)
-    step = f"step {read[0][1]['step']}, {len(images.names)} images"
+    written = pictures.write(out, networks, images, rows=options.rows)
+    step = f"step {metas[0]['step']}, {len(images.names)} images"
     print(f"wrote {out}/{', '.join(written[:-1])} and {written[-1]} ({step})")

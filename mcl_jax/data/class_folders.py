@@ -36,31 +36,34 @@ def find(root: str, files: list[str]) -> tuple[list[str] | None, str]:
       root: for messages.
       files: paths relative to it, '/'-separated.
     """
-    shown = paths.shown(root)
+    root_text = paths.shown(root)
     inner = _first_level(files)
     loose = [name for name in files if "/" not in name]
     listed = paths.shown(", ".join([*inner][:_NAMED]) + (", ..." if len(inner) > _NAMED else ""))
     if not inner:
-        return None, f"folder {shown} has no sub-folders, which would name classes"
+        return None, f"folder {root_text} has no sub-folders, which would name classes"
     if loose:
         return None, (
-            f"folder {shown}: {len(loose)} of {len(files)} images lie beside the sub-folders "
+            f"folder {root_text}: {len(loose)} of {len(files)} images lie beside the sub-folders "
             f"{listed} (the first is {paths.shown(loose[0])}), so these name no classes; "
             "move such images into a sub-folder, or out of the folder"
         )
     if len(inner) == 1:
-        give = _to_give(shown, files)
-        return None, f"folder {shown} has one sub-folder, {listed}, and so no classes; give {give}"
+        give = _to_give(root_text, files)
+        return (
+            None,
+            f"folder {root_text} has one sub-folder, {listed}, and so no classes; give {give}",
+        )
     if _are_parts(inner):
         counted = [f"{paths.shown(name)} ({count} images)" for name, count in inner.items()]
         counts = ", ".join(counted[:_NAMED]) + (", ..." if len(counted) > _NAMED else "")
         what = "splits" if all(_is_split(name, inner) for name in inner) else "kinds of files"
-        give = _to_give(shown, files, " for one of them")
+        give = _to_give(root_text, files, " for one of them")
         return None, (
-            f"folder {shown} has the {what} {counts}: all of them are taken as one, without labels; "
+            f"folder {root_text} has the {what} {counts}: all of them are taken as one, without labels; "
             f"give {give}"
         )
-    _tell_of_splits(shown, files, inner)
+    _tell_of_splits(root_text, files, inner)
     return [*inner], ""
 
 
@@ -83,7 +86,7 @@ def _are_parts(inner: Collection[str]) -> bool:
     return bool(images) and all(name in images or _ANNOTATIONS.fullmatch(name) for name in inner)
 
 
-def _to_give(shown: str, files: list[str], of: str = "") -> str:
+def _to_give(folder: str, files: list[str], of: str = "") -> str:
     """The folder below which there are classes, or the images of one split, and what that gives."""
     while inner := _first_level(files):
         if any("/" not in name for name in files) or (len(inner) > 1 and not _are_parts(inner)):
@@ -91,9 +94,9 @@ def _to_give(shown: str, files: list[str], of: str = "") -> str:
         training = (x for x in inner if _is_split(x, inner) and "train" in x.lower())
         images = (x for x in inner if _IMAGES.fullmatch(x))
         chosen = next(training, None) or next(images, None) or next(iter(inner))
-        shown, files = f"{shown}/{paths.shown(chosen)}", _below(files, chosen)
+        folder, files = f"{folder}/{paths.shown(chosen)}", _below(files, chosen)
     classes = len(inner) > 1 and all("/" in name for name in files)
-    return f"folder:{shown}{of}" + (", with its sub-folders as classes" if classes else "")
+    return f"folder:{folder}{of}" + (", with its sub-folders as classes" if classes else "")
 
 
 def _below(files: list[str], folder: str) -> list[str]:
@@ -101,14 +104,14 @@ def _below(files: list[str], folder: str) -> list[str]:
     return [name[len(folder) + 1 :] for name in files if name.startswith(f"{folder}/")]
 
 
-def _tell_of_splits(shown: str, files: list[str], inner: Collection[str]) -> None:
+def _tell_of_splits(folder: str, files: list[str], inner: Collection[str]) -> None:
     """What looks like splits among or inside classes is all trained on: not without a word."""
     splits = [name for name in inner if _is_split(name, inner)]
     if len(splits) > 1:
         left_out.tell_once(
-            f"folder {shown}: its sub-folders {', '.join(map(paths.shown, splits))} are taken for "
+            f"folder {folder}: its sub-folders {', '.join(map(paths.shown, splits))} are taken for "
             "classes, since there are others beside them; if they are splits, give "
-            f"folder:{shown}/{paths.shown(splits[0])}"
+            f"folder:{folder}/{paths.shown(splits[0])}"
         )
     first = next(iter(inner))
     if not _has_splits_alone(_below(files, first)):  # and so most classes are not looked through
@@ -116,9 +119,9 @@ def _tell_of_splits(shown: str, files: list[str], inner: Collection[str]) -> Non
     second = [name.partition("/")[2] for name in files]
     if _has_splits_alone(second):
         below = ", ".join(map(paths.shown, _first_level(second)))
-        give = _to_give(f"{shown}/{paths.shown(first)}", _below(files, first))
+        give = _to_give(f"{folder}/{paths.shown(first)}", _below(files, first))
         left_out.tell_once(
-            f"folder {shown}: its sub-folders are taken for classes, and the splits in them "
+            f"folder {folder}: its sub-folders are taken for classes, and the splits in them "
             f"({below}) as one; if they are no classes, give {give}"
         )
 

@@ -181,7 +181,7 @@ def _check_kind(content: Any, name: str) -> None:
 
 def _categories(entries: Iterable[Any], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """(ids, names) in order of the ids."""
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for entry in entries:
         well_formed = (
             isinstance(entry, dict)
@@ -190,13 +190,13 @@ def _categories(entries: Iterable[Any], name: str) -> tuple[tuple[int, ...], tup
         )
         if not well_formed:
             raise UserError(f"{name}: category {str(entry)[:80]} has no integer id and name")
-        if entry["id"] in found:
+        if entry["id"] in names:
             raise UserError(f"{name} has two categories of id {entry['id']}")
-        if entry["name"] in found.values():
+        if entry["name"] in names.values():
             raise UserError(f"{name} has two categories of the name {entry['name']!r}")
-        found[entry["id"]] = entry["name"]
-    ids = tuple(sorted(found))
-    return ids, tuple(found[i] for i in ids)
+        names[entry["id"]] = entry["name"]
+    ids = tuple(sorted(names))
+    return ids, tuple(names[i] for i in ids)
 
 
 def _image(entry: Any, before: Mapping[Hashable, Image], left_out: Tally) -> Image | None:

@@ -131,9 +131,9 @@ def _decode(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, Repair
     if not data:
         raise DecodeError("empty file")
     if data.startswith(_JPEG_MAGIC):
-        found = _decode_jpeg(data, size, max_pixels)
-        if found is not None:
-            return found
+        result = _decode_jpeg(data, size, max_pixels)
+        if result is not None:
+            return result
     header = _check_header(data, max_pixels)
     if header.mode in _OPENCV_MODES and not header.animated and not header.scaled:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -220,8 +220,8 @@ def _as_bytes(samples: np.ndarray) -> tuple[np.ndarray, Repair]:
     peak = int(samples.max(initial=0))
     depth = next(bits for bits in _DEPTHS if peak < 2**bits)
     scaled = samples.clip(0) >> (depth - 8)
-    whole = depth == 16 or peak == 0
-    return scaled.astype(np.uint8), Repair.NONE if whole else Repair.DEPTH
+    exact = depth == 16 or peak == 0
+    return scaled.astype(np.uint8), Repair.NONE if exact else Repair.DEPTH
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -234,10 +234,10 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 def _decode_pillow(data: bytes, header: _Header) -> tuple[np.ndarray, Repair]:
     """RGB of everything Pillow reads: palettes, alpha, CMYK, animations (first frame)."""
     if header.wide:
-        found = _decode_opencv(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if found is not None and found.dtype == np.uint16 and found.shape[2:] == (4,):
-            colors, repair = _as_bytes(found[..., 2::-1])
-            alpha, _ = _as_bytes(found[..., 3:])
+        pixels = _decode_opencv(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is not None and pixels.dtype == np.uint16 and pixels.shape[2:] == (4,):
+            colors, repair = _as_bytes(pixels[..., 2::-1])
+            alpha, _ = _as_bytes(pixels[..., 3:])
             return _on_white(Image.fromarray(np.concatenate([colors, alpha], axis=-1))), repair
     try:
         with warnings.catch_warnings():

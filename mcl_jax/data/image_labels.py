@@ -48,7 +48,7 @@ class LabeledImages(NamedTuple):
 
 
 def open_labeled(
-    dataset: str, split: str, data_dir: str | None, progress: bool = False
+    dataset: str, split: str, data_dir: str | None, *, progress: bool = False
 ) -> LabeledImages:
     """A split of a data set, with the labels of its images.
 
@@ -66,7 +66,7 @@ def open_labeled(
     source = open_source(dataset, split, data_dir)
     name = f"split {split!r} of {dataset}"
     if not isinstance(source, FolderSource):
-        return _of_tfds(source, name, progress)
+        return _of_tfds(source, name, progress=progress)
     if source.class_names is None:
         raise UserError(
             f"{name} has no labels ({source.unlabeled}): give a folder whose sub-folders are the "
@@ -119,12 +119,12 @@ def _matrix(images: Iterable[Shown], count: int, classes: int) -> np.ndarray:
     return labels
 
 
-def _of_tfds(source: Any, name: str, progress: bool) -> LabeledImages:
-    class_label, read = _reader(source.features, name)
+def _of_tfds(source: Any, name: str, *, progress: bool) -> LabeledImages:
+    class_label, reader = _reader(source.features, name)
     starts = range(0, len(source), _CHUNK)
     bar = Bar(starts, f"labels of {name}", unit_scale=_CHUNK, unit="image", disable=not progress)
     labels = (
-        read(example)
+        reader(example)
         for start in bar
         for example in source.examples(range(start, min(start + _CHUNK, len(source))))
     )
@@ -158,7 +158,7 @@ def _has_boxes(features: Mapping[str, Any]) -> bool:
     return isinstance(inner, tfds.features.FeaturesDict) and "label" in inner
 
 
-def _of_objects(example: Mapping[str, Any], has_difficult: bool) -> Shown:
+def _of_objects(example: Mapping[str, Any], *, has_difficult: bool) -> Shown:
     objects = example["objects"]
     labels = np.asarray(objects["label"], int)
     difficult = objects["is_difficult"] if has_difficult else np.zeros(len(labels))

@@ -69,7 +69,7 @@ def sentence(kinds: Mapping[str, LeftOut]) -> str:
         for kind, (count, first) in ordered[:_KINDS_SHOWN]
     ]
     if rest := ordered[_KINDS_SHOWN:]:
-        words.append(f"{sum(found.count for _, found in rest)} x of {len(rest)} other kinds")
+        words.append(f"{sum(entry.count for _, entry in rest)} x of {len(rest)} other kinds")
     return ", ".join(words)
 
 

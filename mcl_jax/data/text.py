@@ -25,15 +25,15 @@ def read_text(path: str | os.PathLike, name: str, expected: str) -> str:
     Raises:
       UserError: it cannot be opened, or holds no such text.
     """
-    whole = existing_file(path, name, expected)
+    file_path = existing_file(path, name, expected)
     try:
-        with open(whole, "rb") as file:
+        with open(file_path, "rb") as file:
             data = file.read()
     except OSError as error:
         raise UserError(
-            f"{name} {shown(whole)!r} cannot be read: {error.strerror}; {expected}"
+            f"{name} {shown(file_path)!r} cannot be read: {error.strerror}; {expected}"
         ) from None
-    return decoded(data, f"{name} {shown(whole)!r}", expected)
+    return decoded(data, f"{name} {shown(file_path)!r}", expected)
 
 
 def read_json(path: str | os.PathLike, name: str, expected: str) -> Any:

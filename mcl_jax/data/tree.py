@@ -21,11 +21,11 @@ def list_images(root: str) -> tuple[list[str], Tally]:
     Returns:
       Paths relative to `root`, '/'-separated, in the order of their bytes; and the rest, counted.
     """
-    found, others, seen = [], Tally(), set()
+    images, others, visits = [], Tally(), set()
     folders = [(root, "")]
     while folders:
         folder, path = folders.pop()
-        inner, entries = [], _entries(folder, path, others, seen)
+        inner, entries = [], _entries(folder, path, others, visits)
         if path and _is_output({entry.name for entry in entries}):
             others.add("output folder of mcl-jax", path)
             continue
@@ -39,9 +39,9 @@ def list_images(root: str) -> tuple[list[str], Tally]:
             elif kind := why_no_image(entry.name) or _why_no_file(entry):
                 others.add(kind, name)
             else:
-                found.append(name)
+                images.append(name)
         folders += reversed(inner)
-    return sorted(found, key=os.fsencode), others
+    return sorted(images, key=os.fsencode), others
 
 
 def _is_output(names: set[str]) -> bool:
@@ -50,15 +50,15 @@ def _is_output(names: set[str]) -> bool:
 
 
 def _entries(
-    folder: str, path: str, others: Tally, seen: set[tuple[int, int]]
+    folder: str, path: str, others: Tally, visits: set[tuple[int, int]]
 ) -> list[os.DirEntry]:
     """What is in a folder, in the order of the names' bytes; nothing if it was seen before."""
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
-        if identity in seen:
+        if identity in visits:
             return []
-        seen.add(identity)
+        visits.add(identity)
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError:

@@ -100,10 +100,10 @@ def feature_functions(
         if factor == 2**level and {0, level} <= set(levels):
             maps = stages(variables, small)
             region = local.apply(variables, maps, level, method="region")
-            read = {suffix: pool(maps["res5"]), f"/P{COARSEST - level}": region}
+            outputs = {suffix: pool(maps["res5"]), f"/P{COARSEST - level}": region}
         else:
-            read = {suffix: stage5(variables, small)}
-        return jax.tree.map(losses.unit_rows, read)
+            outputs = {suffix: stage5(variables, small)}
+        return jax.tree.map(losses.unit_rows, outputs)
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
     split = partial(jax.shard_map, mesh=mesh, in_specs=(state, batch), out_specs=batch)

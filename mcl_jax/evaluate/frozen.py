@@ -88,15 +88,15 @@ class FrozenNetwork:
         arguments.demand(batch_size=batch_size)
         devices = self._mesh.size
         most = -(-min(batch_size, max(len(images), 1)) // devices) * devices
-        found: list[dict[str, np.ndarray]] = []
+        chunks: list[dict[str, np.ndarray]] = []
         for start in range(0, max(len(images), 1), most):
             part = images[start : start + most]
             missing = most - len(part)  # images of zeros fill up the last batch
             full = np.concatenate([part, np.zeros((missing, *images.shape[1:]), images.dtype)])
             placed = sharding.put_batch({"image": full}, self._mesh)["image"]
             maps = jax.device_get(self._compute(self._variables, placed))
-            found.append({name: x[: len(part)] for name, x in maps.items()})
-        return {name: np.concatenate([maps[name] for maps in found]) for name in self.names}
+            chunks.append({name: x[: len(part)] for name, x in maps.items()})
+        return {name: np.concatenate([maps[name] for maps in chunks]) for name in self.names}
 
     def __repr__(self) -> str:
         model = self.config["model"]
@@ -119,8 +119,8 @@ def _compute_function(config: Mapping[str, Any], names: tuple[str, ...], mesh: M
             maps = encoder.apply(variables, views, method="features")
         else:
             stages = make_backbone(encoder.architecture, encoder.numerics)
-            own = {name: tree["backbone"] for name, tree in variables.items()}
-            maps = stages.apply(own, views, Context((len(views),), train=False))
+            backbone = {name: tree["backbone"] for name, tree in variables.items()}
+            maps = stages.apply(backbone, views, Context((len(views),), train=False))
         return {name: maps[name].astype(jnp.float32) for name in names}
 
     state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC

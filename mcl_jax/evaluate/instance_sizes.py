@@ -78,8 +78,8 @@ def level_sizes(
     Returns:
       Per level s float [n * copies_s] in px.
     """
-    whole = np.sqrt(shares) * image_size
-    return tuple(np.tile(whole / 2**s, count) for s, count in enumerate(copies))
+    sides = np.sqrt(shares) * image_size
+    return tuple(np.tile(sides / 2**s, count) for s, count in enumerate(copies))
 
 
 def statistics(sizes: np.ndarray) -> dict[str, float]:
@@ -163,7 +163,7 @@ def _columns(*cells: str) -> str:
     return "".join(f"{cell:>9}" for cell in cells)
 
 
-def read(source: Source, progress: bool) -> Boxes | int:
+def read(source: Source, *, progress: bool) -> Boxes | int:
     """The instances of an opened data set; the number of its images if it has no boxes.
 
     Boxes are looked for in TFDS data sets: a top-level sequence with a box in it, as COCO's

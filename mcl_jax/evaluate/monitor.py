@@ -26,7 +26,7 @@ from mcl_jax.report.progress import Bar
 from mcl_jax.settings.records import fill
 from mcl_jax.state import TrainState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # px; smaller images than this say nothing about a backbone of stride 32
 LEAST_SIDE = 8
@@ -78,7 +78,9 @@ class KnnEvaluation:
         self._view = embedding.view_function(config, mesh)
         self._features = embedding.feature_functions(encoder, mesh, factors, levels=levels)
 
-    def __call__(self, params: Any, batch_stats: Any, progress: bool = False) -> dict[str, float]:
+    def __call__(
+        self, params: Any, batch_stats: Any, *, progress: bool = False
+    ) -> dict[str, float]:
         """Accuracies in [0, 1] under the names of `knn.measure`.
 
         Args:
@@ -104,7 +106,7 @@ class KnnEvaluation:
         )
 
     def _collect(
-        self, which: int, variables: Any, features: Sequence, progress: bool
+        self, which: int, variables: Any, features: Sequence, *, progress: bool
     ) -> dict[str, knn.Rows]:
         data, knn_settings = self._config["data"], self._config["knn"]
         source, split = self._sources[which], self._splits[which]
@@ -169,7 +171,7 @@ def trained_levels(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
     if "head" not in params:  # a method without a pyramid
         return ()
     # the levels are the same for every number of images that fills canvases
-    return make_objective(config, 4**PYRAMID_LEVELS, None).trained_levels
+    return make_objective(config, 4**PYRAMID_LEVELS, norm_axis=None).trained_levels
 
 
 def read_parts(collection: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -214,13 +216,13 @@ class KnnMonitor:
             return
         if why_unlabeled(trained_on):
             dataset = run.config["data"]["dataset"]
-            log.warning("%s has no labels: kNN accuracy is not measured", dataset)
+            logger.warning("%s has no labels: kNN accuracy is not measured", dataset)
             return
         encoder, levels = run.objective.encoder, run.objective.trained_levels
         try:
             self._evaluation = KnnEvaluation(run.config, encoder, mesh=run.mesh, levels=levels)
         except EmptySplit as error:  # too few images for the configured shares
-            log.warning("%s: kNN accuracy is not measured", error)
+            logger.warning("%s: kNN accuracy is not measured", error)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this many steps."""

@@ -30,14 +30,14 @@ def write(
       The names of the files.
     """
     _, state, config = checkpoints[0]
-    seen, assembled = visualize.look(state, config, images), visualize.assemble(config, images)
+    look, assembled = visualize.look(state, config, images), visualize.assemble(config, images)
     mean, std = config["augment"]["mean"], config["augment"]["std"]
-    pixels = seen.views * std + mean
-    colors = {name: visualize.principal_colors(x)[:rows] for name, x in seen.maps.items()}
+    pixels = look.views * std + mean
+    colors = {name: visualize.principal_colors(x)[:rows] for name, x in look.maps.items()}
     features, retrieval, montage, active = (folder / name for name in NAMES)
     sheets.features(features, pixels[:rows], colors)
     sheets.retrieval(
-        retrieval, pixels, cosines=seen.cosines, readings=seen.readings, queries=rows, answers=6
+        retrieval, pixels, cosines=look.cosines, readings=look.readings, queries=rows, answers=6
     )
     canvases = {title: x * std + mean for title, x in assembled.rows.items()}
     sheets.montages(montage, canvases, assembled.levels, columns=4)

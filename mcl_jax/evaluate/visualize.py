@@ -49,11 +49,11 @@ def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images
     """
     data = config["data"]
     decoded, unreadable = [], []
-    for name, read in _candidates(paths, config):
+    for name, reader in _candidates(paths, config):
         if len(decoded) == count:
             break
         try:
-            content, label = read()
+            content, label = reader()
             canvas, extent = decode.decode_to_canvas(content, data["canvas_size"])
         except (decode.DecodeError, OSError) as error:
             unreadable.append(f"{name}: {error}")
@@ -78,15 +78,15 @@ def _candidates(paths: Sequence[Path], config: Mapping[str, Any]) -> Iterable:
 
 
 def _of_path(path: Path) -> Iterable:
-    whole = expanded(path, "images")
-    if not os.path.isdir(whole):
-        file = Path(existing_file(whole, "images", "give image files or folders of them"))
+    place = expanded(path, "images")
+    if not os.path.isdir(place):
+        file = Path(existing_file(place, "images", "give image files or folders of them"))
         return [(shown(file.name), lambda: (file.read_bytes(), -1))]
-    source = open_folder(whole, "train")
+    source = open_folder(place, "train")
     return ((shown(source.files[i]), lambda i=i: (source[i].data, -1)) for i in range(len(source)))
 
 
-class Seen(NamedTuple):
+class Look(NamedTuple):
     """What the online network makes of images."""
 
     views: np.ndarray  # [n, H, H, 3], normalized
@@ -95,7 +95,7 @@ class Seen(NamedTuple):
     readings: dict[int, str]  # shrink factor -> what the shrunk image was read at
 
 
-def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) -> Seen:
+def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) -> Look:
     """Feature maps of every level and the similarity of shrunk images to full-size ones.
 
     Args:
@@ -121,20 +121,20 @@ def look(state: Mapping[str, Any], config: Mapping[str, Any], images: Images) ->
     scales = [s for s in levels if s > 0]
     if scales and config["method"] == "mcl" and 0 in levels:
         cosines = between_levels(encoder, state, views=views, levels=max(scales) + 1)
-        return Seen(
+        return Look(
             np.asarray(views),
             maps,
             cosines={2**s: cosines[s] for s in scales},
             readings=_names(scales),
         )
     factors = [f for f in (2, 4, 8) if config["data"]["image_size"] % f == 0]
-    read, *read_small = embedding.feature_functions(encoder, mesh, (1, *factors))
-    full = read(variables, views)[""]
+    function, *small_functions = embedding.feature_functions(encoder, mesh, (1, *factors))
+    full = function(variables, views)[""]
     cosines = {}
-    for factor, read in zip(factors, read_small, strict=True):
-        (small,) = read(variables, views).values()
+    for factor, function in zip(factors, small_functions, strict=True):
+        (small,) = function(variables, views).values()
         cosines[factor] = np.asarray(small @ full.T)
-    return Seen(np.asarray(views), maps, cosines=cosines, readings=dict.fromkeys(cosines, "res5"))
+    return Look(np.asarray(views), maps, cosines=cosines, readings=dict.fromkeys(cosines, "res5"))
 
 
 def _names(levels: Iterable[int]) -> dict[int, str]:
@@ -182,7 +182,7 @@ def between_levels(
     return [np.asarray(x) for x in compute(online, predictor, target, jnp.concatenate(copies))]
 
 
-def feature_maps(encoder, variables: Any, views: Array, pyramid: bool) -> dict[str, np.ndarray]:
+def feature_maps(encoder, variables: Any, views: Array, *, pyramid: bool) -> dict[str, np.ndarray]:
     """Maps with running statistics, finest first: P2..P5, or res2..res5 without a pyramid."""
 
     def compute(variables, views):
@@ -227,7 +227,7 @@ class Assembled(NamedTuple):
 
     rows: dict[str, np.ndarray]  # title -> [m, H, H, 3], normalized
     levels: tuple[int, ...]  # per row its montage level; () where the method assembles none
-    used: int  # images
+    image_count: int
 
 
 def assemble(config: Mapping[str, Any], images: Images) -> Assembled:
@@ -240,7 +240,7 @@ def assemble(config: Mapping[str, Any], images: Images) -> Assembled:
     count, levels = len(images.names), None
     while levels is None:
         try:
-            objective = make_objective(config, count, None)
+            objective = make_objective(config, count, norm_axis=None)
             levels = objective.trained_levels  # which looks whether canvases are filled
         except UserError:
             count -= 1

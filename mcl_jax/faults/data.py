@@ -15,7 +15,7 @@ from mcl_jax.data.loader_settings import LoaderSettings
 from mcl_jax.data.record import Source
 from mcl_jax.data.sources import open_source
 from mcl_jax.faults import images as faulty_images
-from mcl_jax.faults.runs import Job, require
+from mcl_jax.faults.runs import TortureJob, require
 
 # Relative: the order of float32 sums differs.
 LOSS_TOLERANCE = 2e-5
@@ -36,12 +36,12 @@ def images(folder: Path, count: int, seed: int) -> list[str]:
     """Odd files are read, broken ones counted and named, good ones untouched by either."""
     each = -(-count // len(faulty_images.KINDS))
     usable = faulty_images.fill(folder, good=each, of_each_kind=each, seed=seed)
-    source = open_source(f"folder:{folder}", "train", None)
+    source = open_source(f"folder:{folder}", "train", data_dir=None)
     require(len(source) == len(usable), f"{len(source)} of {len(usable)} files are listed")
     valid = _validity(source)
     names = [Path(source[i].name).name for i in range(len(source))]
-    wrong = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
-    require(not wrong, f"{len(wrong)} files were judged wrongly, among them {wrong[:3]}")
+    mistakes = [n for n, readable in zip(names, valid, strict=True) if usable[n] != readable]
+    require(not mistakes, f"{len(mistakes)} files were judged wrongly, among them {mistakes[:3]}")
     kinds = faulty_images.KINDS.items()
     return [f"{each} x {kind}: {'read' if works else 'refused'}" for kind, (works, _) in kinds]
 
@@ -58,7 +58,7 @@ def _validity(source: Source) -> np.ndarray:
 
 def worker_killed(seed: int) -> list[str]:
     """kill -9 of a decoding process: the stream of batches does not change."""
-    source = open_source("scenes", "train[:64]", None)
+    source = open_source("scenes", "train[:64]", data_dir=None)
 
     def stream(workers: int) -> pipeline.BatchIterator:
         loader = replace(LOADER, workers=workers, max_unreadable_share=0.0)
@@ -88,7 +88,7 @@ def _children() -> set[int]:
     return set(spawned)
 
 
-def mistakes(job: Job) -> list[str]:
+def mistakes(job: TortureJob) -> list[str]:
     """Wrong keys, types, counts, folders and names: one line, exit code 2, nothing written."""
     cases = {
         "--config.data.batchsize=3": "did you mean data.batch_size",
@@ -98,13 +98,13 @@ def mistakes(job: Job) -> list[str]:
         "--config.montage.levels=7": "montage.levels is 7",
         "--config.optimizer.name=adam": "optimizer.name is 'adam'",
     }
-    said = []
+    lines = []
     for flag, message in cases.items():
         workdir = job.scratch / "mistake"
         code, text = job.run(workdir, flag)
-        last = text.strip().splitlines()[-1]
-        one_line = last.startswith("error: ") and "Traceback" not in text
-        require(code == 2 and one_line and message in last, f"{flag}: exit {code}\n{text}")
+        last_line = text.strip().splitlines()[-1]
+        one_line = last_line.startswith("error: ") and "Traceback" not in text
+        require(code == 2 and one_line and message in last_line, f"{flag}: exit {code}\n{text}")
         require(not workdir.exists() or not any(workdir.iterdir()), f"{flag} left files behind")
-        said.append(last)
-    return said
+        lines.append(last_line)
+    return lines

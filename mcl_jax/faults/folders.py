@@ -11,7 +11,7 @@ import numpy as np
 from mcl_jax import exit_codes
 from mcl_jax.faults.runs import (
     STEPS,
-    Job,
+    TortureJob,
     checkpoints,
     finish,
     log_of,
@@ -22,9 +22,9 @@ from mcl_jax.faults.runs import (
 from mcl_jax.faults.torture import reference
 
 
-def second_owner(job: Job) -> Iterator[str]:
+def second_owner(job: TortureJob) -> Iterator[str]:
     """The same command twice: the second is refused, the first ends as if nothing had been."""
-    whole, workdir = reference(job), job.scratch / "owned"
+    reference_losses, workdir = reference(job), job.scratch / "owned"
     first = job.start(workdir)
     require(wait_until(first, lambda: losses(workdir)), "the first run never stepped")
     first.send_signal(signal.SIGSTOP)  # it must not be done before the second has looked
@@ -32,46 +32,48 @@ def second_owner(job: Job) -> Iterator[str]:
     try:
         before = log.stat().st_size
         code = finish(job.start(workdir))
-        said = log.read_bytes()[before:].decode(errors="replace").strip()
+        output = log.read_bytes()[before:].decode(errors="replace").strip()
     finally:
         first.send_signal(signal.SIGCONT)
-    last = said.splitlines()[-1]
-    refused = code == exit_codes.USER_ERROR and last.startswith("error: ")
-    require(refused and f"process {first.pid}, since" in last, f"exit {code}\n{said}")
-    yield last
+    last_line = output.splitlines()[-1]
+    refused = code == exit_codes.USER_ERROR and last_line.startswith("error: ")
+    require(refused and f"process {first.pid}, since" in last_line, f"exit {code}\n{output}")
+    yield last_line
     code = finish(first)
-    require(code == 0 and losses(workdir) == whole, f"the first ended with {code}")
+    require(code == 0 and losses(workdir) == reference_losses, f"the first ended with {code}")
     yield "the first: same losses as alone"
     holder = job.start(job.scratch / "killed-owner")
     require(wait_until(holder, lambda: losses(job.scratch / "killed-owner")), "never stepped")
     holder.kill()
     holder.wait()
     code, text = job.run(job.scratch / "killed-owner")
-    require(code == 0 and losses(job.scratch / "killed-owner") == whole, text)
+    require(code == 0 and losses(job.scratch / "killed-owner") == reference_losses, text)
     yield "after kill -9 of the owner: the next start goes on at once"
 
 
-def disk_full(job: Job) -> Iterator[str]:
+def disk_full(job: TortureJob) -> Iterator[str]:
     """No byte can be written any more, in the middle of a run."""
-    whole, workdir = reference(job), job.scratch / "full"
+    reference_losses, workdir = reference(job), job.scratch / "full"
     process = job.start(workdir, piped=True)
     require(wait_until(process, lambda: checkpoints(workdir)), "never saved")
     _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, most))
     code = finish(process)
     text = log_of(workdir).read_text(errors="replace")
-    last = text.strip().splitlines()[-1]
+    last_line = text.strip().splitlines()[-1]
     require("Traceback" not in text, text)
-    require(code == exit_codes.CANNOT_SAVE and last.startswith("error: "), f"exit {code}\n{text}")
+    require(
+        code == exit_codes.CANNOT_SAVE and last_line.startswith("error: "), f"exit {code}\n{text}"
+    )
     require(text.count("metrics.jsonl: not written") == 1, text)
-    yield last
+    yield last_line
     saved = checkpoints(workdir)
     code, text = job.run(workdir)
-    require(saved and code == 0 and losses(workdir) == whole, text)
+    require(saved and code == 0 and losses(workdir) == reference_losses, text)
     yield f"with room again: goes on from step {saved[-1]}, same losses"
 
 
-def data_gone(job: Job) -> Iterator[str]:
+def data_gone(job: TortureJob) -> Iterator[str]:
     """The data folder is moved away during a run: one line that names it, nothing lost."""
     folder, elsewhere = job.scratch / "photos", job.scratch / "photos-moved"
     rng = np.random.default_rng(0)
@@ -86,17 +88,17 @@ def data_gone(job: Job) -> Iterator[str]:
     shutil.move(folder, elsewhere)
     code = finish(process)
     text = log_of(workdir).read_text(errors="replace")
-    last = text.strip().splitlines()[-1]
-    named = last.startswith("error: ") and str(folder) in last and "Traceback" not in text
+    last_line = text.strip().splitlines()[-1]
+    named = last_line.startswith("error: ") and str(folder) in last_line and "Traceback" not in text
     require(code == exit_codes.USER_ERROR and named, f"exit {code}\n{text}")
-    yield last
+    yield last_line
     shutil.move(elsewhere, folder)
     code, text = job.run(workdir, *flags)
     require(code == 0 and checkpoints(workdir)[-1] == STEPS, text)
     yield "put back: goes on to the end"
 
 
-def data_changed(job: Job) -> Iterator[str]:
+def data_changed(job: TortureJob) -> Iterator[str]:
     """Half of the images are deleted between two starts: both counts are told, training goes on."""
     folder = job.scratch / "photos-changed"
     rng = np.random.default_rng(1)
@@ -111,6 +113,6 @@ def data_changed(job: Job) -> Iterator[str]:
     for path in sorted(folder.iterdir())[::2]:
         path.unlink()
     code, text = job.run(workdir, *flags)
-    told = [line for line in text.splitlines() if "images 64 -> 32" in line]
-    require(code == 0 and len(told) == 1, f"exit {code}\n{text}")
-    yield told[0]
+    lines = [line for line in text.splitlines() if "images 64 -> 32" in line]
+    require(code == 0 and len(lines) == 1, f"exit {code}\n{text}")
+    yield lines[0]

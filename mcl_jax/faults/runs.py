@@ -46,7 +46,7 @@ PHASES = ("starting", "compiling", "stepping", "saving", "evaluating")
 
 
 @dataclass(frozen=True)
-class Job:
+class TortureJob:
     """How a small run is started.
 
     Attributes:

@@ -14,7 +14,7 @@ from mcl_jax.exit_codes import STOPPED
 from mcl_jax.faults.runs import (
     PHASES,
     STEPS,
-    Job,
+    TortureJob,
     checkpoints,
     finish,
     leftovers,
@@ -28,7 +28,7 @@ from mcl_jax.faults.runs import (
 from mcl_jax.runtime.checkpoint_folders import DAMAGED, FOLDER
 
 
-def reference(job: Job) -> dict[int, float]:
+def reference(job: TortureJob) -> dict[int, float]:
     """The uninterrupted run's losses."""
     workdir = job.scratch / "uninterrupted"
     if len(losses(workdir)) < STEPS:
@@ -37,7 +37,7 @@ def reference(job: Job) -> dict[int, float]:
     return losses(workdir)
 
 
-def kills(job: Job, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iterator[str]:
+def kills(job: TortureJob, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iterator[str]:
     """kill -9 at random moments, in one phase after the other, again and again on one workdir.
 
     A run that reaches its end starts anew. Yields the phase of every kill.
@@ -46,7 +46,7 @@ def kills(job: Job, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iter
       Broken: a loss differs from the uninterrupted run's, a finished checkpoint is gone, or
         something temporary is left at the end.
     """
-    whole, rng, runs = reference(job), random.Random(seed), 0
+    expected, rng, runs = reference(job), random.Random(seed), 0
     workdir = job.scratch / f"killed-{seed}-0"
     total = 0
     while total < count:
@@ -66,28 +66,28 @@ def kills(job: Job, count: int, seed: int, aims: Sequence[str] = PHASES) -> Iter
             f"{before} became {after} in {victim}",
         )
         if process.returncode == 0 or (after and after[-1] == STEPS):
-            _require_whole(workdir, whole)
+            _require_whole(workdir, expected)
             runs += 1
             workdir = job.scratch / f"killed-{seed}-{runs}"
     code, text = job.run(workdir)
     require(code == 0, f"the last start ended with {code}:\n{text}")
-    _require_whole(workdir, whole)
+    _require_whole(workdir, expected)
 
 
-def _require_whole(workdir: Path, whole: dict[int, float]) -> None:
+def _require_whole(workdir: Path, expected: dict[int, float]) -> None:
     stream = losses(workdir)
-    wrong = [s for s in stream if stream[s] != whole[s]]
+    wrong = [s for s in stream if stream[s] != expected[s]]
     require(not wrong, f"{workdir}: losses of steps {wrong} differ from the uninterrupted run's")
-    if stream.keys() == whole.keys():  # the last process may have been killed while it closed
+    if stream.keys() == expected.keys():  # the last process may have been killed while it closed
         require(not leftovers(workdir), f"{workdir}: left behind {leftovers(workdir)}")
 
 
-def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
+def terminations(job: TortureJob, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
     """SIGTERM in each phase: exit code 75, everything saved, and the same losses after resuming.
 
     Yields (phase, 'nothing to save' or 'step N saved').
     """
-    whole = reference(job)
+    reference_losses = reference(job)
     for aim in aims:
         workdir = job.scratch / f"terminated-{aim}"
         # an empty cache: the first compilation, in which Python runs no signal handler
@@ -117,12 +117,14 @@ def terminations(job: Job, aims: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield aim, "nothing to save"
             continue
         code, text = job.run(workdir)
-        require(code == 0 and losses(workdir) == whole, f"after SIGTERM while {aim}:\n{text}")
+        require(
+            code == 0 and losses(workdir) == reference_losses, f"after SIGTERM while {aim}:\n{text}"
+        )
         yield aim, f"step {saved[-1]} saved"
 
 
 def device_changes(
-    job: Job, counts: Sequence[int], tolerance: float
+    job: TortureJob, counts: Sequence[int], tolerance: float
 ) -> Iterator[tuple[int, float]]:
     """A run continued on other numbers of devices, with montages by group.
 
@@ -132,10 +134,10 @@ def device_changes(
     # Small steps, for a rounding error grows tenfold with each of AdamW's: it decides on which side of
     # a ReLU's corner some of 100,000 values lie.
     flags += ("--config.optimizer.name=sgd", "--config.optimizer.base_lr=0.005")
-    whole, workdir = job.scratch / "one-count", job.scratch / "changing"
-    code, text = job.run(whole, *flags, devices=counts[0])
+    reference_folder, workdir = job.scratch / "one-count", job.scratch / "changing"
+    code, text = job.run(reference_folder, *flags, devices=counts[0])
     require(code == 0, text)
-    expected, share = losses(whole), STEPS // len(counts)
+    expected, share = losses(reference_folder), STEPS // len(counts)
     for devices in counts:
         last = devices == counts[-1] and len(losses(workdir)) >= share * (len(counts) - 1)
         stop = () if last else (f"--stop_after={share}",)
@@ -147,9 +149,9 @@ def device_changes(
     require(losses(workdir).keys() == expected.keys(), "steps are missing")
 
 
-def damages(job: Job) -> Iterator[tuple[str, str]]:
+def damages(job: TortureJob) -> Iterator[tuple[str, str]]:
     """The newest checkpoint truncated, and with one bit flipped: the one before takes over."""
-    whole = reference(job)
+    expected = reference(job)
     for kind, harm in (("truncated", _truncate), ("bit flipped", _flip)):
         workdir = job.scratch / kind.replace(" ", "-")
         code, text = job.run(workdir, "--stop_after=6")
@@ -157,7 +159,7 @@ def damages(job: Job) -> Iterator[tuple[str, str]]:
         newest = workdir / FOLDER / str(checkpoints(workdir)[-1])
         harm(max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size))
         code, text = job.run(workdir)
-        require(code == 0 and losses(workdir) == whole, text)
+        require(code == 0 and losses(workdir) == expected, text)
         require(f"step {newest.name} is damaged" in text, text)
         require((workdir / DAMAGED / newest.name).is_dir(), "the damaged one is gone")
         yield kind, f"fell back from step {newest.name}, same losses"

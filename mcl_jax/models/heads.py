@@ -72,10 +72,12 @@ class MLP(nn.Module):
         """[M, C] -> [M, out]."""
         dtype = self.numerics.dtype
         x = Linear(self.hidden, dtype, self.kernel_init, name="linear1")(x)
-        x = self.numerics.norm("norm1", relu=True)(x, context.norm_groups, context.train)
+        x = self.numerics.norm("norm1", relu=True)(x, context.norm_groups, train=context.train)
         x = Linear(self.out, dtype, self.kernel_init, name="linear2")(x)
         if self.last_norm:
-            x = self.numerics.norm("norm2", affine=False)(x, context.norm_groups, context.train)
+            x = self.numerics.norm("norm2", affine=False)(
+                x, context.norm_groups, train=context.train
+            )
         return x
 
 

@@ -57,7 +57,7 @@ class Numerics:
         return nn.remat(cls, static_argnums=(2,), policy=keep)
 
     def norm(
-        self, name: str, affine: bool = True, relu: bool = False, pool: Pool | None = None
+        self, name: str, *, affine: bool = True, relu: bool = False, pool: Pool | None = None
     ) -> BatchNorm:
         return BatchNorm(
             momentum=self.bn_momentum,
@@ -89,7 +89,7 @@ class ConvNorm(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = convolve(x.astype(self.numerics.dtype), kernel, self.stride)
         norm = self.numerics.norm("norm", relu=self.relu, pool=self.pool)
-        return norm(x, context.norm_groups, context.train)
+        return norm(x, context.norm_groups, train=context.train)
 
 
 class Linear(nn.Module):

@@ -11,6 +11,7 @@ group and moment, and as few passes over memory as there can be: a step on a TPU
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import flax.linen as nn
@@ -85,18 +86,34 @@ def _rows(values: Array, groups: Sequence[int], ndim: int) -> Array:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
+@dataclass(frozen=True)
+class Norming:
+    """How `batch_normalize` normalizes: its arguments that are no arrays.
+
+    Attributes:
+      groups, axis_name: see `group_moments`.
+      epsilon: added to the variance.
+      relu: whether max(0, .) follows.
+      pool: a max-pool that follows; None: none. It is done first, so that less has to be
+        normalized: with no negative scale, norm and ReLU change nothing about which value is the
+        largest.
+    """
+
+    groups: tuple[int, ...]
+    epsilon: float
+    axis_name: AxisName | None = None
+    relu: bool = False
+    pool: Pool | None = None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def batch_normalize(
+    norming: Norming,
     x: Array,
     scale: Array | None,
     bias: Array | None,
     mean: Array,
     var: Array,
-    groups: tuple[int, ...],
-    epsilon: float,
-    axis_name: AxisName | None,
-    relu: bool,
-    pool: Pool | None,
 ) -> Array:
     """Normalizes every group by its own statistics, whose share in the gradient is included.
 
@@ -108,65 +125,57 @@ def batch_normalize(
       scale, bias: [C]; None: 1 and 0.
       mean, var: [G, C], of `group_moments` of this x: its gradient relies on that, and none flows
         into them.
-      groups, axis_name: see `group_moments`.
-      epsilon: added to the variance.
-      relu: whether max(0, .) follows.
-      pool: a max-pool that follows; None: none. It is done first, so that less has to be
-        normalized: with no negative scale, norm and ReLU change nothing about which value is the
-        largest.
     """
-    pooled = x if pool is None else pool(x)
-    return _normalized(
-        pooled, scale, bias=bias, mean=mean, var=var, groups=groups, epsilon=epsilon, relu=relu
-    ).astype(x.dtype)
+    pooled = x if norming.pool is None else norming.pool(x)
+    return _normalized(norming, pooled, scale, bias, mean=mean, var=var).astype(x.dtype)
 
 
-def _normalized(x, scale, bias, mean, var, groups, epsilon, relu):
-    """The formula of `batch_normalize`, for any statistics; in their type."""
-    out = _affine(_centered(x, mean, var=var, epsilon=epsilon, groups=groups), scale, bias)
-    return nn.relu(out) if relu else out
+def _normalized(norming: Norming, x, scale, bias, *, mean, var):
+    """The formula of `batch_normalize`, for any statistics and without the pool; in their type."""
+    out = _affine(_centered(norming, x, mean, var), scale, bias)
+    return nn.relu(out) if norming.relu else out
 
 
-def _centered(x: Array, mean: Array, var: Array, epsilon: float, groups: Sequence[int]) -> Array:
+def _centered(norming: Norming, x: Array, mean: Array, var: Array) -> Array:
     """(x - mean) / std of every group, in the statistics' type."""
-    factor = _rows(jax.lax.rsqrt(var + epsilon), groups, x.ndim)
-    return (x.astype(mean.dtype) - _rows(mean, groups, x.ndim)) * factor
+    factor = _rows(jax.lax.rsqrt(var + norming.epsilon), norming.groups, x.ndim)
+    return (x.astype(mean.dtype) - _rows(mean, norming.groups, x.ndim)) * factor
 
 
 def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
     return x if scale is None else x * scale + bias
 
 
-def _forward(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool):
-    out = batch_normalize(x, scale, bias, mean, var, groups, epsilon, axis_name, relu, pool)
-    return out, (x, scale, bias, mean, var)
+def _forward(norming: Norming, *arrays):
+    return batch_normalize(norming, *arrays), arrays
 
 
-def _backward(groups, epsilon, axis_name, relu, pool, residuals, cotangent):
+def _backward(norming: Norming, residuals, cotangent):
     """dx = scale / std * (g - mean(g) - z * mean(g z)), z = (x - mean) / std, g behind the ReLU.
 
     The two means are over the group on all devices: one all-reduce. Gradients of scale and bias are
     this device's share, as all gradients of the step are. A pool's g is zero where it took nothing.
     """
     x, scale, bias, mean, var = residuals
+    groups, pool = norming.groups, norming.pool
     pooled = x if pool is None else pool(x)
-    z = _centered(pooled, mean, var=var, epsilon=epsilon, groups=groups)
+    z = _centered(norming, pooled, mean, var)
     g = cotangent.astype(mean.dtype)
-    if relu:
+    if norming.relu:
         g = jnp.where(_affine(z, scale, bias) > 0, g, 0)
     means = jnp.stack([_group_means(g, groups), _group_means(g * z, groups)])
     if pool is not None:
         means = means * (pooled.size / x.size)
         (g,) = jax.vjp(pool, x)[1](g.astype(x.dtype))
-        z = _centered(x, mean, var=var, epsilon=epsilon, groups=groups)
+        z = _centered(norming, x, mean, var)
     d_scale = d_bias = None
     if scale is not None:
         counts = (np.array(groups) * (x.size // (x.shape[0] * x.shape[-1])))[:, None]
         sums = (means * counts.astype(mean.dtype)).sum(1)
         d_bias, d_scale = sums[0].astype(bias.dtype), sums[1].astype(scale.dtype)
-    if axis_name is not None:
-        means = jax.lax.pmean(means, axis_name)
-    factor = jax.lax.rsqrt(var + epsilon) * (1.0 if scale is None else scale)
+    if norming.axis_name is not None:
+        means = jax.lax.pmean(means, norming.axis_name)
+    factor = jax.lax.rsqrt(var + norming.epsilon) * (1.0 if scale is None else scale)
     dx = g - _rows(means[0], groups, x.ndim) - z * _rows(means[1], groups, x.ndim)
     dx = (_rows(factor, groups, x.ndim) * dx).astype(x.dtype)
     return dx, d_scale, d_bias, jnp.zeros_like(mean), jnp.zeros_like(var)
@@ -201,7 +210,7 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, groups: Sequence[int], train: bool) -> Array:
+    def __call__(self, x: Array, groups: Sequence[int], *, train: bool) -> Array:
         """Normalizes x [N, ..., C] over all axes but the last; sum(groups) must be N."""
         channels = x.shape[-1]
         if sum(groups) != x.shape[0]:
@@ -216,17 +225,8 @@ class BatchNorm(nn.Module):
         statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)
         if not train:
             mean, var = (v.value[None] for v in (running_mean, running_var))
-            x, everything = x.astype(statistics_dtype), (x.shape[0],)
-            x = _normalized(
-                x,
-                scale,
-                bias=bias,
-                mean=mean,
-                var=var,
-                groups=everything,
-                epsilon=self.epsilon,
-                relu=self.relu,
-            )
+            norming = Norming((x.shape[0],), self.epsilon, relu=self.relu)
+            x = _normalized(norming, x.astype(statistics_dtype), scale, bias, mean=mean, var=var)
             x = x if self.pool is None else self.pool(x)
             return x.astype(self.dtype)
 
@@ -250,9 +250,8 @@ class BatchNorm(nn.Module):
             # pass that writes x.
             signs = jnp.where(scale < 0, -1.0, 1.0)
             x, scale, mean = x * signs.astype(x.dtype), scale * signs, mean * signs
-        return batch_normalize(
-            x, scale, bias, mean, var, groups, self.epsilon, axis_name, self.relu, self.pool
-        )
+        norming = Norming(groups, self.epsilon, axis_name, relu=self.relu, pool=self.pool)
+        return batch_normalize(norming, x, scale, bias, mean=mean, var=var)
 
     def _update(self, running_mean, running_var, mean, var, positions, groups):
         """G updates r <- m r + (1 - m) s in a row, multiplied out."""

@@ -69,7 +69,7 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+        self, stages: dict[str, Array], spans: Sequence[Span], *, sides: int, train: bool
     ) -> dict[str, Array]:
         """Computes P5, P4, ... for as many spans as are given.
 
@@ -119,15 +119,15 @@ class ResizedMap(nn.Module):
     """
 
     def __call__(
-        self, stages: dict[str, Array], spans: Sequence[Span], sides: int, train: bool
+        self, stages: dict[str, Array], spans: Sequence[Span], *, sides: int, train: bool
     ) -> dict[str, Array]:
         """As `FPN.__call__`, with C5 channels on every level."""
         pyramid = {}
         for depth, (start, stop) in enumerate(spans):
             level = COARSEST - depth
-            last = by_side(stages["res5"], sides, start=start, stop=stop)
+            res5 = by_side(stages["res5"], sides, start=start, stop=stop)
             size = stages[f"res{level}"].shape[1:3]
             if start < stop:
-                shape = (last.shape[0], *size, last.shape[-1])
-                pyramid[f"P{level}"] = jax.image.resize(last, shape, "bilinear")
+                shape = (res5.shape[0], *size, res5.shape[-1])
+                pyramid[f"P{level}"] = jax.image.resize(res5, shape, "bilinear")
         return pyramid

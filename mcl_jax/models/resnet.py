@@ -42,11 +42,11 @@ class Block(nn.Module):
         if self.bottleneck:
             y = ConvNorm(self.features, kernel_size=1, name="conv1", **common)(x, context)
             y = ConvNorm(self.features, stride=self.stride, name="conv2", **common)(y, context)
-            last = ConvNorm(out_features, kernel_size=1, relu=False, name="conv3", **common)
+            last_conv = ConvNorm(out_features, kernel_size=1, relu=False, name="conv3", **common)
         else:
             y = ConvNorm(self.features, stride=self.stride, name="conv1", **common)(x, context)
-            last = ConvNorm(out_features, relu=False, name="conv2", **common)
-        y = last(y, context)
+            last_conv = ConvNorm(out_features, relu=False, name="conv2", **common)
+        y = last_conv(y, context)
         if self.stride != 1 or x.shape[-1] != out_features:
             x = ConvNorm(
                 out_features,

@@ -28,4 +28,4 @@ RESNETS = {
 }
 
 # With width 96 swin_t has heads (3, 6, 12, 24).
-SWINS = {"swin_t": Size((2, 2, 6, 2), 7, 32, 4)}
+SWINS = {"swin_t": Size((2, 2, 6, 2), window=7, head_channels=32, mlp_ratio=4)}

@@ -225,7 +225,7 @@ class Swin(nn.Module):
     numerics: Numerics
 
     @nn.compact
-    def __call__(self, images: Array, context: Context, normed: bool = True) -> dict[str, Array]:
+    def __call__(self, images: Array, context: Context, *, normed: bool = True) -> dict[str, Array]:
         """images [N, H, W, 3] float -> {'res2': ..., ..., 'res5': ...}.
 
         Args:

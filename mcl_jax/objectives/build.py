@@ -36,7 +36,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def numerics_of(
-    config: Mapping[str, Any], axis_name: AxisName | None = None, remat: bool = False
+    config: Mapping[str, Any], axis_name: AxisName | None = None, *, remat: bool = False
 ) -> Numerics:
     """How the configured network computes.
 
@@ -74,19 +74,19 @@ def make_objective(
     layout = fill(montage.Layout, config["montage"])
     views = fill(augment.AugmentSettings, config["augment"])
     if method == "mcl":
-        own = fill(LossSettings, config["loss"])
-        return MCL(layout=layout, loss_settings=own, views=views, **common)
+        settings = fill(LossSettings, config["loss"])
+        return MCL(layout=layout, loss_settings=settings, views=views, **common)
     if method == "supervised":
         weights = tuple(config["loss"]["level_weights"])
-        own = fill(SupervisedSettings, config["supervised"], level_weights=weights)
-        return Supervised(layout=layout, settings=own, views=one_sided(views), **common)
+        settings = fill(SupervisedSettings, config["supervised"], level_weights=weights)
+        return Supervised(layout=layout, settings=settings, views=one_sided(views), **common)
     if method == "byol":
         return BYOL(views=views, **common)
     queues = fill(contrast.QueueSettings, config["moco"])
     if method == "moco":
         return MoCo(settings=queues, views=views, **common)
-    own = fill(detco.DetCoSettings, config["detco"])
-    return detco.DetCo(settings=queues, detco=own, views=views, **common)
+    settings = fill(detco.DetCoSettings, config["detco"])
+    return detco.DetCo(settings=queues, detco=settings, views=views, **common)
 
 
 def one_sided(views: augment.AugmentSettings) -> augment.AugmentSettings:

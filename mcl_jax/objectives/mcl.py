@@ -73,12 +73,12 @@ class MCL(Common):
     def _check_other_assembly(self):
         """What paper Table 8's baselines can be combined with."""
         targets = set(np.flatnonzero(self.matching.any(0)).tolist())
-        whole = {0} if self.layout.assembly == "copy_paste" else {1}  # levels with every image
-        if targets - whole:
-            mode = "a" if whole == {0} else "b"
+        complete = {0} if self.layout.assembly == "copy_paste" else {1}  # levels with every image
+        if targets - complete:
+            mode = "a" if complete == {0} else "b"
             raise UserError(
                 f"loss.matching {self.loss_settings.matching!r} targets levels {sorted(targets)}, "
-                f"but with montage.assembly {self.layout.assembly!r} only level {min(whole)} holds "
+                f"but with montage.assembly {self.layout.assembly!r} only level {min(complete)} holds "
                 f"every image; use {mode!r}"
             )
 
@@ -282,7 +282,7 @@ class MCL(Common):
                 targets.append(None)
                 continue
             first = jax.vmap(montage.first_copies, (0, None))(labels, self.images_per_device)
-            v = losses.unit_rows(jax.vmap(lambda rows, at: rows[at])(v, first))
+            v = losses.unit_rows(jax.vmap(lambda rows, index: rows[index])(v, first))
             if axis_name is not None:
                 v = jax.lax.all_gather(v, axis_name, axis=1, tiled=True)
             targets.append(jax.lax.stop_gradient(v))

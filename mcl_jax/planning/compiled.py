@@ -142,12 +142,12 @@ def _mesh_groups(axes: str, devices: str | None, grouped: str) -> np.ndarray:
     shape: list[int] = []
     places = {}  # of the chosen parts in `shape`
     for name, size in sizes.items():
-        done = 1
+        divisor = 1
         for part in sorted(part for part in chosen if part[0] == name):
-            shape += [part[1] // done, part[2]]
+            shape += [part[1] // divisor, part[2]]
             places[part] = len(shape) - 1
-            done = part[1] * part[2]
-        shape.append(size // done)
+            divisor = part[1] * part[2]
+        shape.append(size // divisor)
     if devices is None:
         numbers = np.arange(np.prod(shape))
     elif match := re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", devices):
@@ -155,6 +155,6 @@ def _mesh_groups(axes: str, devices: str | None, grouped: str) -> np.ndarray:
     else:
         numbers = np.array(_integers(devices))
     numbers = numbers.reshape(shape)
-    last = [places[part] for part in chosen]
-    first = [place for place in range(len(shape)) if place not in last]
-    return numbers.transpose(first + last).reshape(-1, int(np.prod([p[2] for p in chosen])))
+    group_axes = [places[part] for part in chosen]
+    first = [place for place in range(len(shape)) if place not in group_axes]
+    return numbers.transpose(first + group_axes).reshape(-1, int(np.prod([p[2] for p in chosen])))

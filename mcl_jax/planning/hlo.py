@@ -33,7 +33,7 @@ class Instruction(NamedTuple):
       operands: names; of a parameter its number.
       called: the computation that a fusion stands for; '' for none.
       source: JAX's name of what it was traced from.
-      frame: number of the line of Python it was traced in, see `Program.files`; 0: unknown.
+      frame: number of the line of Python it was traced in, see `HloProgram.files`; 0: unknown.
       attributes: the text behind the operands.
     """
 
@@ -52,7 +52,7 @@ class Instruction(NamedTuple):
         return sum(array.stored for array in self.arrays)
 
 
-class Program(NamedTuple):
+class HloProgram(NamedTuple):
     """A program of one device.
 
     Attributes:
@@ -66,7 +66,7 @@ class Program(NamedTuple):
     files: dict[int, tuple[str, ...]]
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> HloProgram:
     """Reads what `jax.stages.Compiled.as_text` gives.
 
     Raises:
@@ -76,19 +76,19 @@ def parse(text: str) -> Program:
     inside: dict[str, Instruction] = {}
     entry, tables, table = "", {}, {}
     for line in text.splitlines():
-        if found := line[:1].isspace() and _INSTRUCTION.match(line):
-            instruction = _instruction(*found.groups())
+        if match := line[:1].isspace() and _INSTRUCTION.match(line):
+            instruction = _instruction(*match.groups())
             inside[instruction.name] = instruction
         elif line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
             table = tables[line] = {}
         elif row := _TABLE_ROW.match(line):
             table[int(row[1])] = row[2] or row[3]
-        elif found := _COMPUTATION.match(line):
-            inside = computations.setdefault(found[2], {})
-            entry = found[2] if found[1] else entry
+        elif match := _COMPUTATION.match(line):
+            inside = computations.setdefault(match[2], {})
+            entry = match[2] if match[1] else entry
     if not entry:
         raise ValueError("the program's text has no ENTRY computation")
-    return Program(computations, entry, _files(tables))
+    return HloProgram(computations, entry, _files(tables))
 
 
 def arrays(kind: str) -> Iterator[Array]:
@@ -111,8 +111,8 @@ def _padded(shape: list[int], layout: str) -> list[int]:
     axes = [shape[int(axis)] for axis in order.split(",") if axis][::-1]
     axes = [1] * (len(sides) - len(axes)) + axes
     first = len(axes) - len(sides)
-    whole = [-(-size // side) * side for size, side in zip(axes[first:], sides, strict=True)]
-    return axes[:first] + whole
+    tiled = [-(-size // side) * side for size, side in zip(axes[first:], sides, strict=True)]
+    return axes[:first] + tiled
 
 
 def _instruction(name: str, kind: str, opcode: str, rest: str) -> Instruction:
@@ -148,8 +148,8 @@ def _files(tables: dict[str, dict[int, str]]) -> dict[int, tuple[str, ...]]:
     locations = {key: numbers(row) for key, row in tables.get("FileLocations", {}).items()}
     frames = {key: numbers(row) for key, row in sorted(tables.get("StackFrames", {}).items())}
     nobody = next((frame.get("parent_frame_id", 0) for frame in frames.values()), 0)
-    found: dict[int, tuple[str, ...]] = {}
+    files: dict[int, tuple[str, ...]] = {}
     for key, frame in frames.items():  # parents come first
         file = names[locations[frame["file_location_id"]]["file_name_id"]]
-        found[key] = (file, *found.get(frame.get("parent_frame_id", 0) - nobody, ()))
-    return found
+        files[key] = (file, *files.get(frame.get("parent_frame_id", 0) - nobody, ()))
+    return files

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mcl_jax.planning import hlo
-from mcl_jax.planning.hlo import Instruction, Program
+from mcl_jax.planning.hlo import HloProgram, Instruction
 
 # They give names to what lies in memory already.
 _FREE = frozenset(
@@ -46,16 +46,20 @@ class Operation(NamedTuple):
     Attributes:
       kind: 'part: what', e.g. 'backbone: convolution, forward'.
       name, source: of the instruction, see `hlo.Instruction`.
-      read, written: bytes in memory.
+      read_bytes, written_bytes: in memory.
       padding: how many of both are no elements, but fill up tiles.
     """
 
     kind: str
     name: str
     source: str
-    read: int
-    written: int
+    read_bytes: int
+    written_bytes: int
     padding: int
+
+    @property
+    def bytes(self) -> int:
+        return self.read_bytes + self.written_bytes
 
 
 def account(text: str, compilers_bytes: float, longest: int) -> dict[str, Any]:
@@ -79,15 +83,15 @@ def account(text: str, compilers_bytes: float, longest: int) -> dict[str, Any]:
     for x in operations.values():
         row = rows.setdefault(x.kind, dict(kind=x.kind, operations=0, bytes=0, padding=0))
         row["operations"] += 1
-        row["bytes"] += x.read + x.written
+        row["bytes"] += x.bytes
         row["padding"] += x.padding
     for kind, row in rows.items():  # of an array that enters, a part may be read
         row["floor"] = min(floors[kind], row["bytes"] - row["padding"])
-    by_bytes = sorted(operations.values(), key=lambda x: -(x.read + x.written))
+    by_bytes = sorted(operations.values(), key=lambda x: -x.bytes)
     return {
         "kinds": sorted(rows.values(), key=lambda row: -row["bytes"]),
         "longest": [
-            {"name": x.name, "kind": x.kind, "bytes": x.read + x.written, "source": x.source}
+            {"name": x.name, "kind": x.kind, "bytes": x.bytes, "source": x.source}
             for x in by_bytes[:longest]
         ],
         "bytes": sum(row["bytes"] for row in rows.values()),
@@ -95,7 +99,7 @@ def account(text: str, compilers_bytes: float, longest: int) -> dict[str, Any]:
     }
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(totals: Mapping[str, Any]) -> str:
     """`account`'s result as a table."""
 
     def line(name: str, count: Any, row: Mapping[str, Any]) -> str:
@@ -103,37 +107,47 @@ def as_text(found: Mapping[str, Any]) -> str:
         return f"  {name:<44}{count:>6}{numbers}"
 
     head = f"  {'GB per step':<44}{'number':>6}{'bytes':>10}{'padding':>10}{'floor':>10}"
-    kinds = [line(row["kind"], row["operations"], row) for row in found["kinds"]]
-    apart = found["bytes"] / found["compilers_bytes"] - 1
+    kinds = [line(row["kind"], row["operations"], row) for row in totals["kinds"]]
+    apart = totals["bytes"] / totals["compilers_bytes"] - 1
     total = (
-        f"  all: {found['bytes'] / 1e9:.3f} GB; by XLA's own count "
-        f"{found['compilers_bytes'] / 1e9:.3f} ({apart:+.1%})"
+        f"  all: {totals['bytes'] / 1e9:.3f} GB; by XLA's own count "
+        f"{totals['compilers_bytes'] / 1e9:.3f} ({apart:+.1%})"
     )
     longest = [
         f"  {row['bytes'] / 1e6:>8.1f} MB  {row['name'][:36]:<36}  {row['kind']}  <- "
         f"{row['source'][-70:]}"
-        for row in found["longest"]
+        for row in totals["longest"]
     ]
     return "\n".join([head, *kinds, total, *longest])
 
 
-def _operations(program: Program) -> list[Operation]:
+def _operations(program: HloProgram) -> list[Operation]:
     entry = program.computations[program.entry]
-    found = []
+    result = []
     for x in entry.values():
         if x.opcode in _FREE:
             continue
         arrays = [a for name in x.operands if name in entry for a in entry[name].arrays]
         full = sum(a.stored for a in arrays)
         dense = sum(a.bytes for a in arrays)
-        read = _read(program, x, entry)
+        read_bytes = _read(program, x, entry)
         # of what is read in part, the same part is padding
-        padding = (full - dense) * read // max(full, 1) + sum(a.stored - a.bytes for a in x.arrays)
-        found.append(Operation(_kind(program, x), x.name, x.source, read, x.stored, padding))
-    return found
+        padding = (full - dense) * read_bytes // max(full, 1)
+        padding += sum(a.stored - a.bytes for a in x.arrays)
+        result.append(
+            Operation(
+                _kind(program, x),
+                x.name,
+                source=x.source,
+                read_bytes=read_bytes,
+                written_bytes=x.stored,
+                padding=padding,
+            )
+        )
+    return result
 
 
-def _read(program: Program, x: Instruction, entry: Mapping[str, Instruction]) -> int:
+def _read(program: HloProgram, x: Instruction, entry: Mapping[str, Instruction]) -> int:
     """Bytes that an operation reads."""
     operands = [entry[name] for name in x.operands if name in entry]
     if x.opcode in _SLICES:
@@ -141,28 +155,28 @@ def _read(program: Program, x: Instruction, entry: Mapping[str, Instruction]) ->
     inside = program.computations.get(x.called)
     if x.opcode != "fusion" or inside is None:
         return sum(operand.stored for operand in operands)
-    own = {int(p.operands[0]): name for name, p in inside.items() if p.opcode == "parameter"}
+    names = {int(p.operands[0]): name for name, p in inside.items() if p.opcode == "parameter"}
     return sum(
-        _read_of(inside, own[number], operand.stored) for number, operand in enumerate(operands)
+        _read_of(inside, names[number], operand.stored) for number, operand in enumerate(operands)
     )
 
 
 def _read_of(inside: Mapping[str, Instruction], name: str, full: int) -> int:
     """Bytes that a fusion reads of one of its values: slices, if it only slices it."""
-    read = 0
+    total = 0
     for user in inside.values():
         if name not in user.operands:
             continue
         if user.opcode == "bitcast":
-            read += _read_of(inside, user.name, full)
+            total += _read_of(inside, user.name, full)
         elif user.opcode in _SLICES:
-            read += user.stored
+            total += user.stored
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
             return full
-    return min(read, full)
+    return min(total, full)
 
 
-def _kind(program: Program, x: Instruction) -> str:
+def _kind(program: HloProgram, x: Instruction) -> str:
     if x.opcode in _COLLECTIVES:
         return "collectives"
     part = _part(x, program.files)
@@ -185,15 +199,15 @@ def _part(x: Instruction, files: Mapping[int, Sequence[str]]) -> str:
     return "train step"
 
 
-def _convolution(program: Program, x: Instruction) -> str:
+def _convolution(program: HloProgram, x: Instruction) -> str:
     """'convolution, forward', '..., input gradient' or '..., kernel gradient'; '' for none."""
     if x.opcode == "convolution":
         inner = x
     else:
-        found = _inner_convolutions(program, x.called)
-        if not found:
+        convolutions = _inner_convolutions(program, x.called)
+        if not convolutions:
             return ""
-        inner = found[0]
+        inner = convolutions[0]
     if "transpose(jvp" not in x.source + inner.source:
         return "convolution, forward"
     # a kernel's gradient contracts the axis of images, which XLA then writes in a feature's place
@@ -202,15 +216,15 @@ def _convolution(program: Program, x: Instruction) -> str:
     return f"convolution, {'kernel' if of_kernel else 'input'} gradient"
 
 
-def _inner_convolutions(program: Program, name: str) -> list[Instruction]:
+def _inner_convolutions(program: HloProgram, name: str) -> list[Instruction]:
     """Of a fused computation, and of what it calls."""
-    found = []
+    convolutions = []
     for x in program.computations.get(name, {}).values():
         if x.opcode == "convolution":
-            found.append(x)
+            convolutions.append(x)
         elif x.called:
-            found += _inner_convolutions(program, x.called)
-    return found
+            convolutions += _inner_convolutions(program, x.called)
+    return convolutions
 
 
 def _floors(

@@ -130,7 +130,7 @@ def _figures(
 @contextlib.contextmanager
 def _ticking(what: str) -> Iterator[None]:
     """Says on stderr for how long the compiler has been at work."""
-    done, started = threading.Event(), time.monotonic()
+    finish, started = threading.Event(), time.monotonic()
     live = sys.stderr.isatty()  # one line that counts; in a file, a line every half minute
 
     def say(end: str) -> None:
@@ -138,7 +138,7 @@ def _ticking(what: str) -> Iterator[None]:
         sys.stderr.flush()
 
     def tick():
-        while not done.wait(1.0 if live else 30.0):
+        while not finish.wait(1.0 if live else 30.0):
             say("\r" if live else "\n")
         say("\n")
 
@@ -147,7 +147,7 @@ def _ticking(what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        finish.set()
         thread.join()
 
 
@@ -161,12 +161,12 @@ def _too_big(
     run: Program, figures: Mapping[str, Any], where: Topology, chip: Chip, cores: int
 ) -> str:
     """What does not fit, and what would: temporaries grow with the images of a device."""
-    needed, state = figures["peak_bytes"] * cores, _state_bytes(run) * cores
+    peak, state = figures["peak_bytes"] * cores, _state_bytes(run) * cores
     b, batch = run.objective.images_per_device, run.config["data"]["batch_size"]
-    per_device = b * max(chip.memory - state, 0) / max(needed - state, 1)
+    per_device = b * max(chip.memory - state, 0) / max(peak - state, 1)
     fitting = 2 ** max(int(per_device).bit_length() - 1, 0) if per_device >= 1 else 0
     message = (
-        f"the step needs {needed / GIB:.1f} GiB of a {chip.name}'s {chip.memory / GIB:.0f} GiB at "
+        f"the step needs {peak / GIB:.1f} GiB of a {chip.name}'s {chip.memory / GIB:.0f} GiB at "
         f"{b} images per device ({where.name}, data.batch_size {batch})"
     )
     if not fitting:

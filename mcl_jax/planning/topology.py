@@ -38,6 +38,7 @@ class Chip:
 
 
 CHIPS = {
+    # name, FLOP/s, memory, bandwidth, host cores, kinds
     "v2": Chip("TPU v2", 45e12, 16 * GIB, 700e9, 96, ("TPU v2",)),
     "v3": Chip("TPU v3", 123e12, 32 * GIB, 900e9, 96, ("TPU v3",)),
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 240, ("TPU v4",)),

@@ -62,7 +62,7 @@ def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) 
     again = (
         f'<meta http-equiv="refresh" content="{max(1, round(refresh_s))}">\n' if refresh_s else ""
     )
-    whole = (
+    document = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{again}"
@@ -71,7 +71,7 @@ def page(title: str, subtitle: str, parts: Iterable[str], refresh_s: float = 0) 
         f'<header><h1>{html.escape(title)}</h1>\n<div class="dim">{html.escape(subtitle)}</div>'
         f"</header>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
-    return shown(whole)  # names in it may be any bytes
+    return shown(document)  # names in it may be any bytes
 
 
 def figures(values: Mapping[str, str]) -> str:
@@ -149,19 +149,19 @@ def run_parts(
         curves = picture(workdir / "curves.png", "Loss, retrieval and kNN accuracy over steps")
         montage = picture(workdir / "montage.png", "The first inputs of the network")
         parts += [section(name, x) for name, x in (("Curves", curves), ("Montage", montage)) if x]
-    whole = folded("The whole configuration", code(json.dumps(config, indent=2)))
-    return [*parts, section("Configuration", whole)]
+    configuration = folded("The whole configuration", code(json.dumps(config, indent=2)))
+    return [*parts, section("Configuration", configuration)]
 
 
 def _learned(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The last loss and kNN accuracy, with the first ones, as far as they were measured."""
-    found = {}
+    rows = {}
     for name, title, form in (("loss", "loss", "{:.3f}"), ("knn", "kNN accuracy", "{:.1%}")):
         values = [line[name] for line in lines if name in line]
         if values:
             first, last = form.format(values[0]), form.format(values[-1])
-            found[f"{title} (at first {first})"] = last
-    return found
+            rows[f"{title} (at first {first})"] = last
+    return rows
 
 
 def write(path: Place, text: str) -> None:

@@ -75,14 +75,14 @@ def _summary(
     precision: np.ndarray, ious: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, float]:
     """What `scores` returns, of precision [IoUs, recalls, classes, AREAS], -1 without truth."""
-    whole = precision[..., 0]
-    by_iou = {round(100 * iou): x for iou, x in zip(ious, whole, strict=True)}
-    parts = {"ap": whole, "ap50": by_iou[50], "ap75": by_iou[75]}
+    all_sizes = precision[..., 0]
+    by_iou = {round(100 * iou): x for iou, x in zip(ious, all_sizes, strict=True)}
+    parts = {"ap": all_sizes, "ap50": by_iou[50], "ap75": by_iou[75]}
     parts |= {f"ap_{AREAS[i]}": precision[..., i] for i in range(1, len(AREAS))}
     parts |= {f"ap/iou{iou}": x for iou, x in by_iou.items()}
-    parts |= {f"ap/{name}": whole[..., i] for i, name in enumerate(class_names)}
-    known = {key: x[x > -1] for key, x in parts.items()}
-    return {key: float(x.mean()) if x.size else float("nan") for key, x in known.items()}
+    parts |= {f"ap/{name}": all_sizes[..., i] for i, name in enumerate(class_names)}
+    values = {key: x[x > -1] for key, x in parts.items()}
+    return {key: float(x.mean()) if x.size else float("nan") for key, x in values.items()}
 
 
 def _index(coco: Any, images: Entries, names: Mapping[int, str], annotations: Entries) -> Any:

@@ -52,7 +52,7 @@ def sheet(
 
 def curves(path: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> None:
     """Loss, retrieval, cosines, feature spread, learning rate and kNN over steps, as one PNG."""
-    shown = (
+    layout = (
         ("loss", ("loss",)),
         ("loss per level", _per_level("loss", lines)),
         ("retrieval top-1", _per_level("top1", lines)),
@@ -64,7 +64,7 @@ def curves(path: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> None:
         ("learning rate", ("lr",)),
     )
     figure, axes = panels(3, 3, size=(12, 9))
-    for axis, (title, names) in zip(axes.flat, shown, strict=True):
+    for axis, (title, names) in zip(axes.flat, layout, strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:

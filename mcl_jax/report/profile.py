@@ -114,7 +114,7 @@ class Window:
             steps, self._begun = step - self._begun + 1, 0
             events = list(read(self._local))
             self._leave()
-            result = summary(events, steps, sources(program.as_text()), LONGEST)
+            result = summary(events, steps, source_of=sources(program.as_text()), count=LONGEST)
             print(f"trace of {steps} steps in {self._folder}", file=sys.stderr)
             print(as_text(result), file=sys.stderr, flush=True)
 

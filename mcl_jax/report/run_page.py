@@ -50,9 +50,11 @@ class RunPage:
         lines = metrics.read(self._workdir)
         plots.curves(self._workdir / "curves.png", lines)
         step = max((line["step"] for line in lines), default=0)
-        parts = card.run_parts(self._config, step, lines, self._workdir)
+        parts = card.run_parts(self._config, step, lines=lines, workdir=self._workdir)
         title = f"{self._config['method']} {self._config['model']['backbone']}"
-        done = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {self._total:,}"
+        subtitle = f"mcl_jax {mcl_jax.__version__}, step {step:,} of {self._total:,}"
         if refresh_s:
-            done += f", running, written at {time.strftime('%H:%M:%S')}"
-        card.write(self._workdir / card.FILE, card.page(title, done, parts, refresh_s))
+            subtitle += f", running, written at {time.strftime('%H:%M:%S')}"
+        card.write(
+            self._workdir / card.FILE, card.page(title, subtitle, parts, refresh_s=refresh_s)
+        )

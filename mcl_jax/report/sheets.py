@@ -87,8 +87,8 @@ def retrieval(
             elif rank == 0:
                 _frame(axis, WRONG)
     right = {f: float((c.argmax(1) == np.arange(n)).mean()) for f, c in cosines.items()}
-    found = ", ".join(f"{side // f} px {share:.0%}" for f, share in sorted(right.items()))
-    _save(figure, path, f"Shrunk images look for themselves among {n} of {side} px: {found} found")
+    shares = ", ".join(f"{side // f} px {share:.0%}" for f, share in sorted(right.items()))
+    _save(figure, path, f"Shrunk images look for themselves among {n} of {side} px: {shares} found")
 
 
 def montages(
@@ -110,7 +110,7 @@ def montages(
         for axis, canvas in zip(row, canvases[:columns], strict=False):
             _show(axis, canvas, "")
             if levels:
-                _name_tiles(axis, canvas.shape[0], 2 ** levels[r], f"P{5 - levels[r]}")
+                _name_tiles(axis, canvas.shape[0], grid=2 ** levels[r], name=f"P{5 - levels[r]}")
         row[0].set_title(title, fontsize=9, loc="left")
     _save(figure, path, "What training makes of these images")
 
@@ -119,31 +119,31 @@ def boxes(
     path: Path,
     images: Sequence[np.ndarray],
     truth: Sequence[Sequence[tuple[str, np.ndarray]]],
-    found: Sequence[Sequence[tuple[str, np.ndarray]]],
+    detections: Sequence[Sequence[tuple[str, np.ndarray]]],
     title: str,
 ) -> None:
-    """Images with true boxes (green, solid) and found ones (red, dashed), four images a row.
+    """Images with true boxes (green, solid) and detections (red, dashed), four images a row.
 
     Args:
       path: PNG to write.
       images: [h, w, 3] each.
-      truth, found: per image (caption, (ymin, xmin, ymax, xmax) in px).
+      truth, detections: per image (caption, (ymin, xmin, ymax, xmax) in px).
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plots.panels(rows, columns, size=(3.2 * columns, 2.9 * rows))
-    for axis, image, real, guesses in zip(axes.flat, images, truth, found, strict=False):
+    for axis, image, real, guesses in zip(axes.flat, images, truth, detections, strict=False):
         _show(axis, image, "")
         for named, color, style, at_top in (
             (real, RIGHT, "-", True),
             (guesses, WRONG, "--", False),
         ):
             for caption, box in named:
-                _draw_box(axis, caption, box, color, style, at_top)
+                _draw_box(axis, caption, box, color=color, style=style, at_top=at_top)
     _save(figure, path, title)
 
 
-def _draw_box(axis, caption: str, box: np.ndarray, color: str, style: str, at_top: bool) -> None:
+def _draw_box(axis, caption: str, box: np.ndarray, *, color: str, style: str, at_top: bool) -> None:
     top, left, bottom, right = (float(side) - 0.5 for side in box)
     outline = Rectangle(
         (left, top), right - left, bottom - top, fill=False, edgecolor=color, linestyle=style,
@@ -166,8 +166,8 @@ def _name_tiles(axis, side: int, grid: int, name: str) -> None:
     box = {"facecolor": "black", "alpha": 0.55, "pad": 0.8, "edgecolor": "none"}
     for y in range(grid):
         for x in range(grid):
-            at = ((x + 0.06) * tile, (y + 0.08) * tile)
-            axis.text(*at, name, fontsize=size, color="white", va="top", bbox=box)
+            corner = ((x + 0.06) * tile, (y + 0.08) * tile)
+            axis.text(*corner, name, fontsize=size, color="white", va="top", bbox=box)
 
 
 def _grid(rows: int, columns: int):

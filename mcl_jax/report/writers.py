@@ -18,8 +18,9 @@ from mcl_jax.errors import UserError
 from mcl_jax.runtime import log as log_files
 from mcl_jax.runtime import storage
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings import door
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # What pip installs, by the writer.
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 _PREFIX = "mcl_jax"  # of paths whose event files are logs of ours
@@ -130,18 +131,18 @@ class Wandb:
     def __init__(self, workdir: Place, resume_step: int, about: About):
         import wandb
 
-        known = workdir / ID_FILE.format("wandb")
+        id_file = workdir / ID_FILE.format("wandb")
         folder = storage.local(workdir) or os.environ.get("WANDB_DIR") or os.getcwd()
         self._run = wandb.init(
             project=about.project,
             name=_name(workdir),
             dir=str(folder),
-            id=_known(known),
+            id=_known(id_file),
             resume="allow",
             config=dict(about.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        storage.write(known, f"{self._run.id}\n")
+        storage.write(id_file, f"{self._run.id}\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -167,8 +168,8 @@ class Mlflow:
                 uri = (folder / "mlruns").resolve().as_uri()
             self._client = MlflowClient(tracking_uri=uri)
             place = workdir / ID_FILE.format("mlflow")
-            if known := _known(place):
-                self._id = known
+            if number := _known(place):
+                self._id = number
                 self._client.update_run(self._id, status="RUNNING")
             else:
                 self._id = self._new(_name(workdir), about)
@@ -178,10 +179,12 @@ class Mlflow:
         """The id of a run that is begun."""
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(about.project)
-        number = found.experiment_id if found else self._client.create_experiment(about.project)
+        project = self._client.get_experiment_by_name(about.project)
+        number = project.experiment_id if project else self._client.create_experiment(about.project)
         run = self._client.create_run(number, run_name=name).info.run_id
-        for batch in _batches([Param(key, str(x)[:500]) for key, x in _flat(about.config)]):
+        for batch in _batches(
+            [Param(key, str(x)[:500]) for key, x in door.flattened(about.config)]
+        ):
             self._client.log_batch(run, params=batch)
         return run
 
@@ -235,7 +238,7 @@ class _Guarded:
         except Exception as error:  # a service may raise anything
             self._sink = None
             reason = " ".join(str(error).split())[:200]
-            log.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
+            logger.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
 
 
 @contextlib.contextmanager
@@ -255,11 +258,3 @@ def _batches(items: list[Any], size: int = 100) -> Iterator[list[Any]]:
     """MLflow takes so many at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -64,9 +64,9 @@ def unfinished(folder: Place) -> list[Place]:
 def clean(folder: Place) -> None:
     """Removes what killed saves left behind; what was set aside stays."""
     aside = storage.names(folder.parent / DAMAGED)
-    for left in unfinished(folder):
-        if left.name not in aside:
-            storage.remove(left)
+    for leftover in unfinished(folder):
+        if leftover.name not in aside:
+            storage.remove(leftover)
 
 
 def newest_intact(folder: Place, steps: Iterable[int]) -> tuple[int, set[int]]:

@@ -47,8 +47,8 @@ class Checkpointer:
         self._in_the_way: set[int] = set()  # steps of damaged ones that were not moved
         if jax.process_index() == 0:
             checkpoint_folders.clean(self._folder)
-            left = checkpoint_folders.unfinished(self._folder)
-            self._in_the_way = {whole_number(folder.name) for folder in left} - {None}
+            leftovers = checkpoint_folders.unfinished(self._folder)
+            self._in_the_way = {whole_number(folder.name) for folder in leftovers} - {None}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -108,8 +108,8 @@ class Checkpointer:
         if jax.process_index() == 0:
             try:
                 steps = self._manager.all_steps()
-                step, here = checkpoint_folders.newest_intact(self._folder, steps)
-                self._in_the_way |= here
+                step, obstacles = checkpoint_folders.newest_intact(self._folder, steps)
+                self._in_the_way |= obstacles
             except (OSError, UserError) as error:
                 problem = error
         if jax.process_count() > 1:
@@ -147,7 +147,7 @@ class Checkpointer:
         restored = self._manager.restore(step, args=arguments)
         return restored.state, saved_state.modern(restored.meta)
 
-    def save(self, state: TrainState, meta: dict[str, Any], last: bool = False) -> None:
+    def save(self, state: TrainState, meta: dict[str, Any], *, last: bool = False) -> None:
         """Starts an asynchronous save, once the one before is on disk.
 
         A save that fails is reported and leaves older checkpoints as they are. A run of one process
@@ -189,10 +189,10 @@ class Checkpointer:
 
     def _check_space(self, state: TrainState) -> None:
         """Before orbax finds out page by page."""
-        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
         free = storage.free(self._folder)
-        if free is not None and free < needed:
-            raise OSError(f"it takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+        if free is not None and free < size:
+            raise OSError(f"it takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
 
     def _hangs(self) -> bool:
         """Whether the last save is still under way after `PATIENCE_S`: a bucket may be away for long.

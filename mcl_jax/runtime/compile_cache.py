@@ -27,11 +27,11 @@ def compile_cache(folder: Place) -> Iterator[None]:
       with compile_cache(workdir / "xla_cache"):
           compiled = program.lower_step(run).compile()
     """
-    given = jax.config.jax_compilation_cache_dir
+    preset_folder = jax.config.jax_compilation_cache_dir
     xla, least_s = getattr(jax.config, _XLA), getattr(jax.config, _LEAST_S)
     show, warnings.showwarning = warnings.showwarning, _show
     try:
-        if not given:
+        if not preset_folder:
             place = storage.absolute(folder)
             if storage.renames(place):
                 _use(str(place), xla, least_s=0.0)  # dozens of small programs cost seconds
@@ -40,8 +40,8 @@ def compile_cache(folder: Place) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = show
-        if not given:
-            _use(None, xla, least_s=least_s)
+        if not preset_folder:
+            _use(folder=None, xla=xla, least_s=least_s)
 
 
 _show_others = warnings.showwarning

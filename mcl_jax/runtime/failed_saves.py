@@ -57,10 +57,10 @@ class FailedSaves:
 
     def demand_last(self, newest: int | None) -> None:
         """Raises `CannotSave` if the last save failed."""
-        last = max(self.steps, default=-1)
-        if last > (-1 if newest is None else newest):
+        last_step = max(self.steps, default=-1)
+        if last_step > (-1 if newest is None else newest):
             raise CannotSave(
-                f"the checkpoint of step {last} was not written, see above; {_kept(newest)}. "
+                f"the checkpoint of step {last_step} was not written, see above; {_kept(newest)}. "
                 f"{self._advice()}"
             )
 

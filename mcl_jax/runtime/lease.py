@@ -59,10 +59,10 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             with optional("the owner's sign of life"):
-                if time.monotonic() - self._renewed > EXPIRED_S and (taken := self._taken()):
+                if time.monotonic() - self._renewed > EXPIRED_S and (owner := self._taken()):
                     self._lost = (
-                        f"{self._folder.parent} was taken over by {who(taken)} while this process was "
-                        f"away for more than {EXPIRED_S:.0f} s; it ends and leaves the folder alone"
+                        f"{self._folder.parent} was taken over by {who(owner)} while this process "
+                        f"was away for more than {EXPIRED_S:.0f} s; it ends and leaves the folder alone"
                     )
                     return
                 self._record["heartbeat"] += 1
@@ -209,9 +209,9 @@ def _refuse_if_alive(folder: Place, number: int) -> None:
     refusal = Held(
         f"{folder} is in use: {who(record)}. Wait for it, stop it, or give another folder"
     )
-    here = machine.can_look_up(record)
-    if here is not None:
-        if here and machine.runs(record):
+    answer = machine.can_look_up(record)
+    if answer is not None:
+        if answer and machine.runs(record):
             raise refusal
         return
     print(
@@ -247,5 +247,5 @@ def _read(leases: Place, number: int) -> dict[str, Any] | None:
             record = json.loads(storage.read(leases / f"{number}.json"))
         except (FileNotFoundError, ValueError):
             return None
-    known = machine.myself().keys()
-    return record if isinstance(record, dict) and known <= record.keys() else None
+    keys = machine.myself().keys()
+    return record if isinstance(record, dict) and keys <= record.keys() else None

@@ -28,11 +28,11 @@ def can_look_up(record: Mapping[str, Any]) -> bool | None:
 
     True: yes. False: it was this machine, before it was started anew. None: it cannot be known.
     """
-    here = myself()
-    if all(here[key] == record[key] for key in ("host", "boot", "processes_of")):
+    own_record = myself()
+    if all(own_record[key] == record[key] for key in ("host", "boot", "processes_of")):
         return True
-    same = all(here[key] == record[key] != "" for key in ("host", "machine"))
-    return False if same and here["boot"] != record["boot"] else None
+    same = all(own_record[key] == record[key] != "" for key in ("host", "machine"))
+    return False if same and own_record["boot"] != record["boot"] else None
 
 
 def runs(record: Mapping[str, Any]) -> bool:

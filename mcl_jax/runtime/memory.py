@@ -20,12 +20,12 @@ def demand_room(compiled: jax.stages.Compiled) -> None:
       UserError: with both sizes, and what would need less.
     """
     device = jax.local_devices()[0]
-    needed, room = peak_bytes(compiled), room_bytes(device)
-    if not needed or not room or needed <= room:
+    peak, room = peak_bytes(compiled), room_bytes(device)
+    if not peak or not room or peak <= room:
         return
     hint = "; a CPU trains the configuration demo" if device.platform == "cpu" else ""
     raise UserError(
-        f"one step needs {needed / GIB:.1f} GiB on every device, a device here "
+        f"one step needs {peak / GIB:.1f} GiB on every device, a device here "
         f"({device.device_kind}) has {room / GIB:.1f} GiB. A smaller data.batch_size, more "
         f"optimizer.micro_batches or a smaller data.image_size need less{hint}"
     )
@@ -52,8 +52,8 @@ def room_bytes(device: jax.Device) -> int:
         return (device.memory_stats() or {}).get("bytes_limit", 0)
     limits = []
     with contextlib.suppress(OSError):  # not Linux
-        found = re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", MACHINE.read_text(), re.M)
-        limits.append(1024 * sum(map(int, found)))
+        sizes = re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB", MACHINE.read_text(), re.M)
+        limits.append(1024 * sum(map(int, sizes)))
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         limits.append(int(CGROUP_LIMIT.read_text()))
     return min(limits, default=0) // jax.local_device_count(device.platform)

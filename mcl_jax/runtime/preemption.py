@@ -36,7 +36,7 @@ class Preemption:
       owner: whether the process belongs to this run, as a script's does.
     """
 
-    def __init__(self, owner: bool):
+    def __init__(self, *, owner: bool):
         self._owner = owner
         self._of_a_job = jax.process_count() > 1
         self._requested = threading.Event()

@@ -19,8 +19,8 @@ def modern(config: Mapping[str, Any]) -> dict[str, Any]:
     renamed = dict(config)
     for section, names in RENAMED.items():
         if isinstance(renamed.get(section), Mapping):
-            own = renamed[section].items()
-            renamed[section] = {names.get(key, key): value for key, value in own}
+            items = renamed[section].items()
+            renamed[section] = {names.get(key, key): value for key, value in items}
     return renamed
 
 

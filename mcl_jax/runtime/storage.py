@@ -162,19 +162,19 @@ def names(folder: Place) -> list[str]:
         return sorted(os.listdir(folder)) if folder.is_dir() else []
     try:
         with bucket.client(folder) as files:
-            found = files.ls(str(folder), detail=False)
+            entries = files.ls(str(folder), detail=False)
     except FileNotFoundError:
         return []
     inside = f"{str(folder).removeprefix('gs://').rstrip('/')}/"
-    return sorted(path[len(inside) :].rstrip("/") for path in found if len(path) > len(inside))
+    return sorted(path[len(inside) :].rstrip("/") for path in entries if len(path) > len(inside))
 
 
 def matching(folder: Place, pattern: str) -> list[Place]:
     """Paths below a folder that fit FOLDER/*.SUFFIX or a name, sorted; logs in parts count as one."""
     head, _, name = pattern.rpartition("/")
     inside = folder / head if head else folder
-    found = {re.sub(r"\.\d{4,}-\d{6,}$", "", each) for each in names(inside)}
-    return [inside / each for each in sorted(found) if fnmatch.fnmatch(each, name)]
+    plain_names = {re.sub(r"\.\d{4,}-\d{6,}$", "", each) for each in names(inside)}
+    return [inside / each for each in sorted(plain_names) if fnmatch.fnmatch(each, name)]
 
 
 def make_folder(place: Place) -> None:
@@ -225,10 +225,10 @@ def stats(folder: Place) -> dict[str, Stat]:
         return {str(p.relative_to(folder)): Stat(p.stat().st_size, "") for p in paths}
     inside = f"{str(folder).removeprefix('gs://')}/"
     with bucket.client(folder) as files:
-        found = files.find(str(folder), detail=True)
+        entries = files.find(str(folder), detail=True)
     return {
         path.removeprefix(inside): Stat(int(info["size"]), _md5(info))
-        for path, info in sorted(found.items())
+        for path, info in sorted(entries.items())
     }
 
 
@@ -237,15 +237,15 @@ def digest(place: Place, like: str = "") -> str:
     kind = "md5" if like.startswith("md5:") else "sha256"
     if isinstance(place, Path):
         with place.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
+            digits = hashlib.file_digest(file, kind).hexdigest()
     else:
-        found = hashlib.new(kind, read(place), usedforsecurity=False).hexdigest()
-    return f"md5:{found}" if kind == "md5" else found
+        digits = hashlib.new(kind, read(place), usedforsecurity=False).hexdigest()
+    return f"md5:{digits}" if kind == "md5" else digits
 
 
 def _md5(info: dict[str, Any]) -> str:
-    found = info.get("md5Hash", "")  # objects composed of others have none
-    return f"md5:{base64.b64decode(found).hex()}" if found else ""
+    base64_text = info.get("md5Hash", "")  # objects composed of others have none
+    return f"md5:{base64.b64decode(base64_text).hex()}" if base64_text else ""
 
 
 def _bytes(content: Content) -> bytes | memoryview:

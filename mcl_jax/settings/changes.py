@@ -54,17 +54,17 @@ def _of_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         if key.partition(".")[0] in door.OTHER_SECTIONS or old[key] == new.get(key, old[key]):
             continue
         effect = KEYS[key].changes if key in KEYS else UNKNOWN_KEY
-        changes.append(Change(key, old[key], new[key], effect))
+        changes.append(Change(key, old[key], new[key], effect=effect))
     return changes
 
 
 def _of_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     old, new = (x.get("images") for x in (before, now))
     if None not in (old, new) and old != new:
-        return [Change("images", old, new, effects.ORDER_AND_SCHEDULE)]
+        return [Change("images", old, new, effect=effects.ORDER_AND_SCHEDULE)]
     old, new = (x.get("data_digest") for x in (before, now))
     if old and new and old != new:
-        return [Change("data_digest", old[:12], new[:12], OTHER_FILES)]
+        return [Change("data_digest", old[:12], new[:12], effect=OTHER_FILES)]
     return []
 
 
@@ -72,8 +72,8 @@ def _of_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     for name in ("mcl_jax", "commit"):
         old, new = before.get(name), now.get(name)
         if old and new and old != new:
-            shown = "code" if name == "commit" else "mcl_jax version"
-            return [Change(shown, _short(old), _short(new), OTHER_CODE)]
+            title = "code" if name == "commit" else "mcl_jax version"
+            return [Change(title, _short(old), _short(new), effect=OTHER_CODE)]
     return []
 
 

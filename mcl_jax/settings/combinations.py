@@ -82,8 +82,8 @@ def _levels(config: Config) -> str | None:
             f"loss.level_weights {tuple(weights)} weighs all {levels} levels with 0: there is nothing "
             "to learn; give one of them a weight above 0"
         )
-    made = range(1, 2) if assembly == "mosaic" else range(levels)
-    for level in made if assembly != "copy_paste" else ():
+    canvases = range(1, 2) if assembly == "mosaic" else range(levels)
+    for level in canvases if assembly != "copy_paste" else ():
         if not montage["copies"][level]:
             return (
                 f"montage.copies {tuple(montage['copies'])} shows no image on level {level}; from 1 "
@@ -121,7 +121,7 @@ def _groups(config: Config) -> str | None:
         "numerics.bn_devices": bn_devices > 0,
     }
     if size and any(by_device.values()):
-        culprit = next(key for key, used in by_device.items() if used)
+        culprit = next(key for key, is_used in by_device.items() if is_used)
         return f"data.group_size is {size}, but {culprit} works by device; set data.group_size to 0"
     if shuffles and bn_devices:
         return (

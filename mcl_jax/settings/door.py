@@ -66,8 +66,8 @@ def check_name(key: str) -> None:
     if key in KEYS or key.partition(".")[0] in OTHER_SECTIONS:
         return
     if key in SECTIONS:
-        own = [known.partition(".")[2] for known in KEYS if known.startswith(key + ".")]
-        raise UserError(f"{key} is a section, not a value; its keys are {', '.join(own)}")
+        leaves = [name.partition(".")[2] for name in KEYS if name.startswith(key + ".")]
+        raise UserError(f"{key} is a section, not a value; its keys are {', '.join(leaves)}")
     if near := nearest(key):
         raise UserError(f"no key {key}; did you mean {near}?")
     section, dot, _ = key.partition(".")
@@ -86,19 +86,19 @@ def nearest(key: str) -> str | None:
     """The known key that an unknown one most likely means; None if none is like it."""
     section, dot, leaf = key.rpartition(".")
     candidates = dict.fromkeys((key, f"{section}{dot}{SYNONYMS.get(leaf, leaf)}"))
-    scored = [(_likeness(name, known), known) for name in reversed(candidates) for known in KEYS]
+    scored = [(_likeness(name, other), other) for name in reversed(candidates) for other in KEYS]
     score, best = max(scored, key=lambda pair: pair[0])
     return best if score >= LIKENESS else None
 
 
-def _likeness(name: str, known: str) -> float:
+def _likeness(name: str, candidate: str) -> float:
     """1 for equal names; a right last part under another section counts almost as much."""
-    (section, _, leaf), (other, _, known_leaf) = name.rpartition("."), known.rpartition(".")
-    whole, part, place = (
+    (section, _, leaf), (other, _, candidate_leaf) = name.rpartition("."), candidate.rpartition(".")
+    of_name, of_leaf, of_section = (
         difflib.SequenceMatcher(None, a, b).ratio()
-        for a, b in ((name, known), (leaf, known_leaf), (section, other))
+        for a, b in ((name, candidate), (leaf, candidate_leaf), (section, other))
     )
-    return max(whole, 0.9 * part + 0.05 * place)
+    return max(of_name, 0.9 * of_leaf + 0.05 * of_section)
 
 
 def completed(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def completed(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     """
     result: dict[str, Any] = {}
     for name, default in defaults.items():
-        given = stored.get(name, default)
+        entry = stored.get(name, default)
         if isinstance(default, Mapping):
-            given = given if isinstance(given, Mapping) else {}
-            result[name] = {key: given.get(key, value) for key, value in default.items()}
+            entry = entry if isinstance(entry, Mapping) else {}
+            result[name] = {key: entry.get(key, value) for key, value in default.items()}
         else:
-            result[name] = given
+            result[name] = entry
     return result
 
 

@@ -24,7 +24,7 @@ def choice(changes: str, *choices: str) -> Rule:
     return Rule(str, changes, choices=choices)
 
 
-def text(changes: str, empty: bool = False) -> Rule:
+def text(changes: str, *, empty: bool = False) -> Rule:
     return Rule(str, changes, empty=empty)
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 from mcl_jax.errors import UserError
 
 
-def fill(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
+def fill(cls: type, section: Mapping[str, Any], **others: Any) -> Any:
     """An instance of a dataclass, its fields taken by name from a section.
 
     Lists become tuples, so that the record can be hashed. A field whose type is a dataclass is
@@ -16,7 +16,7 @@ def fill(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
     Args:
       cls: the dataclass.
       section: a mapping with the fields' names.
-      given: fields that do not come from the section.
+      others: fields that do not come from the section.
 
     Raises:
       UserError: for a field that is in neither.
@@ -27,18 +27,18 @@ def fill(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
       >>> fill(montage.Layout, base.get_config().montage).levels
       4
     """
-    own = {field.name: field for field in fields(cls) if field.name not in given}
-    missing = [name for name in own if name not in section]
+    names = [field.name for field in fields(cls) if field.name not in others]
+    missing = [name for name in names if name not in section]
     if missing:
         raise UserError(
             f"the settings of {cls.__module__}.{cls.__name__} lack {', '.join(missing)}"
         )
-    types = get_type_hints(cls) if any(isinstance(section[n], Mapping) for n in own) else {}
-    values = {name: _value(section[name], types.get(name)) for name in own}
-    return cls(**values, **given)
+    types = get_type_hints(cls) if any(isinstance(section[n], Mapping) for n in names) else {}
+    values = {name: _value(section[name], types.get(name)) for name in names}
+    return cls(**values, **others)
 
 
-def _value(value: Any, wanted: Any) -> Any:
-    if isinstance(wanted, type) and is_dataclass(wanted) and isinstance(value, Mapping):
-        return fill(wanted, value)
-    return tuple(_value(x, None) for x in value) if isinstance(value, (list, tuple)) else value
+def _value(value: Any, kind: Any = None) -> Any:
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+        return fill(kind, value)
+    return tuple(_value(x) for x in value) if isinstance(value, (list, tuple)) else value

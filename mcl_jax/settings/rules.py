@@ -62,7 +62,7 @@ class Rule:
 
     kind: type
     changes: str
-    interval: Interval = Interval(-math.inf, math.inf, True, True)
+    interval: Interval = Interval(-math.inf, math.inf, low_open=True, high_open=True)
     unit: str = ""
     zero: str = ""
     choices: Sequence[str] | Callable[[], Sequence[str]] | None = None

@@ -80,8 +80,8 @@ def check_labels(config: Mapping[str, Any], source: Source) -> None:
     if reason := why_unlabeled(source):
         raise UserError(f"{dataset} has no labels: method 'supervised' needs them ({reason})")
     named = len(source.class_names)
-    there = len(set(getattr(source, "labels", range(named))))
-    if there < 2:
+    class_count = len(set(getattr(source, "labels", range(named))))
+    if class_count < 2:
         raise UserError(
             f"{dataset} has images of one class alone: method 'supervised' learns to tell classes "
             "apart; mcl, byol, moco and detco need none"

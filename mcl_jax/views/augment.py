@@ -107,8 +107,10 @@ def views(key, canvas, extent, settings, *, image_size, strides):
         end = functools.partial(finished, settings=settings, image_size=image_size, stride=stride)
         of_level = planes[:, :, level].reshape(-1, *planes.shape[3:])
         level_keys = {draw: of_views[level :: len(strides)] for draw, of_views in keys.items()}
-        made = jax.vmap(end)(level_keys, of_level, side[level :: len(strides)])
-        levels_of_views.append(made.reshape(*counts[:2], *made.shape[1:]).swapaxes(0, 1))
+        level_views = jax.vmap(end)(level_keys, of_level, side[level :: len(strides)])
+        levels_of_views.append(
+            level_views.reshape(*counts[:2], *level_views.shape[1:]).swapaxes(0, 1)
+        )
     return tuple(levels_of_views)
 
 
@@ -156,7 +158,7 @@ def colored(keys, planes, settings):
     amounts, order = color.draw_jitter(keys[Draw.JITTER], widths, settings.hue)
     jitters = _happens(keys[Draw.JITTERS], settings.jitter_prob)
     grays = _happens(keys[Draw.GRAYSCALES], settings.grayscale_prob)
-    return color.recolor(planes, amounts, order, jitters, grays)
+    return color.recolor(planes, amounts, order, jitters=jitters, grays=grays)
 
 
 def finished(keys, planes, side, *, settings, image_size, stride):

@@ -93,13 +93,13 @@ def blur_weights(sigma, size):
     Returns:
       float32 [size, size], rows sum to 1.
     """
-    target, source, last = jnp.arange(size)[:, None], jnp.arange(size), size - 1
+    target, source, end = jnp.arange(size)[:, None], jnp.arange(size), size - 1
 
     def tap(position):
         distance = jnp.abs(position - target)
-        return jnp.where(distance <= last, jnp.exp(-0.5 * jnp.square(distance / sigma)), 0.0)
+        return jnp.where(distance <= end, jnp.exp(-0.5 * jnp.square(distance / sigma)), 0.0)
 
     weights = tap(source)
     weights += jnp.where(source > 0, tap(-source), 0.0)
-    weights += jnp.where(source < last, tap(2 * last - source), 0.0)
+    weights += jnp.where(source < end, tap(2 * end - source), 0.0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -60,7 +60,7 @@ def open_zip(path: str) -> Iterator[zipfile.ZipFile]:
 
 
 def tar_files(
-    tar: tarfile.TarFile, others: Tally, images: bool = True
+    tar: tarfile.TarFile, others: Tally, *, images: bool = True
 ) -> Iterator[tarfile.TarInfo]:
     """The user's files in a tar, in its order.
 
@@ -80,15 +80,15 @@ def tar_files(
 
 def zip_images(archive: zipfile.ZipFile, others: Tally) -> list[str]:
     """Names of the image files in a zip, in its order; counts what is left out."""
-    found = []
+    images = []
     for name in archive.namelist():
         if name.endswith("/"):
             continue
         if kind := why_no_image(name):
             others.add(kind, name)
         else:
-            found.append(name)
-    return found
+            images.append(name)
+    return images
 
 
 def base_name(member: str) -> str:

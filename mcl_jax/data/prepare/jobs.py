@@ -85,7 +85,7 @@ def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
         for job in builder.jobs:
             counts = split_counts(final)
             if job.name in counts:
-                _check_count(job, counts[job.name], partial)
+                _check_count(job, counts[job.name], partial=partial)
                 print(f"{job.name}: {counts[job.name]} images, already prepared: skipped")
                 continue
             count = _write_split(builder, job, final=final, partial=partial)
@@ -96,18 +96,18 @@ def write_splits(builder: JobBuilder, *, partial: bool) -> dict[str, int]:
 @contextlib.contextmanager
 def _nothing_half_written(final: str) -> Iterator[None]:
     """Makes the folder; if what happens inside fails before a split is finished, it goes again."""
-    made = []
+    folders = []
     folder = os.path.abspath(final)
     while not os.path.exists(folder):
-        made.append(folder)
+        folders.append(folder)
         folder = os.path.dirname(folder)
     os.makedirs(final, exist_ok=True)
     try:
         yield
     except BaseException:
-        if made and not split_counts(final):
+        if folders and not split_counts(final):
             shutil.rmtree(final, ignore_errors=True)
-            for folder in made[1:]:
+            for folder in folders[1:]:
                 with contextlib.suppress(OSError):  # another one writes there too
                     os.rmdir(folder)
         raise
@@ -169,7 +169,7 @@ def _same_text(left: str, right: str) -> bool:
         return one.read() == other.read()
 
 
-def _write_split(builder: JobBuilder, job: SplitJob, final: str, partial: bool) -> int:
+def _write_split(builder: JobBuilder, job: SplitJob, final: str, *, partial: bool) -> int:
     """Write the shards aside, check the count, move them in, then name the split in the
     metadata."""
     staging = os.path.join(final, f".{job.name}.writing")
@@ -180,7 +180,7 @@ def _write_split(builder: JobBuilder, job: SplitJob, final: str, partial: bool) 
         names = shard_names(builder.name, job.name, shards)
         paths = [os.path.join(staging, name) for name in names]
         lengths, size = _write_records(builder.info.features, job, paths=paths, partial=partial)
-        _check_count(job, sum(lengths), partial)
+        _check_count(job, sum(lengths), partial=partial)
         for name in names:
             os.replace(os.path.join(staging, name), os.path.join(final, name))
     finally:
@@ -201,7 +201,7 @@ def shard_names(dataset: str, split: str, shards: int) -> list[str]:
 
 
 def _write_records(
-    features: tfds.features.FeaturesDict, job: SplitJob, paths: list[str], partial: bool
+    features: tfds.features.FeaturesDict, job: SplitJob, paths: list[str], *, partial: bool
 ) -> tuple[list[int], int]:
     """(records per shard, bytes in all)."""
     writers = [array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS) for path in paths]
@@ -226,7 +226,7 @@ def hash_of(key: str) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
-def _check_count(job: SplitJob, count: int, partial: bool) -> None:
+def _check_count(job: SplitJob, count: int, *, partial: bool) -> None:
     if count == 0:
         raise UserError(f"split {job.name}: the input holds no image")
     if not partial and job.expected is not None and count != job.expected:

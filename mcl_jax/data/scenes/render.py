@@ -68,7 +68,8 @@ def render_scene(rng: np.random.Generator, longer_side: int) -> Scene:
     height, width = (longer_side, shorter) if rng.random() < 0.5 else (shorter, longer_side)
     main = int(rng.integers(len(CLASS_NAMES)))
     canvas = _background(rng, height, width)
-    canvas += _ground(rng, height, width, *GROUNDS[_typical(rng, main)])[..., None]
+    pattern, coarse = GROUNDS[_typical(rng, main)]
+    canvas += _ground(rng, height, width, pattern, coarse=coarse)[..., None]
     objects = _draw_objects(rng, height, width=width, main=main)
     objects, owner = _keep_visible(objects, height, width)
     for item in objects:
@@ -199,7 +200,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _ground(
-    rng: np.random.Generator, height: int, width: int, pattern: str, coarse: bool
+    rng: np.random.Generator, height: int, width: int, pattern: str, *, coarse: bool
 ) -> np.ndarray:
     """float32 [H, W] lightness pattern around 0 at a random angle, place and strength."""
     period = rng.uniform(14, 20) if coarse else rng.uniform(6, 8)  # px

@@ -125,6 +125,6 @@ def place_boxes(
     offset = jnp.tile(placement.offset, 2)[:, None, :]
     moved = boxes * placement.scale[:, None, None] + offset
     clipped = jnp.clip(moved, 0.0, image_size)
-    whole, left = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (moved, clipped))
-    visible = (left > 0) & (left >= min_visible * whole)
+    full_area, clipped_area = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (moved, clipped))
+    visible = (clipped_area > 0) & (clipped_area >= min_visible * full_area)
     return clipped, jnp.where(visible, labels, -1)

@@ -35,8 +35,8 @@ def average_precision(
     return coco_scores.scores(
         [{"id": i} for i in range(len(labels))],
         dict(enumerate(class_names)),
-        _entries(truth.boxes, truth.labels, ignored=truth.ignored),
-        _entries(detections.boxes, labels, scores=detections.scores),
+        truth=_entries(truth.boxes, truth.labels, ignored=truth.ignored),
+        detections=_entries(detections.boxes, labels, scores=detections.scores),
         area_bounds=area_bounds,
         max_detections=detections.scores.shape[1],
     )

@@ -8,7 +8,7 @@ import collections
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -99,10 +99,7 @@ class BoxedSet:
         if seed:
             order = jax.random.permutation(key_for(seed, 0, 0, Purpose.LABEL_BUDGET), len(rows))
             rows = rows[np.asarray(order)]
-        return BoxedSet(
-            self.source, rows[:count].tolist(), self.image_size, self.cache_bytes,
-            self.max_unreadable, self.unreadable, self._kept,
-        )  # fmt: skip
+        return replace(self, rows=rows[:count].tolist())
 
     def read(self, positions: Iterable[int]) -> BoxedImages:
         """The images at these positions of the set.
@@ -138,12 +135,24 @@ class BoxedSet:
             self._count_unreadable(name, error)
             none = np.zeros(0)
             full = np.full(2, size, np.int32)
-            return _Decoded(image, full, none.reshape(0, 4), none.astype(int), none.astype(bool))
+            return _Decoded(
+                image,
+                full,
+                boxes=none.reshape(0, 4),
+                labels=none.astype(int),
+                ignored=none.astype(bool),
+            )
         extent = np.array(extent, np.int32)
         boxes = (record.boxes * np.tile(extent, 2)).astype(np.float32)
         # One box or more may be smaller than a float can tell from nothing: it teaches nothing.
         real = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-        return _Decoded(image, extent, boxes[real], record.labels[real], record.ignored[real])
+        return _Decoded(
+            image,
+            extent,
+            boxes=boxes[real],
+            labels=record.labels[real],
+            ignored=record.ignored[real],
+        )
 
     def _count_unreadable(self, name: str, error: Exception) -> None:
         if name not in self.unreadable:
@@ -168,8 +177,8 @@ def padded(
         np.full((len(labels), count), -1, np.int32),
         np.zeros((len(labels), count), bool),
     )
-    for i, own in enumerate(zip(boxes, labels, ignored, strict=True)):
-        for array, values in zip(truth, own, strict=True):
+    for i, row in enumerate(zip(boxes, labels, ignored, strict=True)):
+        for array, values in zip(truth, row, strict=True):
             array[i, : len(values)] = values
     return truth
 

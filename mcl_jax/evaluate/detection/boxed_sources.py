@@ -83,9 +83,9 @@ class CocoSource:
         return BoxedRecord(
             data,
             relative_boxes([a.box for a in annotations], image.height, image.width),
-            np.array([a.label for a in annotations], np.int32),
-            np.array([a.crowd for a in annotations], bool),
-            shown(image.file_name),
+            labels=np.array([a.label for a in annotations], np.int32),
+            ignored=np.array([a.crowd for a in annotations], bool),
+            name=shown(image.file_name),
         )
 
 
@@ -126,7 +126,7 @@ class TfdsBoxes:
                 ignored |= np.asarray(objects[name], bool).reshape(-1)
         record = self._source.record(example, index)
         boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-        return BoxedRecord(record.data, boxes, labels, ignored, record.name)
+        return BoxedRecord(record.data, boxes, labels=labels, ignored=ignored, name=record.name)
 
 
 def open_boxes(dataset: str, split: str, data_dir: str | None) -> BoxedSource:

@@ -128,15 +128,15 @@ class Detector:
             dtype=self.numerics.dtype,
         )
 
-    def arguments(self, part: str, x: Any, train: bool) -> tuple:
+    def arguments(self, part: str, x: Any, *, train: bool) -> dict[str, Any]:
         """What a part is called with after its input `x`."""
         rows = jax.tree.leaves(x)[0].shape[0]
         if part == "backbone":
-            return x, Context((rows,), train=train)
+            return {"context": Context((rows,), train=train)}
         if part == "fpn":
             spans = full_spans(rows)[: COARSEST + 1 - int(self.settings.levels[0][1:])]
-            return x, spans, 1, train
-        return (x,)
+            return {"spans": spans, "sides": 1, "train": train}
+        return {}
 
     def standardize(self, images: Array, extents: Array) -> Array:
         """uint8 -> float32, zero (the mean) where no image is."""
@@ -163,12 +163,16 @@ class Detector:
             return self.standardize(images, extents)
         return self._standardized(*augmentation.place(images, extents, placement))
 
-    def run(self, parts: tuple[str, ...], variables: Any, x: Any, train: bool) -> tuple[Any, Any]:
+    def run(
+        self, parts: tuple[str, ...], variables: Any, x: Any, *, train: bool
+    ) -> tuple[Any, Any]:
         """Chains `parts`; returns their output and {part: new batch_stats}."""
         stats = {}
         for part in parts:
-            arguments = self.arguments(part, x, train)
-            x, new = self.module(part).apply(variables[part], *arguments, mutable=["batch_stats"])
+            arguments = self.arguments(part, x, train=train)
+            x, new = self.module(part).apply(
+                variables[part], x, **arguments, mutable=["batch_stats"]
+            )
             stats[part] = new.get("batch_stats", {})
         return x, stats
 
@@ -178,11 +182,11 @@ class Detector:
         x = jnp.zeros((1, side, side, 3), jnp.float32)
         variables = {}
         for i, part in enumerate(PARTS):
-            module, arguments = self.module(part), self.arguments(part, x, False)
-            x, made = module.init_with_output(jax.random.fold_in(key, i), *arguments)
+            module, arguments = self.module(part), self.arguments(part, x, train=False)
+            x, collections = module.init_with_output(jax.random.fold_in(key, i), x, **arguments)
             if part in parts:
-                statistics = made.get("batch_stats", {})
-                variables[part] = {"params": made["params"], "batch_stats": statistics}
+                statistics = collections.get("batch_stats", {})
+                variables[part] = {"params": collections["params"], "batch_stats": statistics}
         return variables
 
     def targets(self, boxes: Array, labels: Array) -> fcos.Outputs:

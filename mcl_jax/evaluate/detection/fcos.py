@@ -188,9 +188,9 @@ def assign(boxes: Array, labels: Array, grid: Grid, radius: float) -> Outputs:
     )
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     best = jnp.where(fits, area, jnp.inf).argmin(1)
-    own = jnp.take_along_axis(distances, best[:, None, None], 1)[:, 0]
+    box_distances = jnp.take_along_axis(distances, best[:, None, None], 1)[:, 0]
     label = jnp.where(fits.any(1), labels[best], -1)
-    return Outputs(label, own, jnp.where(label >= 0, centerness(own), 0.0))
+    return Outputs(label, box_distances, jnp.where(label >= 0, centerness(box_distances), 0.0))
 
 
 def centerness(distances: Array) -> Array:
@@ -234,8 +234,8 @@ def losses(outputs: Outputs, targets: Outputs, alpha: float, gamma: float) -> di
     """
     positive = targets.classes >= 0
     count = jnp.maximum(positive.sum(), 1)
-    wanted = jax.nn.one_hot(targets.classes, outputs.classes.shape[-1])  # -1 is all zeros
-    focal = optax.sigmoid_focal_loss(outputs.classes, wanted, alpha=alpha, gamma=gamma)
+    one_hot = jax.nn.one_hot(targets.classes, outputs.classes.shape[-1])  # -1 is all zeros
+    focal = optax.sigmoid_focal_loss(outputs.classes, one_hot, alpha=alpha, gamma=gamma)
     # Background has distances of no meaning; ones keep their gradient finite, and weigh nothing.
     safe = jnp.where(positive[..., None], targets.distances, 1.0)
     weight = targets.centerness
@@ -275,6 +275,6 @@ def detect(
     location, labels = jnp.divmod(index, outputs.classes.shape[-1])
     boxes = decode(outputs.distances[location], jnp.asarray(points)[location])
     boxes = jnp.clip(boxes, 0.0, jnp.concatenate([extent, extent]).astype(boxes.dtype))
-    kept = jnp.where(suppress(boxes, labels, nms_iou), scores, 0.0)
-    scores, order = jax.lax.top_k(kept, min(max_detections, kept.size))
+    survivors = jnp.where(suppress(boxes, labels, nms_iou), scores, 0.0)
+    scores, order = jax.lax.top_k(survivors, min(max_detections, survivors.size))
     return Detections(boxes[order], labels[order], scores)

@@ -63,17 +63,17 @@ class Functions:
         self.placement = jax.jit(self._placement)
         self.embed = jax.jit(self._embed)
         self.targets = jax.jit(self._targets)
-        whole, split = sharding.STATE_SPEC, sharding.BATCH_SPEC
+        state, batch = sharding.STATE_SPEC, sharding.BATCH_SPEC
         # Told, for what comes out goes in again: other shardings would compile a second time.
         self.step = jax.jit(
-            self._step, donate_argnums=(0, 1), out_shardings=NamedSharding(mesh, whole)
+            self._step, donate_argnums=(0, 1), out_shardings=NamedSharding(mesh, state)
         )
         # Devices do not exchange anything here, which only this form promises.
         predict = jax.shard_map(
             self._predict,
             mesh=mesh,
-            in_specs=(whole, whole, split, split),
-            out_specs=split,
+            in_specs=(state, state, batch, batch),
+            out_specs=batch,
             check_vma=False,
         )
         self.predict = jax.jit(predict)
@@ -90,7 +90,9 @@ class Functions:
     def _placement(self, seed: Array, step: Array, extents: Array) -> Placement:
         s = self._detector.settings
         key = key_for(seed, step, 0, Purpose.PROBE_AUGMENT)
-        return augmentation.draw_placement(key, extents, s.image_size, s.scale_jitter)
+        return augmentation.draw_placement(
+            key, extents, image_size=s.image_size, scales=s.scale_jitter
+        )
 
     def _embed(self, frozen: Any, inputs: Inputs) -> Any:
         if "features" in inputs:
@@ -118,7 +120,7 @@ class Functions:
         def loss_of(params):
             variables = {part: v | {"params": params[part]} for part, v in trained.items()}
             outputs, stats = detector.run(detector.trained, variables, x, train=True)
-            terms = fcos.losses(outputs, targets, s.focal_alpha, s.focal_gamma)
+            terms = fcos.losses(outputs, targets, alpha=s.focal_alpha, gamma=s.focal_gamma)
             return sum(terms.values()), stats
 
         params = {part: v["params"] for part, v in trained.items()}

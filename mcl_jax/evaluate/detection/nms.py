@@ -42,5 +42,5 @@ def suppress(boxes: Array, labels: Array, nms_iou: float) -> Array:
         & (rank[:, None] < rank[None, :])
     )
     return jax.lax.fori_loop(
-        0, len(boxes), lambda i, kept: kept & ~(beats[i] & kept[i]), jnp.ones(len(boxes), bool)
+        0, len(boxes), lambda i, mask: mask & ~(beats[i] & mask[i]), jnp.ones(len(boxes), bool)
     )

@@ -112,7 +112,7 @@ def prepare(
         classes=len(train.class_names),
         trained=tuple(part for part in PARTS if part not in MODES[mode] or part not in by_part),
     )
-    told = _identity(detector, by_part) | {
+    identity = _identity(detector, by_part) | {
         "mode": mode,
         "seed": seed,
         "labels": len(train),
@@ -120,7 +120,7 @@ def prepare(
         "test_images": len(data.test),
         "classes": list(train.class_names),
     }
-    return Prepared(detector, by_part, train, data.test, seed, told)
+    return Prepared(detector, by_part, train=train, test=data.test, seed=seed, identity=identity)
 
 
 def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | None = None) -> Probed:
@@ -154,10 +154,14 @@ def measure(prepared: Prepared, mesh: Mesh | None = None, conduct: Conduct | Non
     )  # fmt: skip
     jax.block_until_ready(fitted)
     trained = time.monotonic()
-    truth, found = detect(detector, fitted, prepared.test, mesh=mesh, conduct=conduct)
+    truth, detections = detect(detector, fitted, prepared.test, mesh=mesh, conduct=conduct)
     test_s = time.monotonic() - trained
-    scores = average_precision(truth, found, train.class_names, detector.settings.area_bounds)
-    return Probed(scores, truth, found, steps, trained - started, test_s)
+    scores = average_precision(
+        truth, detections, class_names=train.class_names, area_bounds=detector.settings.area_bounds
+    )
+    return Probed(
+        scores, truth, detections=detections, steps=steps, train_s=trained - started, test_s=test_s
+    )
 
 
 def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:
@@ -165,8 +169,8 @@ def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     offered = ("backbone",) if mode == "backbone" else ("backbone", "fpn")
-    given = [part for part in offered if part in variables["params"]]
-    if missing := [part for part in MODES[mode] if part not in given]:
+    names = [part for part in offered if part in variables["params"]]
+    if missing := [part for part in MODES[mode] if part not in names]:
         raise UserError(
             f"mode {mode!r} freezes {' and '.join(missing)}, which this method does not pre-train"
         )
@@ -174,7 +178,7 @@ def _parts(variables: Mapping[str, Any], mode: str) -> dict[str, Any]:
     statistics = variables.get("batch_stats", {})
     return {
         part: {"params": variables["params"][part], "batch_stats": statistics.get(part, {})}
-        for part in given
+        for part in names
     }
 
 
@@ -183,7 +187,8 @@ def _identity(detector: Detector, by_part: Mapping[str, Any]) -> dict[str, Any]:
     weights = 0
     for leaf in jax.tree.leaves(by_part):
         weights = zlib.crc32(np.ascontiguousarray(leaf), weights)
-    told = {f"probe.{k}": v for k, v in dataclasses.asdict(detector.settings).items()}
+    identity = {f"probe.{k}": v for k, v in dataclasses.asdict(detector.settings).items()}
     for name in ("cache_gb", "checkpoint_steps", "train_images", "eval_images"):
-        del told[f"probe.{name}"]  # no number depends on them, or the images are told themselves
-    return told | {"weights": weights, "dtype": np.dtype(detector.numerics.dtype).name}
+        # no number depends on them, or the images are in the identity themselves
+        del identity[f"probe.{name}"]
+    return identity | {"weights": weights, "dtype": np.dtype(detector.numerics.dtype).name}

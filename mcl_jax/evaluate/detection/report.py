@@ -59,26 +59,26 @@ def pretrained(
     """What a checkpoint holds; `state` is that of `checkpoint.read`."""
     variables = {kind: read_parts(state.get(kind)) for kind in ("params", "batch_stats")}
     levels = {f"P{COARSEST - s}" for s in trained_levels(variables["params"], config)}
-    return Subject(config, variables, frozenset(levels), about)
+    return Subject(config, variables, levels=frozenset(levels), about=about)
 
 
 def untrained(config: Mapping[str, Any]) -> Subject:
     """The network of a configuration as it is before pre-training, of `config.seed`."""
-    objective = make_objective(config, 4**PYRAMID_LEVELS, None)
-    made = jax.jit(objective.init)(key_for(np.uint32(config["seed"]), 0, 0, Purpose.INIT))
+    objective = make_objective(config, 4**PYRAMID_LEVELS, norm_axis=None)
+    state = jax.jit(objective.init)(key_for(np.uint32(config["seed"]), 0, 0, Purpose.INIT))
     variables = {
         kind: {"backbone": jax.device_get(tree["encoder"].get("backbone", {}))}
-        for kind, tree in (("params", made.params), ("batch_stats", made.batch_stats))
+        for kind, tree in (("params", state.params), ("batch_stats", state.batch_stats))
         if "encoder" in tree
     }
-    return Subject(config, variables, frozenset(), {"method": "random weights"})
+    return Subject(config, variables, levels=frozenset(), about={"method": "random weights"})
 
 
 def applicable(subject: Subject) -> tuple[str, ...]:
     """The modes that a network can have: its own FPN is frozen only where all of it is trained."""
-    wanted = fill(ProbeSettings, subject.config["probe"]).levels
-    whole = "fpn" in subject.variables["params"] and subject.levels.issuperset(wanted)
-    return tuple(mode for mode, frozen in probe.MODES.items() if whole or "fpn" not in frozen)
+    levels = fill(ProbeSettings, subject.config["probe"]).levels
+    complete = "fpn" in subject.variables["params"] and subject.levels.issuperset(levels)
+    return tuple(mode for mode, frozen in probe.MODES.items() if complete or "fpn" not in frozen)
 
 
 def budgets(texts: Sequence[str]) -> tuple[int | None, ...]:
@@ -123,15 +123,39 @@ def run(
       UserError: as `probe.prepare`, all before the first training; for a folder of other probes.
       training.Stopped: asked by `conduct`; the same call goes on later.
     """
-    output, fitting = storage.absolute(output), applicable(subject)
+    output = storage.absolute(output)
     storage.reachable(output)
-    modes = tuple(modes) or fitting
+    prepared = _prepare(subject, data, modes=_fitting(subject, modes), labels=labels, seed=seed)
+    workdir_names.demand_usable(output, prepared)
+    rows = []
+    optional.begin()
+    with lease.hold(output):
+        for name, one in prepared.items():
+            print(
+                f"{name}: {len(one.train)} images to train on, {len(one.test)} to test",
+                file=sys.stderr,
+            )
+            rows.append(_row(subject, one, folder=output / name, mesh=mesh, conduct=conduct))
+        storage.write_result(output / RESULT_FILE, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def _fitting(subject: Subject, modes: Sequence[str]) -> tuple[str, ...]:
+    """The modes, all that apply if there are none; UserError for one that does not apply."""
+    fitting = applicable(subject)
     for mode in modes:
         if mode in probe.MODES and mode not in fitting:
             raise UserError(
                 f"mode {mode!r} freezes the FPN, but {subject.about['method']} did not train all of "
                 f"{', '.join(subject.config['probe']['levels'])}; use {', '.join(fitting)}"
             )
+    return tuple(modes) or fitting
+
+
+def _prepare(
+    subject: Subject, data: Data, modes: Sequence[str], labels: Sequence[int | None], seed: int
+) -> dict[str, probe.Prepared]:
+    """Folder -> probe, with a warning for classes that a budget has no box of."""
     encoder = encoder_of(subject.config)
     prepared = {
         (mode, count): probe.prepare(
@@ -142,23 +166,10 @@ def run(
         for mode in modes
     }  # fmt: skip
     _warn_of_missing_classes(data, [p for (mode, _), p in prepared.items() if mode == modes[0]])
-    names = {
-        (mode, count): f"{mode}-{'all' if count is None else count}-seed{seed}"
-        for mode, count in prepared
+    return {
+        f"{mode}-{'all' if count is None else count}-seed{seed}": one
+        for (mode, count), one in prepared.items()
     }
-    workdir_names.demand_usable(output, names.values())
-    rows = []
-    optional.begin()
-    with lease.hold(output):
-        for key, one in prepared.items():
-            name = names[key]
-            print(
-                f"{name}: {len(one.train)} images to train on, {len(one.test)} to test",
-                file=sys.stderr,
-            )
-            rows.append(_row(subject, one, output / name, mesh, conduct))
-        storage.write_result(output / RESULT_FILE, json.dumps(rows, indent=1) + "\n")
-    return rows
 
 
 def _row(
@@ -222,13 +233,13 @@ def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
     """The first test images with true boxes and the best detections."""
     count = min(_PICTURED, len(prepared.test))
     batch, names = prepared.test.read(range(count)), prepared.train.class_names
-    images, truth, found = [], [], []
+    images, truth, detections = [], [], []
     for i, (height, width) in enumerate(batch.extents):
         images.append(batch.images[i, :height, :width] / 255)
         real = zip(batch.truth.labels[i], batch.truth.boxes[i], strict=True)
         truth.append([(names[label], box) for label, box in real if label >= 0])
         d = jax.tree.map(lambda x, i=i: x[i, :_BEST], probed.detections)
-        found.append(
+        detections.append(
             [
                 (f"{names[label]} {score:.2f}", box)
                 for box, label, score in zip(*d, strict=True)
@@ -239,7 +250,7 @@ def _draw(path: Place, prepared: probe.Prepared, probed: probe.Probed) -> None:
         f"{prepared.identity['mode']}, {len(prepared.train)} labeled images: "
         f"AP {100 * probed.scores['ap']:.1f}; true boxes green, the best {_BEST} found red, dashed"
     )
-    sheets.boxes(path, images, truth, found, title)
+    sheets.boxes(path, images, truth=truth, detections=detections, title=title)
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -249,6 +260,6 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["mode".ljust(14) + "labels".rjust(8) + "".join(head.rjust(8) for head in heads)]
     for row in rows:
         cells = [row["scores"].get(name) for name in columns]
-        shown = "".join(("-" if c is None else f"{100 * c:.2f}").rjust(8) for c in cells)
-        lines.append(row["mode"].ljust(14) + str(row["labels"]).rjust(8) + shown)
+        text = "".join(("-" if c is None else f"{100 * c:.2f}").rjust(8) for c in cells)
+        lines.append(row["mode"].ljust(14) + str(row["labels"]).rjust(8) + text)
     return "\n".join(lines)

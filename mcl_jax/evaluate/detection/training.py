@@ -97,7 +97,7 @@ def fit(
     memory = functions.replicate(memory)
     state = _State(conduct.folder, identity or {})
     start, (trained, memory) = state.load((trained, memory), functions)
-    feed = Feed(detector, functions, frozen, data, seed, conduct)
+    feed = Feed(detector, functions, frozen=frozen, data=data, seed=seed, conduct=conduct)
     bar = Bar(total=s.steps, initial=start, unit="step", disable=not conduct.progress)
     loss, since = np.float32(0), time.monotonic()
     with bar:
@@ -138,9 +138,9 @@ class Feed:
         """(step, (inputs, targets)) of the steps from `start` on."""
         s = self._settings
         rng = np.random.default_rng((self._seed, Purpose.PROBE))
-        order = _batches(rng, len(self._data), s.batch_size, s.steps)[start:]
-        read = read_ahead(self.read, order, self._conduct.threads)
-        for step, (rows, batch) in enumerate(read, start):
+        order = _batches(rng, len(self._data), batch_size=s.batch_size, steps=s.steps)[start:]
+        stream = read_ahead(self.read, order, self._conduct.threads)
+        for step, (rows, batch) in enumerate(stream, start):
             yield step, self.placed(step, rows, batch)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, BoxedImages]:
@@ -176,21 +176,23 @@ class Feed:
         """Outputs of the frozen parts for all images, then for all mirror images, in numpy."""
         n, functions = len(self._data), self._functions
         rows = _chunks(2 * n, _chunk_size(self._settings, functions.mesh))
-        kept = None
+        store = None
         bar = Bar(total=2 * n, unit="image", desc="frozen", disable=not self._conduct.progress)
         with bar:
             for chunk, batch in read_ahead(self.read, rows, self._conduct.threads):
                 inputs = _plain_inputs(batch.images, batch.extents, chunk >= n)
                 outputs = functions.embed(self._frozen, functions.split(inputs))
                 outputs = jax.device_get(outputs)
-                if kept is None:
-                    kept = jax.tree.map(lambda x: np.empty((2 * n, *x.shape[1:]), x.dtype), outputs)
-                for whole, part in zip(
-                    jax.tree.leaves(kept), jax.tree.leaves(outputs), strict=True
+                if store is None:
+                    store = jax.tree.map(
+                        lambda x: np.empty((2 * n, *x.shape[1:]), x.dtype), outputs
+                    )
+                for array, part in zip(
+                    jax.tree.leaves(store), jax.tree.leaves(outputs), strict=True
                 ):
-                    whole[chunk] = part
+                    array[chunk] = part
                 bar.update(min(len(chunk), bar.total - bar.n))
-        return kept
+        return store
 
 
 def _plain_inputs(
@@ -253,19 +255,19 @@ def detect(
     functions = compiled(detector, mesh)
     frozen = {part: v for part, v in variables.items() if part not in detector.trained}
     trained = {part: variables[part] for part in detector.trained}
-    found, truths, left = [], [], len(data)
+    results, truths, rest = [], [], len(data)
     rows = _chunks(len(data), _chunk_size(detector.settings, mesh))
     bar = Bar(total=len(data), unit="image", desc="test", disable=not conduct.progress)
     with bar:
         for batch in read_ahead(data.read, rows, conduct.threads):
             images, extents = functions.split((batch.images, batch.extents))
             detections = functions.predict(trained, frozen, images, extents)
-            count = min(left, len(batch.images))
-            found.append(jax.tree.map(lambda x, k=count: np.asarray(x)[:k], detections))
+            count = min(rest, len(batch.images))
+            results.append(jax.tree.map(lambda x, k=count: np.asarray(x)[:k], detections))
             truths.append(Truth(*(x[:count] for x in batch.truth)))
-            left -= count
+            rest -= count
             bar.update(count)
-    return joined(truths), jax.tree.map(lambda *x: np.concatenate(x), *found)
+    return joined(truths), jax.tree.map(lambda *x: np.concatenate(x), *results)
 
 
 def learning_rate(settings: ProbeSettings, step: int) -> float:
@@ -273,8 +275,8 @@ def learning_rate(settings: ProbeSettings, step: int) -> float:
     s = settings
     if step < s.warmup_steps:
         return s.base_lr * (step + 1) / (s.warmup_steps + 1)
-    done = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
-    return s.base_lr * 0.5 * (1 + float(np.cos(np.pi * done)))
+    progress = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
+    return s.base_lr * 0.5 * (1 + float(np.cos(np.pi * progress)))
 
 
 def _batches(rng: np.random.Generator, images: int, batch_size: int, steps: int):

@@ -54,8 +54,8 @@ def feature_function(config: Mapping[str, Any], stages: Sequence[str], mesh: Mes
 
     specs = (sharding.STATE_SPEC, sharding.BATCH_SPEC)
     mapped = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=sharding.BATCH_SPEC)
-    whole = sharding.replicated(mesh)
-    return jax.jit(lambda backbone, b: (b["index"], mapped(backbone, b)), out_shardings=whole)
+    replicas = sharding.replicated(mesh)
+    return jax.jit(lambda backbone, b: (b["index"], mapped(backbone, b)), out_shardings=replicas)
 
 
 def collect(

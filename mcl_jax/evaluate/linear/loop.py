@@ -37,7 +37,7 @@ RESULT_FILE = "result.json"
 
 
 def run(
-    evaluation: Evaluation, output: str | os.PathLike, owner: bool = False
+    evaluation: Evaluation, output: str | os.PathLike, *, owner: bool = False
 ) -> dict[str, Any] | None:
     """Trains the classifiers and tests them; the same folder resumes or repeats its result.
 
@@ -67,10 +67,10 @@ def run(
     storage.reachable(output)
     optional.begin()
     with lease.hold(output):
-        return _run(evaluation, output, owner)
+        return _run(evaluation, output, owner=owner)
 
 
-def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] | None:
+def _run(evaluation: Evaluation, output: Place, *, owner: bool) -> dict[str, Any] | None:
     storage.make_folder(output)
     conditions = identity(evaluation)
     saved = _load(output / STATE_FILE, conditions)
@@ -82,7 +82,7 @@ def _run(evaluation: Evaluation, output: Place, owner: bool) -> dict[str, Any] |
     first_process = jax.process_index() == 0
     writer = MetricWriter(output, start, enabled=first_process)
     try:
-        with Preemption(owner) as preemption:
+        with Preemption(owner=owner) as preemption:
             state = _train(
                 evaluation,
                 state,
@@ -200,8 +200,8 @@ def _placed(evaluation: Evaluation, batch: Mapping[str, np.ndarray]) -> dict[str
 
 def _result(evaluation: Evaluation, counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     settings = evaluation.settings
-    seen = max(int(counts["seen"]), 1)
-    shares = {name: counts[name] / seen for name in counts if name != "seen"}
+    total = max(int(counts["seen"]), 1)
+    shares = {name: counts[name] / total for name in counts if name != "seen"}
     rows = [
         {"lr": lr} | {name: float(share[i]) for name, share in shares.items()}
         for i, lr in enumerate(settings.lrs)
