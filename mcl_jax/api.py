@@ -49,8 +49,8 @@ def load_config(name: str | Path = "base", **values: Any) -> ConfigDict:
       ('c4', 'b', 256, 10.0)
     """
     config = files.load(path_of(paths.text_of(name, "name")))
-    for given, value in values.items():
-        key = _whole(given)
+    for name_or_key, value in values.items():
+        key = _whole(name_or_key)
         door.check_value(key, value)
         section, _, leaf = key.rpartition(".")
         (config[section] if section else config)[leaf] = value
@@ -63,16 +63,16 @@ def _whole(name: str) -> str:
     if name in KEYS or "." in name:
         door.check_name(name)
         return name
-    found = [
+    keys = [
         key
         for key in KEYS
         if key.rpartition(".")[2] == name and key.partition(".")[0] not in EVALUATIONS
     ]
-    if len(found) > 1:
-        raise UserError(f"{name} may be {' or '.join(found)}; give one of them whole")
-    if not found:
+    if len(keys) > 1:
+        raise UserError(f"{name} may be {' or '.join(keys)}; give one of them whole")
+    if not keys:
         door.check_name(name)
-    return found[0]
+    return keys[0]
 
 
 def pretrain(
@@ -199,8 +199,8 @@ def _load_file(path: Path, origin: str | None) -> FrozenNetwork:
         )
     config = load_config()
     if origin in recognition.KINDS:
-        read = imports.read(path, origin, config, adopt=True)
-        plain, tree = program.plain_config(read.config), strict.unflatten(read.arrays)
+        content = imports.read(path, origin, config, adopt=True)
+        plain, tree = program.plain_config(content.config), strict.unflatten(content.arrays)
         return FrozenNetwork(plain, tree, step=0, levels=(0, 1, 2, 3))
     if origin == "safetensors":
         state, meta, _ = imports.load(path, origin, config, adopt=True)

@@ -191,10 +191,10 @@ def memory_mistake(error: Exception) -> str | None:
     return f"out of memory{amount}. A smaller batch or smaller images need less"
 
 
-def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), with mistakes in one line."""
+def guarded(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """function(*arguments, **named), with mistakes in one line."""
     with mistakes_in_one_line():
-        return function(*arguments)
+        return function(*arguments, **named)
 
 
 def fail(message: str, code: int = exit_codes.USER_ERROR) -> NoReturn:

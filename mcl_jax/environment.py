@@ -17,7 +17,7 @@ _REFUSED = re.compile(r"^[EF]\d{4} [^]\n]*flags[^]\n]*\] (.*)", re.MULTILINE)
 _OF_JAX = re.compile(r"environment '(JAX_\w+)'|for JAX flag (jax_\w+)")
 
 
-def prepare(compiles: bool) -> None:
+def prepare(*, compiles: bool) -> None:
     """Checks and sets what has to be right before JAX and matplotlib are imported.
 
     Args:
@@ -34,15 +34,15 @@ def prepare(compiles: bool) -> None:
         ) from error
     # Pictures are files here, whatever a notebook around this process draws to.
     os.environ["MPLBACKEND"] = "agg"
-    given = os.environ.get("XLA_FLAGS", "")
-    if compiles and given.strip() and "jax" not in sys.modules and (why := _refusal(given)):
-        raise UserError(f"$XLA_FLAGS is {given!r}: {why}. Correct it, or leave it unset")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if compiles and flags.strip() and "jax" not in sys.modules and (why := _refusal(flags)):
+        raise UserError(f"$XLA_FLAGS is {flags!r}: {why}. Correct it, or leave it unset")
 
 
 @lru_cache
 def _refusal(flags: str) -> str | None:
     """What XLA says of its flags before it aborts; None: it takes them."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _TRY_FLAGS],
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,
@@ -50,14 +50,15 @@ def _refusal(flags: str) -> str | None:
         errors="replace",
         check=False,
     )
-    found = _REFUSED.search(done.stderr)
-    return found[1].rstrip(".") if done.returncode and found else None  # else it is not about them
+    match = _REFUSED.search(process.stderr)
+    # without a match, it is not about them
+    return match[1].rstrip(".") if process.returncode and match else None
 
 
 def mistake(error: Exception) -> str | None:
     """One line about a variable that an exception of JAX's comes from; None: it has other reasons."""
-    if found := _OF_JAX.search(str(error)):
-        name = (found[1] or found[2]).upper()
+    if match := _OF_JAX.search(str(error)):
+        name = (match[1] or match[2]).upper()
         if name in os.environ:
             return (
                 f"${name} is {os.environ[name]!r}, which JAX does not take; correct it, or leave it "
@@ -70,8 +71,8 @@ def mistake(error: Exception) -> str | None:
 
 def _platform_mistake() -> str | None:
     """About a $JAX_PLATFORMS for which JAX finds no device; None if it finds one."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    if not wanted or "jax" not in sys.modules:
+    request = os.environ.get("JAX_PLATFORMS", "")
+    if not request or "jax" not in sys.modules:
         return None
     import jax
 
@@ -80,8 +81,8 @@ def _platform_mistake() -> str | None:
         return None
     except (AssertionError, RuntimeError):  # which one depends on what is installed
         jax.config.update("jax_platforms", None)
-    there = sorted({device.platform for device in jax.devices()} | {"cpu"})
+    platforms = sorted({device.platform for device in jax.devices()} | {"cpu"})
     return (
-        f"JAX_PLATFORMS is {wanted!r}, but there is no such device here; there are "
-        f"{', '.join(there)}. Set it to one of them, or leave it unset"
+        f"JAX_PLATFORMS is {request!r}, but there is no such device here; there are "
+        f"{', '.join(platforms)}. Set it to one of them, or leave it unset"
     )

@@ -79,18 +79,18 @@ def expanded(path: str | os.PathLike, name: str) -> str:
         return _BUCKET.sub("gs://", text, count=1)
     if _URL.match(text):
         raise _refused(name, text, "is a URL; give a path or gs://BUCKET/NAME")
-    whole = os.path.expanduser(text)
-    if "\0" in whole:
-        raise _refused(name, whole, "has a zero byte, which no path can have")
+    full = os.path.expanduser(text)
+    if "\0" in full:
+        raise _refused(name, full, "has a zero byte, which no path can have")
     try:
-        whole.encode("utf-8", "surrogateescape").decode("utf-8")
+        full.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
-        raise _refused(name, whole, "has bytes that are no UTF-8; give it another name") from None
-    if whole.startswith("~") and not os.path.lexists(whole.partition("/")[0]):
+        raise _refused(name, full, "has bytes that are no UTF-8; give it another name") from None
+    if full.startswith("~") and not os.path.lexists(full.partition("/")[0]):
         raise _refused(
-            name, whole, "starts with '~', but there is no such home folder; give a whole path"
+            name, full, "starts with '~', but there is no such home folder; give a whole path"
         )
-    return whole
+    return full
 
 
 def split_argument(text: str) -> tuple[str, str | None]:
@@ -123,16 +123,16 @@ def on_disk(path: str | os.PathLike, name: str) -> str:
 
 def existing_file(path: str | os.PathLike, name: str, hint: str = "") -> str:
     """A file that can be read; arguments and errors as `existing_folder`."""
-    whole = expanded(path, name)
-    if is_bucket(whole):
-        return whole
-    mode = _mode(whole, name, hint)
+    full = expanded(path, name)
+    if is_bucket(full):
+        return full
+    mode = _mode(full, name, hint)
     if stat.S_ISDIR(mode):
-        raise _refused(name, whole, "is a folder, not a file", hint)
+        raise _refused(name, full, "is a folder, not a file", hint)
     if not stat.S_ISREG(mode):
-        raise _refused(name, whole, "is no file that can be read twice", hint)
-    _demand(whole, name, os.R_OK, "may not be read")
-    return whole
+        raise _refused(name, full, "is no file that can be read twice", hint)
+    _demand(full, name, os.R_OK, "may not be read")
+    return full
 
 
 def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
@@ -150,13 +150,13 @@ def existing_folder(path: str | os.PathLike, name: str, hint: str = "") -> str:
     Example:
       existing_folder("~/photos", "--folder")  # '/home/ada/photos'
     """
-    whole = expanded(path, name)
-    if is_bucket(whole):
-        return whole
-    if not stat.S_ISDIR(_mode(whole, name, hint)):
-        raise _refused(name, whole, "is a file, not a folder", hint)
-    _demand(whole, name, os.R_OK | os.X_OK, "may not be read")
-    return whole
+    full = expanded(path, name)
+    if is_bucket(full):
+        return full
+    if not stat.S_ISDIR(_mode(full, name, hint)):
+        raise _refused(name, full, "is a file, not a folder", hint)
+    _demand(full, name, os.R_OK | os.X_OK, "may not be read")
+    return full
 
 
 def output_folder(path: str | os.PathLike, name: str, hint: str = "give a folder") -> str:
@@ -169,17 +169,17 @@ def output_folder(path: str | os.PathLike, name: str, hint: str = "give a folder
     Raises:
       UserError: a file is in the way, or the place may not be written to.
     """
-    whole = expanded(path, name)
-    if is_bucket(whole):
-        return whole
-    _demand_native(whole, name)
-    there = _nearest(whole, name)
-    if not os.path.isdir(there):
-        if there == os.path.abspath(whole):
-            raise _refused(name, whole, "is a file", hint)
-        raise _refused(name, whole, f"cannot be made: {_quoted(there)} is a file")
-    _demand_writable(whole, there, name)
-    return whole
+    full = expanded(path, name)
+    if is_bucket(full):
+        return full
+    _demand_native(full, name)
+    nearest = _nearest(full, name)
+    if not os.path.isdir(nearest):
+        if nearest == os.path.abspath(full):
+            raise _refused(name, full, "is a file", hint)
+        raise _refused(name, full, f"cannot be made: {_quoted(nearest)} is a file")
+    _demand_writable(full, nearest, name)
+    return full
 
 
 def output_file(path: str | os.PathLike, name: str) -> str:
@@ -188,21 +188,21 @@ def output_file(path: str | os.PathLike, name: str) -> str:
     Raises:
       UserError: there is no such folder, the path is a folder, or may not be written.
     """
-    whole = expanded(path, name)
-    if is_bucket(whole):
-        return whole
-    folder = os.path.dirname(os.path.abspath(whole))
-    there = _nearest(whole, name)
-    if os.path.isdir(there) and os.path.realpath(there) != os.path.realpath(folder):
-        if os.path.realpath(there) == os.path.realpath(whole):
-            raise _refused(name, whole, "is a folder; give a file")
-        raise _refused(name, whole, f"cannot be written: there is no folder {_quoted(folder)}")
-    if whole.endswith("/"):
-        raise _refused(name, whole, "is a folder; give a file")
+    full = expanded(path, name)
+    if is_bucket(full):
+        return full
+    folder = os.path.dirname(os.path.abspath(full))
+    nearest = _nearest(full, name)
+    if os.path.isdir(nearest) and os.path.realpath(nearest) != os.path.realpath(folder):
+        if os.path.realpath(nearest) == os.path.realpath(full):
+            raise _refused(name, full, "is a folder; give a file")
+        raise _refused(name, full, f"cannot be written: there is no folder {_quoted(folder)}")
+    if full.endswith("/"):
+        raise _refused(name, full, "is a folder; give a file")
     if not os.path.isdir(folder):
-        raise _refused(name, whole, f"cannot be written: {_quoted(there)} is a file")
-    _demand_writable(whole, folder, name)
-    return whole
+        raise _refused(name, full, f"cannot be written: {_quoted(nearest)} is a file")
+    _demand_writable(full, folder, name)
+    return full
 
 
 def output_place(path: str | os.PathLike, name: str) -> str:
@@ -221,21 +221,21 @@ def _mode(path: str, name: str, hint: str) -> int:
 
 def _nearest(path: str, name: str) -> str:
     """The path, or the nearest folder above it that is there."""
-    there = os.path.abspath(path)
+    place = os.path.abspath(path)
     while True:
         try:
-            os.stat(there)
-            return there
+            os.stat(place)
+            return place
         except NotADirectoryError:
             pass
         except FileNotFoundError as error:
-            if os.path.islink(there):
-                raise _refused(name, path, _reason(there, error)) from None
+            if os.path.islink(place):
+                raise _refused(name, path, _reason(place, error)) from None
         except OSError as error:
-            raise _refused(name, path, _reason(there, error)) from None
-        if os.path.dirname(there) == there:
-            return there
-        there = os.path.dirname(there)
+            raise _refused(name, path, _reason(place, error)) from None
+        if os.path.dirname(place) == place:
+            return place
+        place = os.path.dirname(place)
 
 
 def _reason(path: str, error: OSError) -> str:

@@ -40,7 +40,7 @@ def own_images(folder: str) -> list[str]:
 
     dataset = f"folder:{Path(folder).expanduser().resolve()}"
     try:
-        count = len(open_source(dataset, "train[:90%]", None))
+        count = len(open_source(dataset, "train[:90%]", data_dir=None))
         if count < 16:
             raise UserError(
                 f"{folder} has too few images ({count} to train on); 18 or more, please"

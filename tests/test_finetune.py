@@ -228,7 +228,14 @@ def perfect(instances):
 
 def scores(instances, detections, images=None):
     chosen = instances.images if images is None else images
-    return precision.average_precision(instances, chosen, detections, "bbox", (12.0, 16.0), 100)
+    return precision.average_precision(
+        instances,
+        chosen,
+        detections=detections,
+        kind="bbox",
+        area_bounds=(12.0, 16.0),
+        max_detections=100,
+    )
 
 
 def test_perfect_empty_and_shifted_detections(data):

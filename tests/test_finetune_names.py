@@ -50,7 +50,7 @@ def test_every_array_of_a_detector_is_in_one_part(mask_rcnn, retinanet):
 
 def test_an_export_fills_backbone_fpn_and_the_heads_convolutions(mask_rcnn, export):
     found = names.match(mask_rcnn, export)
-    assert found.taken == ("backbone", "fpn", "box head's convolutions")
+    assert found.parts == ("backbone", "fpn", "box head's convolutions")
     assert dict(found.names) == {name: name for name in export}
     assert found.unused == ()
     assert "box head's linear layer" in found.scratch
@@ -59,7 +59,7 @@ def test_an_export_fills_backbone_fpn_and_the_heads_convolutions(mask_rcnn, expo
 
 def test_parts_can_be_left_out(mask_rcnn, export):
     found = names.match(mask_rcnn, export, "backbone")
-    assert found.taken == ("backbone",)
+    assert found.parts == ("backbone",)
     assert all(name.startswith("backbone.body.") for name in found.names)
     assert any(name.startswith("backbone.fpn.") for name in found.unused)
     with pytest.raises(UserError, match="'neck' is not one of backbone, fpn, head, or all"):
@@ -71,7 +71,7 @@ def test_parts_can_be_left_out(mask_rcnn, export):
 def test_retinanets_fpn_starts_one_level_higher(retinanet, export):
     """P3 is the second level of an export and the first one of RetinaNet."""
     found = names.match(retinanet, export)
-    assert found.taken == ("backbone", "fpn")
+    assert found.parts == ("backbone", "fpn")
     first, second = (f"backbone.fpn.inner_blocks.{i}.0.weight" for i in (0, 1))
     assert found.names[first] == second
     assert found.names["backbone.fpn.layer_blocks.2.1.bias"] == "backbone.fpn.layer_blocks.3.1.bias"
@@ -84,7 +84,7 @@ def test_retinanets_fpn_starts_one_level_higher(retinanet, export):
 def test_a_classifier_fills_the_backbone(mask_rcnn):
     file = classifier_of(mask_rcnn)
     found = names.match(mask_rcnn, file)
-    assert found.taken == ("backbone",)
+    assert found.parts == ("backbone",)
     assert found.names["backbone.body.layer1.0.conv1.weight"] == "layer1.0.conv1.weight"
     assert found.unused == ("fc.weight", "fc.bias")
     counters = [name for name in file if name.endswith(names.COUNTER)]
@@ -104,7 +104,7 @@ def test_torchvisions_first_version_gives_its_backbone_alone():
     file = keys_of("maskrcnn_resnet50_fpn")
     with pytest.raises(UserError, match="FPN has no norms .*--parts leaves parts of the file out"):
         names.match(model, file)
-    assert names.match(model, file, "backbone").taken == ("backbone",)
+    assert names.match(model, file, "backbone").parts == ("backbone",)
 
 
 def test_what_does_not_fit_is_named(mask_rcnn, export):

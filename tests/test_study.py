@@ -80,28 +80,28 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
     held, done_holding = threading.Event(), threading.Event()
     results, workdir = tmp_path / "results", tmp_path / "work"
     results.mkdir()
-    assert runs.complete(config, "mcl", 1, workdir, results)
+    assert runs.complete(config, "mcl", 1, workdir=workdir, results=results)
     assert json.loads((results / "mcl-seed1.json").read_text())["row"] == "mcl"
-    assert not runs.complete(config, "mcl", 1, workdir, results)  # finished
+    assert not runs.complete(config, "mcl", 1, workdir=workdir, results=results)  # finished
     thread = threading.Thread(target=hold, args=(workdir / "byol-seed0", held, done_holding))
     thread.start()
     held.wait()
-    assert not runs.complete(config, "byol", 0, workdir, results)
+    assert not runs.complete(config, "byol", 0, workdir=workdir, results=results)
     done_holding.set()
     thread.join()
-    assert runs.complete(config, "byol", 0, workdir, results)  # its owner is gone
+    assert runs.complete(config, "byol", 0, workdir=workdir, results=results)  # its owner is gone
     assert done == [("mcl", 1), ("byol", 0)]
     config.data.threads, config.numerics.remat = 7, True  # change no number
-    assert not runs.complete(config, "mcl", 1, workdir, results)
+    assert not runs.complete(config, "mcl", 1, workdir=workdir, results=results)
     config.optimizer.epochs = 1.0
     with pytest.raises(UserError, match="mcl-seed1.json was made with another configuration"):
-        runs.complete(config, "mcl", 1, workdir, results)
+        runs.complete(config, "mcl", 1, workdir=workdir, results=results)
 
 
 def test_a_run_that_was_stopped_leaves_no_result_and_ends_the_study(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs.train, "pretrain", lambda *_, **__: SimpleNamespace(step=3))
     with pytest.raises(runs.Stopped):
-        runs.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+        runs.complete(config, "mcl", 0, workdir=tmp_path / "work", results=tmp_path)
     assert not list(tmp_path.glob("*.json*"))
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_fails_is_recorded_with_its_reason(config, tmp_path, monkeypa
         raise TrainingStopped("loss is nan at step 7")
 
     monkeypatch.setattr(runs.train, "pretrain", pretrain)
-    assert runs.complete(config, "mcl", 0, tmp_path / "work", tmp_path)
+    assert runs.complete(config, "mcl", 0, workdir=tmp_path / "work", results=tmp_path)
     (result,) = table.read(tmp_path)
     assert result["failed"] == "loss is nan at step 7" and result["scores"] == {}
     assert "| mcl | 1 | - |" in table.table([result], config)
@@ -202,12 +202,18 @@ def test_pictures_hold_what_is_finished(tmp_path):
     finished = [result("random", 0, 0.02), result("mcl", 0, 0.04), result("mcl", 1, 0.05)]
     names, counts = ["random", "byol", "mcl"], {"110": 110, "all": 1106}
     modes = ("backbone", "tuned")
-    figures.against_labels(tmp_path / "labels.png", finished, names, modes, counts)
-    figures.gains_by_iou(tmp_path / "iou.png", finished, names, "tuned@all", "random")
+    figures.against_labels(
+        tmp_path / "labels.png", finished, rows=names, modes=modes, counts=counts
+    )
+    figures.gains_by_iou(
+        tmp_path / "iou.png", finished, rows=names, name="tuned@all", control="random"
+    )
     for name in ("labels.png", "iou.png"):
         assert cv2.imread(str(tmp_path / name)).std() > 5  # not one color
     with pytest.raises(UserError, match="no finished run of the control 'byol'"):
-        figures.gains_by_iou(tmp_path / "iou.png", finished, names, "tuned@all", "byol")
+        figures.gains_by_iou(
+            tmp_path / "iou.png", finished, rows=names, name="tuned@all", control="byol"
+        )
 
 
 @pytest.fixture
@@ -251,12 +257,12 @@ def test_the_study_runs_on_a_tiny_pack(pack, tmp_path):
     elsewhere = config.probe.test_folder
     config.probe.test_folder = str(pack)
     with pytest.raises(UserError, match="lacks test/0.png"):  # said before the hours of training
-        runs.complete(config, "mcl_s1", 0, tmp_path / "work", results)
+        runs.complete(config, "mcl_s1", 0, workdir=tmp_path / "work", results=results)
     assert not list((tmp_path / "work").rglob("checkpoints/*"))
     config.probe.test_folder = elsewhere
     for row in ("random", "mcl_s1"):
-        assert runs.complete(config, row, 0, tmp_path / "work", results)
-        assert not runs.complete(config, row, 0, tmp_path / "work", results)
+        assert runs.complete(config, row, 0, workdir=tmp_path / "work", results=results)
+        assert not runs.complete(config, row, 0, workdir=tmp_path / "work", results=results)
     text = table.show(config, results, document)
     assert "| mcl_s1 | 1 |" in text and "4 labels: AP" in document.read_text()
     assert (tmp_path / "study.png").is_file()

@@ -26,7 +26,7 @@ def run(task: Task) -> None:
     """
     reason = missing_library()
     if reason and not task.check:
-        check_files(task, None)
+        check_files(task)
         raise UserError(f"Detectron2 is not installed ({reason}); see {INSTALL}")
     lines = check_files(task, reason) if reason else check_all(task)
     if task.check:
@@ -46,7 +46,7 @@ def missing_library() -> str | None:
     return None
 
 
-def check_files(task: Task, reason: str | None) -> list[str]:
+def check_files(task: Task, reason: str | None = None) -> list[str]:
     """What can be said without Detectron2, printed."""
     settings = configuration.read(task.config, task.options)
     lines = _say(head(task, settings))
@@ -78,11 +78,11 @@ def check_all(task: Task) -> list[str]:
         held = read_weights(task, settings, lines)
         if held:
             lines += _say(detectron2_check.loaded(model, held))
-    used = cfg.DATASETS.TEST if task.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    datasets.demand_known(used)
-    datasets.demand_readers(used)
+    names = cfg.DATASETS.TEST if task.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    datasets.demand_known(names)
+    datasets.demand_readers(names)
     datasets.demand_evaluators(cfg.DATASETS.TEST)
-    datasets.demand_files(used)
+    datasets.demand_files(names)
     library.demand_batch(cfg, task)
     problem = library.machine_problem(cfg, task)
     if problem and task.check:  # it may be for another machine
@@ -115,8 +115,8 @@ def read_weights(
         lines += _say([f"WARNING: {trap}" for trap in traps.find(settings, traps.CONTROL)])
         return {}
     shapes, words = detectron2_check.read_weights(task.weights)
-    found = traps.find(settings, traps.holding(shapes))
-    lines += _say([f"WARNING: {trap}" for trap in found] + words)
+    warnings = traps.find(settings, traps.holding(shapes))
+    lines += _say([f"WARNING: {trap}" for trap in warnings] + words)
     return shapes
 
 

@@ -42,12 +42,12 @@ def read(
       settings = read(Path("configs/detectron2/coco_retinanet_1x.yaml"), ["SOLVER.BASE_LR", "0.02"])
     """
     settings = dict(defaults or known_defaults())
-    given = leaves(read_yaml(path))
-    if given.get("VERSION", VERSION) != VERSION:
+    values = leaves(read_yaml(path))
+    if values.get("VERSION", VERSION) != VERSION:
         raise UserError(
-            f"{path} has VERSION {given['VERSION']!r}; write it with VERSION: {VERSION}"
+            f"{path} has VERSION {values['VERSION']!r}; write it with VERSION: {VERSION}"
         )
-    for key, x in given.items():
+    for key, x in values.items():
         settings[key] = _fitting(key, x, settings, f"{path}: ")
     if len(options) % 2:
         raise UserError(
@@ -67,10 +67,10 @@ def known_defaults() -> dict[str, Any]:
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'MODEL.FPN.NORM': 'SyncBN', ...}"""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, x in tree.items():
-        found.update(leaves(x, f"{prefix}{key}.") if isinstance(x, Mapping) else {prefix + key: x})
-    return found
+        result.update(leaves(x, f"{prefix}{key}.") if isinstance(x, Mapping) else {prefix + key: x})
+    return result
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -117,12 +117,12 @@ def _parsed(tree: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     Raises:
       UserError: for a key that is not a text.
     """
-    found = {}
+    result = {}
     for key, x in tree.items():
         if not isinstance(key, str):
             raise UserError(f"{path} has the key {key!r}; Detectron2's keys are names")
-        found[key] = _parsed(x, path) if isinstance(x, Mapping) else _value(x)
-    return found
+        result[key] = _parsed(x, path) if isinstance(x, Mapping) else _value(x)
+    return result
 
 
 def _value(x: Any) -> Any:
@@ -135,9 +135,9 @@ def _value(x: Any) -> Any:
         return x
 
 
-def _merged(base: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> dict[str, Any]:
     both = dict(base)
-    for key, x in own.items():
+    for key, x in changes.items():
         if isinstance(x, Mapping) and key in base:
             if not isinstance(base[key], Mapping):
                 raise UserError(f"{path}: {key} is a value in the {BASE}, a section here")

@@ -72,11 +72,11 @@ def demand_known(names: tuple[str, ...]) -> None:
     """UserError for a data set that Detectron2 does not have."""
     from detectron2.data import DatasetCatalog
 
-    known = DatasetCatalog.list()
+    catalog = DatasetCatalog.list()
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known[:4])}, ..."
+        if name not in catalog:
+            near = difflib.get_close_matches(str(name), catalog, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(catalog[:4])}, ..."
             raise UserError(f"Detectron2 has no data set {name!r} (DATASETS); {hint}")
 
 

@@ -44,18 +44,22 @@ def parts(settings: Mapping[str, Any]) -> Shapes | None:
             f"MODEL.RESNETS.DEPTH is {depth}, must be one of {', '.join(map(str, DEPTHS))}"
         )
     prefix, has_fpn = BACKBONES[name]
-    found = dict(_resnet(settings, prefix))
+    shapes = dict(_resnet(settings, prefix))
     if has_fpn:
-        found.update(_fpn(settings))
+        shapes.update(_fpn(settings))
     if settings["MODEL.META_ARCHITECTURE"] in ("GeneralizedRCNN", "PanopticFPN"):
         if "Res5" in settings["MODEL.ROI_HEADS.NAME"]:
-            found.update(_stage(settings, "roi_heads.res5.", 3, RES5_BLOCKS, bottleneck=True))
+            shapes.update(
+                _stage(settings, "roi_heads.res5.", i=3, blocks=RES5_BLOCKS, bottleneck=True)
+            )
         elif settings["MODEL.ROI_BOX_HEAD.NAME"] == "FastRCNNConvFCHead" and has_fpn:
-            found.update(_box_head(settings))
-    return found
+            shapes.update(_box_head(settings))
+    return shapes
 
 
-def _layer(name: str, shape: tuple, norm: str, bias: bool = False) -> Iterator[tuple[str, tuple]]:
+def _layer(
+    name: str, shape: tuple, norm: str, *, bias: bool = False
+) -> Iterator[tuple[str, tuple]]:
     """A convolution and its norm; `bias` where there is no norm."""
     yield f"{name}.weight", shape
     if bias and not norm:
@@ -75,11 +79,13 @@ def _resnet(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tup
         (int(x[3:]) for x in settings["MODEL.RESNETS.OUT_FEATURES"] if x[:3] == "res"), default=5
     )
     for i in range(last - 1):
-        yield from _stage(settings, f"{prefix}res{i + 2}.", i, blocks[i], bottleneck)
+        yield from _stage(
+            settings, f"{prefix}res{i + 2}.", i=i, blocks=blocks[i], bottleneck=bottleneck
+        )
 
 
 def _stage(
-    settings: Mapping[str, Any], prefix: str, i: int, blocks: int, bottleneck: bool
+    settings: Mapping[str, Any], prefix: str, i: int, blocks: int, *, bottleneck: bool
 ) -> Iterator[tuple[str, tuple]]:
     """The blocks of stage res(i+2)."""
     norm = settings["MODEL.RESNETS.NORM"]

@@ -122,13 +122,13 @@ def machine_problem(cfg: Any, task: Task) -> str | None:
     """Why this machine cannot do the run, in words."""
     import torch
 
-    count, here = task.num_gpus, torch.cuda.device_count()
+    count, gpus = task.num_gpus, torch.cuda.device_count()
     if cfg.MODEL.DEVICE == "cpu":
         if count > 1:
             return f"--num-gpus {count} with MODEL.DEVICE cpu: give --num-gpus 1"
-    elif str(cfg.MODEL.DEVICE).startswith("cuda") and here < count:
-        other = "MODEL.DEVICE cpu runs without, slowly" if not here else f"give --num-gpus {here}"
-        return f"--num-gpus {count}: torch {torch.__version__} finds {here} GPUs here; {other}"
+    elif str(cfg.MODEL.DEVICE).startswith("cuda") and gpus < count:
+        other = "MODEL.DEVICE cpu runs without, slowly" if not gpus else f"give --num-gpus {gpus}"
+        return f"--num-gpus {count}: torch {torch.__version__} finds {gpus} GPUs here; {other}"
     return None
 
 

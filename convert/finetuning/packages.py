@@ -114,13 +114,13 @@ def imports(source: Path) -> list[str]:
 
     What stands in a `try` is left out: the file does without it.
     """
-    found = []
+    names = []
     for node in _outside_of_try(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.append(node.module)
-    return list(dict.fromkeys(found))
+            names.append(node.module)
+    return list(dict.fromkeys(names))
 
 
 def _outside_of_try(node: ast.AST) -> Iterator[ast.AST]:
@@ -141,7 +141,7 @@ def lost_names(source: Path) -> list[str]:
         for alias in node.names
         if alias.name == "numpy" and alias.asname
     }
-    used = {
+    attributes = {
         node.attr
         for node in nodes
         if isinstance(node, ast.Attribute)
@@ -150,7 +150,7 @@ def lost_names(source: Path) -> list[str]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy warns of names that it is going to lose
-        return sorted(name for name in used if not hasattr(np, name))
+        return sorted(name for name in attributes if not hasattr(np, name))
 
 
 def lend_public_names() -> None:

@@ -79,25 +79,25 @@ CHOICES = {
 }
 
 
-def demand(settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def demand(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuses values out of their range.
 
     Args:
       settings: see configuration.read.
-      known: the defaults; what they hold is right.
+      defaults: the defaults; what they hold is right.
 
     Raises:
       UserError: names the first key, its value, and what it must be.
     """
     for key, value in settings.items():
-        if value == known.get(key):
+        if value == defaults.get(key):
             continue
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(
                 f"{key} is {value!r}; it must be one of {', '.join(map(str, CHOICES[key]))}"
             )
-        if key in RANGES and not _allowed(value, RANGES[key], known.get(key)):
-            raise UserError(f"{key} is {value!r}; it must be {_words(key, known.get(key))}")
+        if key in RANGES and not _allowed(value, RANGES[key], defaults.get(key)):
+            raise UserError(f"{key} is {value!r}; it must be {_words(key, defaults.get(key))}")
 
 
 def _allowed(value: Any, span: Range, default: Any) -> bool:

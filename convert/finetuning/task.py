@@ -74,8 +74,8 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Task:
         "--subsets", type=_path, help="folder of mcl-jax coco-subset, for the low-data rows"
     )
     parser.add_argument("options", nargs="*", help="KEY VALUE ... of Detectron2")
-    found = vars(parser.parse_intermixed_args(arguments))
-    task = Task(**{**found, "options": tuple(found["options"])})
+    values = vars(parser.parse_intermixed_args(arguments))
+    task = Task(**{**values, "options": tuple(values["options"])})
     if task.num_gpus < 1:
         raise UserError(f"--num-gpus {task.num_gpus} must be at least 1; on a CPU MODEL.DEVICE cpu")
     if "MODEL.WEIGHTS" in task.options[::2]:
@@ -84,10 +84,10 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Task:
         inside = sorted(
             path.name for path in task.weights.iterdir() if path.suffix in (".pkl", ".pth")
         )
-        there = (
+        advice = (
             f"give a file in it: {', '.join(inside)}" if inside else "without a .pkl or .pth in it"
         )
-        raise UserError(f"--weights {task.weights} is a folder, {there}")
+        raise UserError(f"--weights {task.weights} is a folder, {advice}")
     return task
 
 

@@ -30,7 +30,7 @@ CONTROL = Holding(fpn_norms=True, head_convs=0, head_norms=False)  # brings no h
 def holding(names: Iterable[str]) -> Holding:
     """What a file has, by its names, short or long."""
     names = list(names)
-    convs = {found[1] for name in names if (found := re.search(r"box_head\.conv(\d+)\.", name))}
+    convs = {match[1] for name in names if (match := re.search(r"box_head\.conv(\d+)\.", name))}
     return Holding(
         fpn_norms=not any(re.search(r"fpn_[a-z]+\d\.bias$", name) for name in names),
         head_convs=len(convs),
@@ -46,17 +46,17 @@ def find(settings: Mapping[str, Any], holds: Holding = PAPER) -> list[str]:
       holds: what the weights have. With folded norms they have biases instead, and a configuration
         without norms is right for them.
     """
-    found = []
+    lines = []
 
     def demand(key: str, right: Any, why: str) -> None:
         if settings[key] != right:
-            found.append(f"{key} is {settings[key]!r}, must be {right!r}: {why}")
+            lines.append(f"{key} is {settings[key]!r}, must be {right!r}: {why}")
 
     regions = settings["MODEL.META_ARCHITECTURE"] in ("GeneralizedRCNN", "PanopticFPN")
     standard = regions and settings["MODEL.ROI_HEADS.NAME"] == "StandardROIHeads"
     unlike = "the pre-trained network is another one, though it loads without complaint"
     if settings["MODEL.RESNETS.DEPTH"] >= 50:
-        demand("MODEL.RESNETS.STRIDE_IN_1X1", False, unlike)
+        demand("MODEL.RESNETS.STRIDE_IN_1X1", right=False, why=unlike)
     demand("INPUT.FORMAT", "RGB", "pre-training saw RGB")
     demand("MODEL.PIXEL_MEAN", MEAN, "ImageNet's in RGB order; the format does not reorder it")
     demand("MODEL.PIXEL_STD", STD, "ImageNet's in RGB order")
@@ -76,5 +76,6 @@ def find(settings: Mapping[str, Any], holds: Holding = PAPER) -> list[str]:
         demand(
             "MODEL.ROI_MASK_HEAD.NORM", "SyncBN", "the paper's mask head has norms like the rest"
         )
-    demand("TEST.PRECISE_BN.ENABLED", True, "statistics of the last steps alone cost AP")
-    return found
+    why = "statistics of the last steps alone cost AP"
+    demand("TEST.PRECISE_BN.ENABLED", right=True, why=why)
+    return lines

@@ -62,6 +62,6 @@ def main(_: Sequence[str]) -> int:
     )
     about = accelerator.found()
     print(f"{about}, scratch {scratch}", flush=True)
-    wanted = accelerator.parts(request, PARTS.value)
-    records = parts.run(wanted, budget, storage.locate(OUT.value), about)
+    selection = accelerator.parts(request, PARTS.value)
+    records = parts.run(selection, budget, storage.locate(OUT.value), about)
     return int(any(record["status"] == parts.FAILED for record in records.values()))

@@ -38,10 +38,10 @@ def _rank(image_id: int | str) -> tuple[bool, int | str]:
 
 def subset(content: dict, chosen: list[int]) -> dict:
     """The annotation file of these images; categories and everything else stay."""
-    kept = set(chosen)
+    ids = set(chosen)
     return content | {
-        "images": [image for image in content["images"] if image["id"] in kept],
-        "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+        "images": [image for image in content["images"] if image["id"] in ids],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in ids],
     }
 
 
@@ -57,8 +57,8 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> None:
-    if wrong := [p for p in options.percent if not 0 < p <= 100]:
-        raise UserError(f"--percent {wrong[0]:g} must be above 0 and at most 100")
+    if outside := [p for p in options.percent if not 0 < p <= 100]:
+        raise UserError(f"--percent {outside[0]:g} must be above 0 and at most 100")
     content = coco_json.read(options.annotations).content
     ids = [image["id"] for image in content["images"]]
     out = storage.locate(paths.output_folder(options.out or options.annotations.parent, "--out"))

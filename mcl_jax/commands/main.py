@@ -59,7 +59,7 @@ def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoRetur
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", getattr(module, "CPP_LOG_LEVEL", "2"))
     helps = any(argument in HELP for argument in arguments)
     if not helps:
-        cli.guarded(environment.prepare, getattr(module, "COMPILES", True))
+        cli.guarded(environment.prepare, compiles=getattr(module, "COMPILES", True))
     if hasattr(module, "parser"):
         sys.argv = [program, *arguments]
         options = module.parser(program).parse_args(arguments)
@@ -77,7 +77,7 @@ def start(module: ModuleType, program: str, arguments: Sequence[str]) -> NoRetur
 
 def _with_config_files(arguments: Sequence[str]) -> list[str]:
     """The arguments with the file in the place of a configuration's short name."""
-    found = list(arguments)
+    result = list(arguments)
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if argument == "--":
@@ -85,7 +85,7 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
         if name not in ("--config", "-config"):
             continue
         if equals:
-            found[place] = f"{name}={path_of(value)}"
+            result[place] = f"{name}={path_of(value)}"
         elif place + 1 < len(arguments):
-            found[place + 1] = path_of(arguments[place + 1])
-    return found
+            result[place + 1] = path_of(arguments[place + 1])
+    return result

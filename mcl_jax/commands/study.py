@@ -43,21 +43,23 @@ def main(_: Sequence[str]) -> int:
     document = storage.locate(DOCUMENT.value or default_document())
     workdir = storage.locate(WORKDIR.value)
     # before the hours of work: what the command line asks for, and what is there already
-    wanted = [run for run in rows.runs(config, ROWS.value) if SEED.value in (None, run[1])]
+    selection = [run for run in rows.runs(config, ROWS.value) if SEED.value in (None, run[1])]
     finished = table.read(results)
     if FIGURE.value == "iou":
         path = document.with_name(f"{document.stem}_iou.png")
         names = list(config.study.rows)
-        figures.gains_by_iou(path, finished, names, config.study.shown, CONTROL.value)
+        figures.gains_by_iou(
+            path, finished, rows=names, name=config.study.shown, control=CONTROL.value
+        )
         print(path)
         return exit_codes.DONE
     table.around(document)
     if not FIGURE.value:
         storage.make_folder(results)
         with compile_cache(workdir / "xla_cache"):  # rows that differ in their seed share programs
-            for row, seed in wanted:
+            for row, seed in selection:
                 try:
-                    runs.complete(config, row, seed, workdir, results, owner=True)
+                    runs.complete(config, row, seed, workdir=workdir, results=results, owner=True)
                 except runs.Stopped:
                     print("stopped on request; the same command goes on", file=sys.stderr)
                     return exit_codes.STOPPED
@@ -68,5 +70,5 @@ def main(_: Sequence[str]) -> int:
 
 def default_document() -> str:
     """A checkout has the document; elsewhere the current folder gets one."""
-    known = "docs/study.md"
-    return known if Path(known).is_file() else "study.md"
+    document = "docs/study.md"
+    return document if Path(document).is_file() else "study.md"

@@ -57,9 +57,9 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> Job:
     settings.add_flags(parser.add_argument_group("settings, which decide the result"))
     options = vars(parser.parse_args(arguments))
     names = {field.name for field in dataclasses.fields(settings.FinetuneSettings)}
-    own = settings.FinetuneSettings(**{name: options[name] for name in names})
+    finetune_settings = settings.FinetuneSettings(**{name: options[name] for name in names})
     rest = {name: x for name, x in options.items() if name not in names and name != "random"}
-    return Job(**(rest | _expanded(rest)), settings=own)
+    return Job(**(rest | _expanded(rest)), settings=finetune_settings)
 
 
 def _expanded(options: Mapping[str, Any]) -> dict[str, Path]:
@@ -74,5 +74,5 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         parser.add_argument(name, action="store_true", help=words)
         return
     kind = next(kind for kind in (int, float, str) if kind.__name__ in str(field.type))
-    shown = "" if field.default is None else f" ({field.default})"
-    parser.add_argument(name, type=kind, default=field.default, help=words + shown)
+    default = "" if field.default is None else f" ({field.default})"
+    parser.add_argument(name, type=kind, default=field.default, help=words + default)

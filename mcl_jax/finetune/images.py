@@ -86,11 +86,11 @@ def training_images(
 
 def demand_segmentations(data: Annotated, images: list[coco_json.Image]) -> None:
     """UserError unless every object has a segmentation, which Mask R-CNN learns from."""
-    found = [x for image in images for x in objects(data.instances, image)]
-    without = [x for x in found if not _is_segmentation(x.entry.get("segmentation"))]
+    boxes = [x for image in images for x in objects(data.instances, image)]
+    without = [x for x in boxes if not _is_segmentation(x.entry.get("segmentation"))]
     if without:
         raise UserError(
-            f"{data.json}: {len(without)} of {len(found)} boxes have no segmentation, which "
+            f"{data.json}: {len(without)} of {len(boxes)} boxes have no segmentation, which "
             "maskrcnn needs; use --detector fasterrcnn"
         )
 
@@ -143,17 +143,17 @@ def _upright(data: bytes, pixels: np.ndarray) -> np.ndarray:
     return np.array(ImageOps.exif_transpose(image))
 
 
-def target(instances: Instances, image: coco_json.Image, masks: bool) -> dict[str, torch.Tensor]:
+def target(instances: Instances, image: coco_json.Image, *, masks: bool) -> dict[str, torch.Tensor]:
     """Boxes and labels of an image, with masks if asked for."""
-    found = objects(instances, image)
-    boxes = np.array([x.box for x in found], np.float32).reshape(-1, 4)
+    boxes_of_image = objects(instances, image)
+    boxes = np.array([x.box for x in boxes_of_image], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     result = {
         "boxes": torch.from_numpy(boxes),
-        "labels": torch.tensor([x.label + 1 for x in found], dtype=torch.int64),
+        "labels": torch.tensor([x.label + 1 for x in boxes_of_image], dtype=torch.int64),
     }
     if masks:
-        planes = [_mask(x.entry["segmentation"], image) for x in found]
+        planes = [_mask(x.entry["segmentation"], image) for x in boxes_of_image]
         result["masks"] = torch.from_numpy(np.stack(planes))
     return result
 
@@ -202,7 +202,7 @@ class Stream(torch.utils.data.Dataset):
         except UserError as error:
             return error
         masks = self.settings.detector == "maskrcnn"
-        objects = target(self.data.instances, record, masks)
+        objects = target(self.data.instances, record, masks=masks)
         if schedule.is_mirrored(self.settings, position):
             return mirrored(image, objects)
         return image, objects

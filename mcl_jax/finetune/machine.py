@@ -62,28 +62,30 @@ def versions() -> dict[str, str]:
 
 def cores() -> int:
     """Cores that this process may use: by its affinity, and by its container's quota."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = CPU_QUOTA.read_text().split()
-        return max(1, min(own, int(quota) // int(period)))
+        return max(1, min(count, int(quota) // int(period)))
     except (OSError, ValueError):  # no container, or no quota
-        return own
+        return count
 
 
-def set_threads(given: int | None) -> str:
+def set_threads(threads: int | None) -> str:
     """Tells torch how many threads to compute with; returns what was chosen, in words.
 
     torch waits in busy loops: with more threads than idle cores it is many times slower.
 
     Args:
-      given: `--threads`; None: OMP_NUM_THREADS, or else all cores.
+      threads: `--threads`; None: OMP_NUM_THREADS, or else all cores.
     """
     import torch
 
-    own, source = cores(), "all cores that this process may use"
-    count = own
-    if given is not None:
-        count, source = given, "--threads"
+    all_cores, source = cores(), "all cores that this process may use"
+    count = all_cores
+    if threads is not None:
+        count, source = threads, "--threads"
     elif os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         count, source = int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
     if count < 1:
@@ -91,20 +93,20 @@ def set_threads(given: int | None) -> str:
     torch.set_num_threads(count)
     words = f"threads: {count} ({source})"
     load = os.getloadavg()[0]
-    if count + load > own + 0.5:
+    if count + load > all_cores + 0.5:
         words += (
-            f"; {own} cores and a load of {load:.1f}: others compute too, and torch is many times "
+            f"; {all_cores} cores and a load of {load:.1f}: others compute too, and torch is many times "
             "slower with more threads than idle cores (--threads)"
         )
     return words
 
 
-def workers(given: int | None, device: Any) -> int:
+def workers(count: int | None, device: Any) -> int:
     """Processes that read images ahead; None: some for a GPU, none on the CPU they would compete for."""
-    if given is not None:
-        if given < 0:
-            raise UserError(f"--workers {given} must be at least 0")
-        return given
+    if count is not None:
+        if count < 0:
+            raise UserError(f"--workers {count} must be at least 0")
+        return count
     return min(cores(), MOST_WORKERS) if device.type == "cuda" else 0
 
 
@@ -122,10 +124,10 @@ class Progress:
         """Shows that `done` of the total are done."""
         now = time.perf_counter()
         each = (now - self.began) / max(done - self.start, 1)
-        left = each * (self.total - done)
+        rest_s = each * (self.total - done)
         filled = round(BAR * done / self.total)
         bar = "#" * filled + "." * (BAR - filled)
-        timing = f"{each:.2f} s each, {_duration(left)} left"
+        timing = f"{each:.2f} s each, {_duration(rest_s)} left"
         text = f"{self.what} [{bar}] {done}/{self.total} {words}{timing}"
         if sys.stderr.isatty():
             if now - self.shown > 0.1 or done == self.total:

@@ -61,13 +61,13 @@ class Match:
 
     Attributes:
       names: the model's name -> the file's.
-      taken: parts that come from the file.
+      parts: those that come from the file.
       scratch: parts that start anew.
       unused: names of the file that go nowhere.
     """
 
     names: Mapping[str, str]
-    taken: tuple[str, ...]
+    parts: tuple[str, ...]
     scratch: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -76,7 +76,7 @@ class Match:
         few = ", ".join(self.unused[:3]) + (", ..." if len(self.unused) > 3 else "")
         unused = f"not used: {len(self.unused)} arrays of the file ({few})"
         return [
-            f"from the file: {', '.join(self.taken)} ({len(self.names)} arrays)",
+            f"from the file: {', '.join(self.parts)} ({len(self.names)} arrays)",
             f"from scratch: {', '.join(self.scratch) or 'nothing'}",
             *([unused] if self.unused else []),
         ]
@@ -103,32 +103,34 @@ def match(model: Shapes, file: Shapes, choice: str | None = None) -> Match:
       shapes = {name: tuple(x.shape) for name, x in detector.state_dict().items()}
       found = match(shapes, {name: x.shape for name, x in arrays.items()}, "backbone,fpn")
     """
-    wanted = _chosen(choice)
+    choices = _chosen(choice)
     targets = _targets(file, model)
     _demand_same_backbone(model, file, targets)
-    _demand_same_sizes(model, file, targets, wanted)
+    _demand_same_sizes(model, file, targets, choices)
     learned = [name for name in model if not name.endswith(COUNTER)]
     parts = {part: [n for n in learned if part_of(n) == part] for part in PARTS}
-    taken, problems = [], []
+    parts_of_file, problems = [], []
     for part, names in parts.items():
-        if part not in wanted or not names:
+        if part not in choices or not names:
             continue
-        wrong = _wrong(names, model, file, targets)
+        mistakes = _wrong(names, model, file, targets)
         present = [name for name in names if name in targets]
-        if not wrong:
-            taken.append(part)
+        if not mistakes:
+            parts_of_file.append(part)
         elif present and not (part in OF_CLASSES and len(present) == len(names)):
-            problems.append(f"{part}: {'; '.join(wrong[:3])}" + ("; ..." if wrong[3:] else ""))
+            problems.append(
+                f"{part}: {'; '.join(mistakes[:3])}" + ("; ..." if mistakes[3:] else "")
+            )
     if problems:
         raise UserError(
             f"the weights do not fit the detector: {' | '.join(problems)}; --parts "
             "leaves parts of the file out"
         )
-    names = {n: targets[n] for n in model if n in targets and part_of(n) in taken}
-    used = set(names.values())
-    scratch = tuple(part for part, own in parts.items() if own and part not in taken)
-    unused = tuple(n for n in file if n not in used and not n.endswith(COUNTER))
-    return Match(names, tuple(taken), scratch, unused)
+    names = {n: targets[n] for n in model if n in targets and part_of(n) in parts_of_file}
+    sources = set(names.values())
+    scratch = tuple(part for part, arrays in parts.items() if arrays and part not in parts_of_file)
+    unused = tuple(n for n in file if n not in sources and not n.endswith(COUNTER))
+    return Match(names, tuple(parts_of_file), scratch, unused)
 
 
 def _chosen(choice: str | None) -> set[str]:
@@ -149,8 +151,8 @@ def _targets(file: Shapes, model: Shapes) -> dict[str, str]:
         return {BODY + name: name for name in file if re.match(r"(conv1|bn1|layer\d)\.", name)}
     if STEM not in file:
         kind = next((words for name, words in STRANGERS.items() if name in file), None)
-        shown = f"it has {kind}" if kind else f"it begins with {', '.join(list(file)[:3])}"
-        raise UserError(f"the weights are not torchvision's: {shown}; {EXPORT} writes them")
+        description = f"it has {kind}" if kind else f"it begins with {', '.join(list(file)[:3])}"
+        raise UserError(f"the weights are not torchvision's: {description}; {EXPORT} writes them")
     skipped = _levels(file) - _levels(model)  # RetinaNet has no P2
     if not 0 < skipped < _levels(file):
         return {name: name for name in file}
@@ -171,17 +173,17 @@ def _levels(shapes: Shapes) -> int:
 
 def _wrong(names: list[str], model: Shapes, file: Shapes, targets: Mapping[str, str]) -> list[str]:
     """What keeps a part from being taken: too few arrays, or arrays of another shape."""
-    missing, found = [name for name in names if name not in targets], []
+    missing, mistakes = [name for name in names if name not in targets], []
     if missing and all(re.search(r"fpn\..*_blocks\.\d+\.1\.", name) for name in missing):
-        found = ["the file's FPN has no norms (folded, or torchvision's first version)"]
+        mistakes = ["the file's FPN has no norms (folded, or torchvision's first version)"]
     elif missing:
-        found = [f"{len(missing)} of {len(names)} arrays are missing, first {missing[0]}"]
+        mistakes = [f"{len(missing)} of {len(names)} arrays are missing, first {missing[0]}"]
     shapes = [
         f"{name} is {tuple(file[targets[name]])} in the file, {tuple(model[name])} in the detector"
         for name in names
         if name in targets and tuple(file[targets[name]]) != tuple(model[name])
     ]
-    return found + shapes
+    return mistakes + shapes
 
 
 def _demand_same_backbone(model: Shapes, file: Shapes, targets: Mapping[str, str]) -> None:
@@ -197,11 +199,11 @@ def _demand_same_backbone(model: Shapes, file: Shapes, targets: Mapping[str, str
 
 
 def _demand_same_sizes(
-    model: Shapes, file: Shapes, targets: Mapping[str, str], wanted: set[str]
+    model: Shapes, file: Shapes, targets: Mapping[str, str], parts: set[str]
 ) -> None:
     """UserError that names the flag for a size of FPN or box head that is not the file's."""
     lateral = "backbone.fpn.inner_blocks.0.0.weight"
-    if "fpn" in wanted and lateral in targets:
+    if "fpn" in parts and lateral in targets:
         theirs, ours = file[targets[lateral]][0], model[lateral][0]
         if theirs != ours:
             raise UserError(
@@ -214,7 +216,7 @@ def _demand_same_sizes(
         for names in (targets, model)
     )
     is_rcnn = any(re.match(PARTS["rpn"], name) for name in model)
-    if part in wanted and is_rcnn and theirs and theirs != ours:
+    if part in parts and is_rcnn and theirs and theirs != ours:
         raise UserError(
             f"the weights' box head has {theirs} convolutions, --head_convs is {ours}: give it to "
             "all runs that are compared"

@@ -135,16 +135,16 @@ def shapes(detector: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in detector.state_dict().items()}
 
 
-def load(detector: nn.Module, arrays: Mapping[str, np.ndarray], found: Match) -> None:
+def load(detector: nn.Module, arrays: Mapping[str, np.ndarray], match: Match) -> None:
     """Puts a file's arrays into their places.
 
     Raises:
       UserError: an array is not finite.
     """
-    for theirs in found.names.values():
+    for theirs in match.names.values():
         if count := np.count_nonzero(~np.isfinite(arrays[theirs])):
             raise UserError(f"the weights have {count} values that are not finite in {theirs}")
-    tensors = {name: torch.from_numpy(arrays[theirs]) for name, theirs in found.names.items()}
+    tensors = {name: torch.from_numpy(arrays[theirs]) for name, theirs in match.names.items()}
     detector.load_state_dict(tensors, strict=False)
 
 

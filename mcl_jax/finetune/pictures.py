@@ -24,7 +24,7 @@ WHITE, BLACK, PAPER = (255, 255, 255), (0, 0, 0), (32, 32, 32)
 def sheet(
     path: Path,
     data: Annotated,
-    shown: Sequence[coco_json.Image],
+    images: Sequence[coco_json.Image],
     detections: Sequence[dict[str, Any]],
     least_score: float,
 ) -> None:
@@ -33,19 +33,19 @@ def sheet(
     Args:
       path: of the PNG.
       data: the test file.
-      shown: which of its images.
+      images: which of its images.
       detections: in COCO's form for results.
       least_score: of the detections that are drawn.
     """
-    rows = -(-len(shown) // COLUMNS)
-    columns = min(COLUMNS, len(shown))
+    rows = -(-len(images) // COLUMNS)
+    columns = min(COLUMNS, len(images))
     legend = 2 * TEXT
     size = (columns * (TILE + GAP) + GAP, rows * (TILE + GAP) + GAP + legend)
     canvas = Image.new("RGB", size, PAPER)
     font = ImageFont.load_default(TEXT)
     _legend(ImageDraw.Draw(canvas), data.instances, least_score, font)
-    for i, image in enumerate(shown):
-        tile = _tile(data, image, detections, least_score, font)
+    for i, image in enumerate(images):
+        tile = _tile(data, image, detections, least=least_score, font=font)
         left = GAP + (i % COLUMNS) * (TILE + GAP) + (TILE - tile.width) // 2
         top = legend + GAP + (i // COLUMNS) * (TILE + GAP) + (TILE - tile.height) // 2
         canvas.paste(tile, (left, top))
@@ -60,10 +60,10 @@ def color_of(index: int, count: int) -> tuple[int, int, int]:
 def _legend(draw: ImageDraw.ImageDraw, data: coco_json.Instances, least: float, font: Any) -> None:
     words = f"white: truth; colors: found, score at least {least:g}: "
     draw.text((GAP, GAP), words, WHITE, font=font)
-    left = GAP + draw.textlength(words, font=font)
+    x = GAP + draw.textlength(words, font=font)
     for i, name in enumerate(data.class_names[:12]):
-        draw.text((left, GAP), name, color_of(i, len(data.class_names)), font=font)
-        left += draw.textlength(name + "  ", font=font)
+        draw.text((x, GAP), name, color_of(i, len(data.class_names)), font=font)
+        x += draw.textlength(name + "  ", font=font)
 
 
 def _tile(
@@ -71,14 +71,14 @@ def _tile(
 ) -> Image.Image:
     scale = TILE / max(image.width, image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    whole = Image.fromarray(load_pixels(data.folder, image))
-    tile = whole.resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(load_pixels(data.folder, image))
+    tile = picture.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(tile)
     for x in data.instances.of(image):
         draw.rectangle(_corners(x.box, scale), outline=WHITE, width=1)
     ids, count = data.instances.category_ids, len(data.instances.class_names)
-    own = [x for x in detections if x["image_id"] == image.id and x["score"] >= least]
-    for x in sorted(own, key=lambda x: x["score"]):
+    boxes = [x for x in detections if x["image_id"] == image.id and x["score"] >= least]
+    for x in sorted(boxes, key=lambda x: x["score"]):
         label = ids.index(x["category_id"])
         color, corners = color_of(label, count), _corners(x["bbox"], scale)
         draw.rectangle(corners, outline=color, width=2)

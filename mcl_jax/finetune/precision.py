@@ -39,8 +39,8 @@ def average_precision(
     scores = coco_scores.scores(
         [{"id": x.id, "height": x.height, "width": x.width} for x in images],
         names,
-        _truth(instances, images, kind),
-        [_with_area(x, kind) for x in detections],
+        truth=_truth(instances, images, kind),
+        detections=[_with_area(x, kind) for x in detections],
         area_bounds=area_bounds,
         max_detections=max_detections,
         kind=kind,
@@ -49,7 +49,7 @@ def average_precision(
 
 
 def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dict[str, Any]]:
-    found = []
+    result = []
     for image in images:
         for x in instances.of(image):
             entry = {
@@ -63,8 +63,8 @@ def _truth(instances: Instances, images: Sequence[Image], kind: str) -> list[dic
                 if "segmentation" not in x.entry:  # of a crowd; objects are known to have theirs
                     continue
                 entry["segmentation"] = x.entry["segmentation"]
-            found.append(entry)
-    return found
+            result.append(entry)
+    return result
 
 
 def _with_area(detection: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class Data:
     def classes_without_boxes(self) -> list[str]:
         """Classes that cannot be learned."""
         instances = self.train.instances
-        there = {x.label for image in self.chosen for x in images.objects(instances, image)}
-        return [name for i, name in enumerate(instances.class_names) if i not in there]
+        labels = {x.label for image in self.chosen for x in images.objects(instances, image)}
+        return [name for i, name in enumerate(instances.class_names) if i not in labels]
 
 
 def read_data(task: Job) -> Data:
@@ -92,7 +92,7 @@ def read_data(task: Job) -> Data:
     if task.settings.detector == "maskrcnn":
         images.demand_segmentations(train, chosen)
         images.demand_segmentations(test, tested)
-    return Data(train, test, chosen, tested, ids)
+    return Data(train, test, chosen=chosen, tested=tested, category_ids=ids)
 
 
 def build(task: Job, classes: int, read_weights: Reader) -> tuple[nn.Module, dict, list[str]]:
@@ -110,10 +110,10 @@ def build(task: Job, classes: int, read_weights: Reader) -> tuple[nn.Module, dic
     path = job.weights_file(task.weights)
     arrays, notes = read_weights(path, task.network)
     file = {name: tuple(x.shape) for name, x in arrays.items()}
-    found = names.match(networks.shapes(detector), file, task.parts)
-    networks.load(detector, arrays, found)
-    origin = {"weights": job.checksum(path), "network": task.network, "parts": list(found.taken)}
-    return detector, origin, [f"weights: {path}", *notes, *found.lines()]
+    match = names.match(networks.shapes(detector), file, task.parts)
+    networks.load(detector, arrays, match)
+    origin = {"weights": job.checksum(path), "network": task.network, "parts": list(match.parts)}
+    return detector, origin, [f"weights: {path}", *notes, *match.lines()]
 
 
 def run(task: Job, read_weights: Reader, say: Say) -> dict[str, Any] | None:
@@ -165,41 +165,52 @@ def _test(
     task: Job, data: Data, state: training.Run, *, workers: int, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Detections, AP, picture and result.json of a trained detector."""
-    own, began = task.settings, time.perf_counter()
+    options, began = task.settings, time.perf_counter()
     detector = state.detector
     detections = testing.detect(
-        detector, data.test, data.tested, data.category_ids, own, workers=workers
+        detector,
+        data.test,
+        tested=data.tested,
+        category_ids=data.category_ids,
+        settings=options,
+        workers=workers,
     )
-    kinds = {"scores": "bbox"} | ({"mask_scores": "segm"} if own.detector == "maskrcnn" else {})
+    kinds = {"scores": "bbox"} | ({"mask_scores": "segm"} if options.detector == "maskrcnn" else {})
     scores = {
         key: precision.average_precision(
             data.test.instances,
             data.tested,
-            detections,
-            kind,
-            own.area_bounds,
-            own.max_detections,
+            detections=detections,
+            kind=kind,
+            area_bounds=options.area_bounds,
+            max_detections=options.max_detections,
         )
         for key, kind in kinds.items()
     }
     test_s = time.perf_counter() - began
-    shown = data.tested[: task.pictures]
-    pictures.sheet(task.folder / job.PICTURE, data.test, shown, detections, task.least_score)
+    examples = data.tested[: task.pictures]
+    pictures.sheet(
+        task.folder / job.PICTURE,
+        data.test,
+        images=examples,
+        detections=detections,
+        least_score=task.least_score,
+    )
     job.write_json(task.folder / job.DETECTIONS, detections)
     result = {
         "tool": "finetune_torchvision",
-        "detector": own.detector,
+        "detector": options.detector,
         "weights": str(task.weights) if task.weights else "random",
         "labels": len(data.chosen),
         "test_images": len(data.tested),
-        "seed": own.seed,
+        "seed": options.seed,
         **scores,
-        "settings": settings.as_json(own),
+        "settings": settings.as_json(options),
         "data": about,
         "device": machine.device_name(next(detector.parameters()).device),
         "versions": machine.versions(),
         "seconds": {"train": round(state.seconds, 1), "test": round(test_s, 1)},
-        "images_seen": own.steps * own.batch_size,
+        "images_seen": options.steps * options.batch_size,
         "losses": state.losses,
         "identity": dict(state.identity),
     }

@@ -50,9 +50,13 @@ class FinetuneSettings:
     max_size: int = _key(1333, "px, longest side", 32)
     flip_prob: float = _key(0.5, "of mirroring a training image", 0, 1)
     labels: int | None = _key(
-        None, "labeled images: the first so many, or drawn by --labels_seed; all", 1
+        default=None,
+        words="labeled images: the first so many, or drawn by --labels_seed; all",
+        least=1,
     )
-    labels_seed: int | None = _key(None, "draws them; smaller draws are part of larger ones")
+    labels_seed: int | None = _key(
+        default=None, words="draws them; smaller draws are part of larger ones"
+    )
 
     steps: int = _key(90_000, "of training", 1)
     batch_size: int = _key(16, "images a step", 1)
@@ -69,7 +73,9 @@ class FinetuneSettings:
     clip_norm: float = _key(0.0, "largest gradient norm; 0: no limit")
     seed: int = _key(0, "of new layers, order and augmentation")
 
-    eval_images: int | None = _key(None, "the first so many test images; all without it", 1)
+    eval_images: int | None = _key(
+        default=None, words="the first so many test images; all without it", least=1
+    )
     eval_batch_size: int = _key(8, "images at once in testing", 1)
     score_threshold: float = _key(0.05, "least score of a detection", 0, 1)
     nms_iou: float = _key(0.5, "overlap above which the weaker detection goes", 0, 1)

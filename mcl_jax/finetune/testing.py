@@ -38,7 +38,7 @@ def detect(
     """
     device = next(detector.parameters()).device
     detector.eval()
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     items = images.TestImages(data.folder, tested)
     progress, done = machine.Progress("test image", len(tested)), 0
     for batch in images.batches(items, settings.eval_batch_size, workers):
@@ -46,10 +46,10 @@ def detect(
             raise batch
         outputs = detector([image.to(device) for _, image in batch])
         for (index, _), output in zip(batch, outputs, strict=True):
-            found += results(output, tested[index].id, category_ids)
+            entries += results(output, tested[index].id, category_ids)
         done += len(batch)
         progress.update(done)
-    return found
+    return entries
 
 
 def results(
@@ -59,7 +59,7 @@ def results(
     boxes = output["boxes"].cpu().double().numpy()
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True)
-    found = [
+    entries = [
         {
             "image_id": image_id,
             "category_id": category_ids[label - 1],
@@ -71,9 +71,9 @@ def results(
     ]
     if "masks" in output:
         planes = (output["masks"][:, 0] >= MASK_THRESHOLD).byte().cpu().numpy()
-        for entry, plane in zip(found, planes, strict=True):
+        for entry, plane in zip(entries, planes, strict=True):
             entry["segmentation"] = _encode(plane)
-    return found
+    return entries
 
 
 def _encode(plane: np.ndarray) -> dict[str, Any]:
@@ -92,6 +92,6 @@ def category_order(train: coco_json.Instances, test: coco_json.Instances, path: 
     ids = dict(zip(test.class_names, test.category_ids, strict=True))
     differing = set(ids) ^ set(train.class_names)
     if differing:
-        shown = ", ".join(sorted(differing)[:5])
-        raise UserError(f"{path} has other categories than --train_json: {shown}")
+        names = ", ".join(sorted(differing)[:5])
+        raise UserError(f"{path} has other categories than --train_json: {names}")
     return [ids[name] for name in train.class_names]

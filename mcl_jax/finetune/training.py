@@ -86,8 +86,8 @@ def demand_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], folder: Path
     """UserError that names what a saved run was started with and this one was not."""
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if keys:
-        shown = ", ".join(f"{key} {theirs.get(key)} (now {ours.get(key)})" for key in keys[:4])
-        raise UserError(f"{folder} holds another run, with {shown}; give another folder")
+        text = ", ".join(f"{key} {theirs.get(key)} (now {ours.get(key)})" for key in keys[:4])
+        raise UserError(f"{folder} holds another run, with {text}; give another folder")
 
 
 class StopRequest:
@@ -157,9 +157,9 @@ def take_step(run: Run, batch: list, settings: FinetuneSettings, device: torch.d
     loss = sum(parts.values())
     value = float(loss.detach())
     if not math.isfinite(value):
-        shown = ", ".join(f"{name} {float(x.detach()):.3g}" for name, x in parts.items())
+        text = ", ".join(f"{name} {float(x.detach()):.3g}" for name, x in parts.items())
         raise UserError(
-            f"the loss is {value} at step {run.step} ({shown}): lower --base_lr, lengthen "
+            f"the loss is {value} at step {run.step} ({text}): lower --base_lr, lengthen "
             "--warmup_steps, or set --clip_norm"
         )
     run.optimizer.zero_grad(set_to_none=True)

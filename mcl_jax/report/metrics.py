@@ -30,6 +30,7 @@ class MetricWriter:
         self,
         workdir: str | os.PathLike,
         resume_step: int,
+        *,
         enabled: bool,
         about: About = STANDARD,
     ):
@@ -38,10 +39,10 @@ class MetricWriter:
         if not enabled:
             return
         folder = storage.absolute(workdir)
-        kept = "".join(
+        lines = "".join(
             json.dumps(line) + "\n" for line in read(folder) if line["step"] <= resume_step
         )
-        self._lines = log.open_log(folder / FILE, keep=kept.encode())
+        self._lines = log.open_log(folder / FILE, keep=lines.encode())
         self._sinks = open_sinks(folder, resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -70,10 +71,10 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     A line cut by a kill is left out. Of others that are no rows, it is said once how many there are.
     """
     place = storage.locate(workdir) / FILE
-    found = log.read(place).decode(errors="replace").split("\n")[:-1]
-    rows = [row for row in map(_row, found) if row is not None]
-    if len(rows) < len(found):
-        _say_left_out(str(place), len(found) - len(rows))
+    lines = log.read(place).decode(errors="replace").split("\n")[:-1]
+    rows = [row for row in map(_row, lines) if row is not None]
+    if len(rows) < len(lines):
+        _say_left_out(str(place), len(lines) - len(rows))
     return rows
 
 

@@ -1,6 +1,6 @@
 """What runs learned, in words: one alone, or several side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
 from mcl_jax.runtime import json_files, storage
 from mcl_jax.runtime.storage import Place
+from mcl_jax.settings import door
 
 FILES = {
     "montages": "montage.png",
@@ -32,19 +33,19 @@ def learned(workdir: Path) -> tuple[str, bool]:
     lines, losses = _lines(folder)
     share = max(1, len(losses) // 10)
     first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
-    said = [f"loss       {first:.3f} -> {last:.3f}"]
+    report = [f"loss       {first:.3f} -> {last:.3f}"]
     if top1 := [line["top1/level0"] for line in lines if "top1/level0" in line]:
         end = sum(top1[-share:]) / share
-        said.append(f"retrieval  {top1[0]:.1%} -> {end:.1%} of views find their image")
+        report.append(f"retrieval  {top1[0]:.1%} -> {end:.1%} of views find their image")
     good = last < first
     if knn := [line["knn"] for line in lines if "knn" in line]:
-        said.append(f"kNN        {knn[0]:.1%} untrained -> {knn[-1]:.1%} on held-out images")
+        report.append(f"kNN        {knn[0]:.1%} untrained -> {knn[-1]:.1%} on held-out images")
         good = good and knn[-1] > knn[0]
     else:
-        said.append(f"kNN        not measured: {_why_no_knn(folder)}")
+        report.append(f"kNN        not measured: {_why_no_knn(folder)}")
     for name, pattern in FILES.items():
-        said += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
-    return "\n".join(said), good
+        report += [f"{name:<12} {path}" for path in storage.matching(folder, pattern)]
+    return "\n".join(report), good
 
 
 def side_by_side(workdirs: Sequence[Path]) -> str:
@@ -85,8 +86,8 @@ def side_by_side(workdirs: Sequence[Path]) -> str:
 def _config(workdir: Place) -> dict[str, Any]:
     """{key: value} of the run's configuration; {} where it was not written down."""
     path = workdir / "config.json"
-    found = json_files.read_json(path, "a run's configuration") if storage.is_file(path) else {}
-    return dict(_flat(found))
+    config = json_files.read_json(path, "a run's configuration") if storage.is_file(path) else {}
+    return dict(door.flattened(config))
 
 
 def _why_no_knn(workdir: Place) -> str:
@@ -97,14 +98,14 @@ def _why_no_knn(workdir: Place) -> str:
 
 def _row(lines: Sequence[Mapping[str, Any]], losses: Sequence[float], batch: Any) -> dict[str, str]:
     knn = [line["knn"] for line in lines if "knn" in line]
-    known = type(batch) is int and 0 < batch < 2**63  # an old configuration may lack it
+    has_batch = type(batch) is int and 0 < batch < 2**63  # an old configuration may lack it
     rates = sorted(line["images_per_s"] for line in lines if "images_per_s" in line)
     return {
         "step": f"{max(line['step'] for line in lines):,}",
         "loss": f"{losses[-1]:.3f}",
         "kNN": f"{knn[-1]:.1%}" if knn else "-",
         "images/s": f"{rates[len(rates) // 2]:.0f}" if rates else "-",
-        "hours": f"{metrics.training_seconds(lines, batch) / 3600:.2f}" if known else "-",
+        "hours": f"{metrics.training_seconds(lines, batch) / 3600:.2f}" if has_batch else "-",
     }
 
 
@@ -116,14 +117,6 @@ def _lines(workdir: Place) -> tuple[list[dict[str, Any]], list[float]]:
     if not losses:
         raise UserError(f"{workdir} has no metrics.jsonl with losses; give a --workdir of pretrain")
     return lines, losses
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _short(value: Any) -> str:

@@ -131,8 +131,8 @@ def _finished(path: str | os.PathLike) -> tuple[Place, list[int]]:
     if (own := whole_number(path.name)) is not None and "state" in inside:
         return path.parent, [own]
     folder = path / FOLDER if FOLDER in inside else path
-    found = map(whole_number, storage.names(folder))
-    steps = [step for step in found if step is not None and _is_finished(folder / str(step))]
+    numbers = map(whole_number, storage.names(folder))
+    steps = [step for step in numbers if step is not None and _is_finished(folder / str(step))]
     if not steps:
         raise UserError(
             f"{path} is not a checkpoint: no {FOLDER}/STEP/state in it; "

@@ -33,12 +33,12 @@ def join(
     Raises:
       UserError: for arguments that do not describe a job, or if the others cannot be reached.
     """
-    given = [coordinator is not None, processes is not None, process is not None]
-    if any(given) and not all(given):
+    flags = [coordinator is not None, processes is not None, process is not None]
+    if any(flags) and not all(flags):
         raise UserError(
             "--coordinator, --processes and --process belong together; give all or none"
         )
-    if all(given) and not 0 <= process < processes:
+    if all(flags) and not 0 <= process < processes:
         raise UserError(f"--process {process} is not one of 0..{processes - 1} (--processes)")
     if coordinator is not None:
         _demand_address(coordinator)
@@ -47,7 +47,7 @@ def join(
             coordinator,
             processes,
             process,
-            cluster_detection_method="deactivate" if all(given) else None,
+            cluster_detection_method="deactivate" if all(flags) else None,
             heartbeat_timeout_seconds=lost_after_s,
         )
     except Exception as error:  # JAX reads variables of many schedulers, and what is in them
@@ -58,8 +58,8 @@ def join(
 
 
 def _demand_address(coordinator: str) -> None:
-    found = _ADDRESS.fullmatch(coordinator)
-    if found is None or not 1 <= int(found[2]) <= 65535:
+    match = _ADDRESS.fullmatch(coordinator)
+    if match is None or not 1 <= int(match[2]) <= 65535:
         raise UserError(
             f"--coordinator {coordinator!r} is not HOST:PORT with a port from 1 to 65535, e.g. "
             "10.0.0.1:1234 or [fd00::1]:1234"

@@ -40,16 +40,16 @@ def damage(folder: Place) -> str | None:
         return f"{FILE} is no list of digests: {error}"
     if not expected:
         return f"{FILE} lists no file"
-    found = storage.stats(folder)
-    for name in found:
+    files = storage.stats(folder)
+    for name in files:
         if name not in expected and _is_sealed(name):
             return f"{FILE} does not list {name}"
     for name, (size, digest) in expected.items():
-        if name not in found:
+        if name not in files:
             return f"{name} is missing"
-        if found[name].size != size:
-            return f"{name} has {found[name].size} bytes instead of {size}"
-        if found[name].digest != digest and storage.digest(folder / name, like=digest) != digest:
+        if files[name].size != size:
+            return f"{name} has {files[name].size} bytes instead of {size}"
+        if files[name].digest != digest and storage.digest(folder / name, like=digest) != digest:
             return f"the content of {name} has changed"
     return None
 
@@ -64,8 +64,8 @@ def difference(saved: Any, expected: Any) -> str | None:
     saved, expected = _shapes(saved), _shapes(expected)
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
-            found, wanted = (x.get(name, "missing") for x in (saved, expected))
-            return f"{name} is {found} there and {wanted} here"
+            saved_value, expected_value = (x.get(name, "missing") for x in (saved, expected))
+            return f"{name} is {saved_value} there and {expected_value} here"
     return None
 
 

@@ -26,11 +26,11 @@ def read_json(place: Place, what: str, keys: Iterable[str] = ()) -> dict[str, An
       UserError: no JSON, something else than an object, or one of the keys is missing.
     """
     advice = f"it should be {what}: {_ADVICE}"
-    found = text.parsed(text.decoded(storage.read(place), str(place), advice), str(place), advice)
-    if not isinstance(found, dict):
-        raise damaged(place, what, f"it holds a {type(found).__name__}")
-    _demand(keys, found, place, what)
-    return found
+    content = text.parsed(text.decoded(storage.read(place), str(place), advice), str(place), advice)
+    if not isinstance(content, dict):
+        raise damaged(place, what, f"it holds a {type(content).__name__}")
+    _demand(keys, content, place, what)
+    return content
 
 
 def read_arrays(place: Place, what: str, keys: Iterable[str] = ()) -> dict[str, np.ndarray]:
@@ -38,11 +38,11 @@ def read_arrays(place: Place, what: str, keys: Iterable[str] = ()) -> dict[str, 
     content = storage.read(place)
     try:
         with np.load(io.BytesIO(content)) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+            by_name = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # numpy's, zipfile's and zlib's kinds, for a damaged file
         raise damaged(place, what, f"{type(error).__name__}: {error}") from error
-    _demand(keys, found, place, what)
-    return found
+    _demand(keys, by_name, place, what)
+    return by_name
 
 
 def damaged(place: Place, what: str, why: str) -> UserError:
@@ -50,6 +50,6 @@ def damaged(place: Place, what: str, why: str) -> UserError:
     return UserError(f"{place} is not {what}: {why}; {_ADVICE}")
 
 
-def _demand(keys: Iterable[str], found: Container[str], place: Place, what: str) -> None:
-    if missing := [key for key in keys if key not in found]:
+def _demand(keys: Iterable[str], content: Container[str], place: Place, what: str) -> None:
+    if missing := [key for key in keys if key not in content]:
         raise damaged(place, what, f"it lacks {missing[0]}")

@@ -231,8 +231,8 @@ def _refuse_if_alive(folder: Place, number: int) -> None:
 
 
 def _numbers(leases: Place) -> list[int]:
-    found = (whole_number(name.removesuffix(".json")) for name in storage.names(leases))
-    return sorted(number for number in found if number is not None)
+    numbers = (whole_number(name.removesuffix(".json")) for name in storage.names(leases))
+    return sorted(number for number in numbers if number is not None)
 
 
 def _read(leases: Place, number: int) -> dict[str, Any] | None:

@@ -47,8 +47,8 @@ def read(name: str | os.PathLike) -> ConfigDict:
     current folder and the command line are afterwards as before; that it ends the program is a
     mistake in it.
     """
-    given, argument = paths.split_argument(os.fspath(name))
-    path = paths.existing_file(given, "--config", _HINT)
+    file, argument = paths.split_argument(os.fspath(name))
+    path = paths.existing_file(file, "--config", _HINT)
     if paths.is_bucket(path):
         raise UserError(f"--config {path} lies in a bucket; copy it to this machine first")
     loader = SourceFileLoader("given_config", path)  # of any suffix
@@ -92,8 +92,8 @@ def mistake(error: BaseException, path: str, argument: str | None) -> UserError:
                 f"--config {path} cannot be loaded: {raised.filename}, line {raised.lineno}: "
                 f"{raised.msg}"
             )
-    if (found := _place(raisings, path)) is not None:
-        raised, line = found
+    if (place := _place(raisings, path)) is not None:
+        raised, line = place
         reason = " ".join(str(raised).split())
         if isinstance(raised, SystemExit):
             reason = f"it ends the program ({reason}); a configuration may not"
@@ -122,8 +122,8 @@ def _place(raisings: Sequence[BaseException], path: str) -> tuple[BaseException,
 
 def chain(error: BaseException | None) -> list[BaseException]:
     """What an exception was made from, the first one first."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.insert(0, error)
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.insert(0, error)
         error = error.__cause__ or error.__context__
-    return found
+    return errors

@@ -14,11 +14,11 @@ IOUS = tuple(range(50, 100, 5))  # percent, COCO's thresholds
 
 def _by_row(finished: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.ndarray]:
     """Row -> a score in percent of every seed that has it."""
-    found: dict[str, list[float]] = {}
+    by_row: dict[str, list[float]] = {}
     for result in finished:
         if name in result["scores"]:
-            found.setdefault(result["row"], []).append(100 * result["scores"][name])
-    return {row: np.array(values) for row, values in found.items()}
+            by_row.setdefault(result["row"], []).append(100 * result["scores"][name])
+    return {row: np.array(values) for row, values in by_row.items()}
 
 
 def against_labels(

@@ -72,33 +72,33 @@ def runs(config: ConfigDict, rows: list[str]) -> Iterator[tuple[str, int]]:
 
 def config_of_run(config: ConfigDict, row: str, seed: int) -> dict[str, Any]:
     """The pre-training configuration of one run as plain nested dicts."""
-    own = config.copy_and_resolve_references().unlock()
-    differs = own.study.differs[row]
-    del own.study
+    copy = config.copy_and_resolve_references().unlock()
+    differs = copy.study.differs[row]
+    del copy.study
     try:
-        own.update(differs)
-        own.seed = seed
-        door.check(own)
+        copy.update(differs)
+        copy.seed = seed
+        door.check(copy)
     except (TypeError, UserError) as error:  # ml_collections does not cast every type
         raise UserError(f"study.differs.{row}: {error}") from error
-    return program.plain_config(own)
+    return program.plain_config(copy)
 
 
 def fingerprint(plain: Mapping[str, Any]) -> str:
     """Of everything in a run's configuration that its numbers depend on."""
-    own = {name: section for name, section in plain.items() if name not in ("log", "export")}
+    sections = {name: section for name, section in plain.items() if name not in ("log", "export")}
     for section in {*IGNORED, *NEUTRAL, *PATHS}:
         ignored, neutral = IGNORED.get(section, ()), NEUTRAL.get(section, {}).items()
         values = {
             name: _last_name(value) if name in PATHS.get(section, ()) else value
             for name, value in plain[section].items()
         }
-        own[section] = {
+        sections[section] = {
             name: value
             for name, value in values.items()
             if name not in ignored and (name, value) not in neutral
         }
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _last_name(path: str) -> str:

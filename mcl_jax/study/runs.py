@@ -38,7 +38,13 @@ class Stopped(Exception):
 
 
 def complete(
-    config: ConfigDict, row: str, seed: int, workdir: Place, results: Place, owner: bool = False
+    config: ConfigDict,
+    row: str,
+    seed: int,
+    *,
+    workdir: Place,
+    results: Place,
+    owner: bool = False,
 ) -> bool:
     """Runs what is missing of (row, seed); False where it was done or is another process's.
 
@@ -65,7 +71,7 @@ def complete(
     folder = workdir / f"{row}-seed{seed}"
     try:
         with lease.hold(folder):
-            result = measure(config, row, seed, folder, owner)
+            result = measure(config, row, seed, folder=folder, owner=owner)
             storage.write_result(path, json.dumps(result, indent=1) + "\n")
     except lease.Held as error:
         print(f"{row}, seed {seed}: left out, {error}", file=sys.stderr, flush=True)
@@ -74,7 +80,7 @@ def complete(
 
 
 def measure(
-    config: ConfigDict, row: str, seed: int, folder: Place, owner: bool = False
+    config: ConfigDict, row: str, seed: int, *, folder: Place, owner: bool = False
 ) -> dict[str, Any]:
     """Pre-trains one run (or resumes it) and scores it.
 
@@ -108,9 +114,10 @@ def measure(
         raise Stopped
     started = time.monotonic()
     scores = KnnMonitor(run, source).evaluate(state)
-    for mode in applicable(config, run, trained):
+    variables = _variables(state, trained=trained)
+    for mode in applicable(config, run, trained=trained):
         for labels in config.study.labels:
-            probed = _probe(plain, run, state, labeled, mode, labels, trained)
+            probed = _probe(run, variables, labeled, mode=mode, labels=labels)
             name = f"{mode}@{labels or 'all'}"
             scores |= {f"{name}/{key}": value for key, value in probed.items()}
     return about | {
@@ -124,34 +131,21 @@ def measure(
     }
 
 
-def applicable(config: ConfigDict, run: program.Program, trained: bool) -> list[str]:
+def applicable(config: ConfigDict, run: program.Program, *, trained: bool) -> list[str]:
     """The study's modes of the probe that a row can have.
 
     'backbone+fpn' is for methods that trained every level of the FPN that the probe reads.
     """
     levels = {f"P{COARSEST - s}" for s in run.objective.trained_levels if trained}
-    whole = levels.issuperset(run.config["probe"]["levels"])
-    return [mode for mode in config.study.modes if whole or mode != "backbone+fpn"]
+    whole_pyramid = levels.issuperset(run.config["probe"]["levels"])
+    return [mode for mode in config.study.modes if whole_pyramid or mode != "backbone+fpn"]
 
 
 def _probe(
-    plain: Mapping[str, Any],
-    run: program.Program,
-    state: TrainState,
-    data: Data,
-    mode: str,
-    labels: int,
-    trained: bool,
+    run: program.Program, variables: Mapping[str, Any], data: Data, *, mode: str, labels: int
 ) -> dict[str, float]:
     """Detection with what this method pre-trained; `labels` 0: all."""
-    offered = ("backbone", "fpn") if trained else ("backbone",)
-    variables = {
-        name: {part: tree[part] for part in offered if part in tree}
-        for name, tree in (
-            ("params", jax.device_get(state.params["encoder"])),
-            ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
-        )
-    }
+    plain = run.config
     prepared = probe.prepare(
         plain,
         fill(Architecture, plain["model"]),
@@ -163,3 +157,15 @@ def _probe(
         labels=labels or None,
     )
     return probe.measure(prepared, conduct=Conduct(threads=plain["data"]["threads"])).scores
+
+
+def _variables(state: TrainState, *, trained: bool) -> dict[str, Any]:
+    """What a probe takes over: backbone and FPN, or the backbone alone where nothing is trained."""
+    offered = ("backbone", "fpn") if trained else ("backbone",)
+    return {
+        name: {part: tree[part] for part in offered if part in tree}
+        for name, tree in (
+            ("params", jax.device_get(state.params["encoder"])),
+            ("batch_stats", jax.device_get(state.batch_stats["encoder"])),
+        )
+    }

@@ -45,14 +45,14 @@ def read(results: Place) -> list[dict[str, Any]]:
 
 def read_run(path: Place) -> dict[str, Any]:
     """What `runs.measure` found of one run; errors as `read`."""
-    found = json_files.read_json(path, "a finished run of a study")
-    scores = found.get("scores")
+    run = json_files.read_json(path, "a finished run of a study")
+    scores = run.get("scores")
     numbers = isinstance(scores, dict) and all(isinstance(x, int | float) for x in scores.values())
-    if not (numbers and all(isinstance(found.get(name), str) for name in ("row", "config"))):
+    if not (numbers and all(isinstance(run.get(name), str) for name in ("row", "config"))):
         raise json_files.damaged(
             path, "a finished run of a study", "it lacks row, config or scores"
         )
-    return found | {"scores": renamed_keys.modern_scores(scores)}
+    return run | {"scores": renamed_keys.modern_scores(scores)}
 
 
 def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
@@ -62,18 +62,20 @@ def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
     """
     lines = []
     for title, columns in titles(config).items():
-        there = {name for result in finished for name in result["scores"]}
-        columns = [column for column in columns if column[1] in there] or columns[:1]
+        names = {name for result in finished for name in result["scores"]}
+        columns = [column for column in columns if column[1] in names] or columns[:1]
         lines += [
             f"\n### {title}\n",
             "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |",
             "|---|---|" + "---|" * len(columns),
         ]
         for row in config.study.rows:
-            own = [result["scores"] for result in finished if result["row"] == row]
-            if own:
-                cells = [_cell([scores.get(name) for scores in own]) for _, name in columns]
-                lines.append(f"| {row} | {len(own)} | " + " | ".join(cells) + " |")
+            scores_of_row = [result["scores"] for result in finished if result["row"] == row]
+            if scores_of_row:
+                cells = [
+                    _cell([scores.get(name) for scores in scores_of_row]) for _, name in columns
+                ]
+                lines.append(f"| {row} | {len(scores_of_row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -97,10 +99,10 @@ def around(document: Place) -> tuple[str, str]:
     if not storage.exists(document):
         return "# Study\n\n", "\n"
     try:
-        whole = storage.read(document).decode()
+        content = storage.read(document).decode()
     except ValueError:
         raise UserError(f"{document} is no UTF-8 text; give another --document") from None
-    before, first, rest = whole.partition(MARKS[0])
+    before, first, rest = content.partition(MARKS[0])
     _, second, after = rest.partition(MARKS[1])
     if not (first and second):
         raise UserError(f"{document} lacks the marks {MARKS[0]} and {MARKS[1]}")
@@ -122,7 +124,9 @@ def show(config: ConfigDict, results: Place, document: Place) -> str:
     budgets, every = config.study.labels, config.study.train_images
     counts = {str(labels or "all"): labels or every for labels in budgets}
     if finished and len(counts) > 1:
-        figures.against_labels(picture, finished, config.study.rows, config.study.modes, counts)
+        figures.against_labels(
+            picture, finished, rows=config.study.rows, modes=config.study.modes, counts=counts
+        )
         text += f"\n![AP against labels]({picture.name})\n\n*{config.study.caption}*\n"
     write_table(document, text)
     return text

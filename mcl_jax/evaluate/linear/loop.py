@@ -264,8 +264,8 @@ def _load(path: Place, conditions: Mapping[str, Any]) -> Classifiers | None:
     if not storage.exists(path):
         return None
     names = ("kernel", "bias")
-    needed = ("step", "identity", *names, *(f"velocity_{name}" for name in names))
-    arrays = json_files.read_arrays(path, "a saved evaluation", needed)
+    keys = ("step", "identity", *names, *(f"velocity_{name}" for name in names))
+    arrays = json_files.read_arrays(path, "a saved evaluation", keys)
     before = json.loads(str(arrays["identity"]))
     for name in sorted({*before, *conditions}):
         if before.get(name) != conditions.get(name):
