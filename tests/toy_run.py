@@ -78,7 +78,7 @@ def replace_network(setattr=setattr, devices=None):
       devices: how many to train on; None: all.
     """
     mesh_of = sharding.make_mesh
-    setattr(program, "make_objective", lambda config, images, axis: Brightness(images))
+    setattr(program, "make_objective", lambda config, images, norm_axis: Brightness(images))
     setattr(sharding, "mesh_for", lambda config: mesh_of(jax.devices()[:devices]))
 
 
