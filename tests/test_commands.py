@@ -139,6 +139,16 @@ def test_without_arguments_the_help_goes_to_stderr(capsys):
     assert ended(capsys, "--version")[1].strip() == __import__("mcl_jax").__version__
 
 
+@pytest.mark.parametrize("line", ["--help", "knn --help", "completion bash"])
+def test_a_full_disk_behind_stdout_is_one_line(line):
+    command = [sys.executable, "-m", "mcl_jax", *line.split()]
+    with open("/dev/full", "wb", buffering=0) as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == exit_codes.CANNOT_SAVE
+    assert done.stderr.startswith("error: ") and "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "line, closed, code",
     [

@@ -26,8 +26,8 @@ from convert_states import (
 from swin_networks import SWIN_T, TINY, keys_of, rule_made, rule_made_state
 from torch_or_skip import module_on_torch, need_torch, torch
 
-from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.checks.report import Snapshot
+from mcl_jax.convert.command import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import classifiers
 from mcl_jax.convert.names.classifiers import TIMM, TORCHVISION

@@ -26,7 +26,7 @@ from convert_states import (
     random_state,
 )
 
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.finetuning import configuration
 from mcl_jax.convert.names import architectures, table

@@ -15,7 +15,7 @@ from test_convert_refusals import fails
 from torch_or_skip import need_torch, torch
 from weights_of_projects import behind
 
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 from mcl_jax.convert.files import formats
 from mcl_jax.convert.names.layouts import networks
 from mcl_jax.convert.targets.registry import TARGETS

@@ -26,8 +26,8 @@ from torch_or_skip import need_torch, torch
 
 from mcl_jax import optimizer, program, sharding
 from mcl_jax.configs import base
-from mcl_jax.convert.__main__ import main
 from mcl_jax.convert.checks.report import Snapshot
+from mcl_jax.convert.command import main
 from mcl_jax.convert.files import strict
 from mcl_jax.convert.names import architectures
 from mcl_jax.convert.targets import authors, authors_files

@@ -19,7 +19,7 @@ from convert_states import (
     random_state,
 )
 
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 from mcl_jax.convert.names import detectors
 from mcl_jax.convert.targets import detectron2
 from mcl_jax.runtime import checkpoint

@@ -27,7 +27,7 @@ from convert_states import (
 )
 from torch_or_skip import need_torch, torch
 
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 from mcl_jax.convert.files import formats, strict
 from mcl_jax.convert.names import table
 from mcl_jax.convert.targets.registry import TARGETS

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mcl_jax import program, sharding
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 from mcl_jax.convert.names import architectures
 from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.checkpointer import Checkpointer

@@ -291,6 +291,7 @@ def result(config, row, seed=0):
         (("--rows=nosuch",), "row 'nosuch' is not in the study: random, supervised"),
         (("--document=marks.md",), "marks.md lacks the marks"),
         (("--document=bytes.md",), "bytes.md is no UTF-8 text"),
+        (("--workdir=marks.md",), "--workdir 'marks.md' is a file; give a folder"),
         (("--results=old",), "old/mcl-seed0.json is not a finished run of a study: it lacks row"),
     ],
 )

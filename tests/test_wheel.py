@@ -56,7 +56,7 @@ def test_it_works_beside_files_of_the_same_names(wheel, tmp_path):
     code = f"""
 import mcl_jax
 from mcl_jax.configs import mcl
-from mcl_jax.convert.__main__ import main
+from mcl_jax.convert.command import main
 assert mcl_jax.__file__.startswith({str(bare)!r}), mcl_jax.__file__
 assert mcl.__file__.startswith({str(bare)!r}), mcl.__file__
 assert mcl.get_config("c4").model.neck == "c4"

@@ -14,6 +14,6 @@ def main(options: argparse.Namespace) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from mcl_jax.convert import __main__ as convert
+    from mcl_jax.convert import command
 
-    print("\n".join(convert.convert(options)))
+    print("\n".join(command.convert(options)))

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import mcl_jax
-from mcl_jax import environment, exit_codes
+from mcl_jax import environment, exit_codes, whole_file
 from mcl_jax.commands import registry, words
 from mcl_jax.configs import path_of
 from mcl_jax.errors import UserError
@@ -23,7 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     its work to the end, and its exit code is its own.
     """
     with optional.reader_may_leave():
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        except OSError as error:  # of printing: what a command does is guarded by itself
+            if (message := whole_file.mistake(error)) is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(exit_codes.CANNOT_SAVE)
 
 
 def _dispatch(arguments: list[str]) -> NoReturn:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mcl_jax import cli, exit_codes
+from mcl_jax import cli, exit_codes, paths
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", "runs/study", "checkpoints of the rows")
@@ -41,7 +41,7 @@ def main(_: Sequence[str]) -> int:
 
     results = storage.locate(RESULTS.value or config.study.results)
     document = storage.locate(DOCUMENT.value or default_document())
-    workdir = storage.locate(WORKDIR.value)
+    workdir = storage.locate(paths.output_folder(WORKDIR.value, "--workdir"))
     # before the hours of work: what the command line asks for, and what is there already
     selection = [run for run in rows.runs(config, ROWS.value) if SEED.value in (None, run[1])]
     finished = table.read(results)
