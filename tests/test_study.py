@@ -275,7 +275,7 @@ def test_the_study_runs_on_a_tiny_pack(pack, tmp_path):
 def study(tmp_path, monkeypatch):
     """Runs `mcl-jax study` on the scenes with one finished run; nothing may be trained."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "measure", lambda *_: pytest.fail("a row is trained"))
+    monkeypatch.setattr(runs, "measure", lambda *_, **__: pytest.fail("a row is trained"))
     return lambda *words: command_line.run("study", "--config=study_scenes", *words)
 
 
@@ -310,7 +310,7 @@ def test_what_a_study_cannot_use_is_refused_at_the_door(study, tmp_path, capsys,
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_results_in_a_bucket_are_read_and_added_to(gcs, study, config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        runs, "measure", lambda config, row, seed, *_: json.loads(result(config, row, seed))
+        runs, "measure", lambda config, row, seed, **_: json.loads(result(config, row, seed))
     )
     results = storage.locate("gs://mcl/study")
     storage.write(results / "random-seed0.json", result(config, "random"))
