@@ -16,7 +16,7 @@ from mcl_jax.runtime import checkpoint, checkpoint_folders
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What is to be exported.
 
     Attributes:
@@ -38,7 +38,7 @@ class Request:
     fold_norms: bool = False
 
 
-def write(request: Request) -> tuple[Sequence[Any], list[str]]:
+def write(request: ExportRequest) -> tuple[Sequence[Any], list[str]]:
     """Writes the files; see `export.export`.
 
     Returns:
@@ -75,7 +75,7 @@ def demand_possible(target: str, config: Mapping[str, Any]) -> None:
     )
 
 
-def _prepared(request: Request) -> Snapshot:
+def _prepared(request: ExportRequest) -> Snapshot:
     """The checkpoint, averaged and divided as asked."""
     state, meta = checkpoint.read(request.source)
     state = {name: state[name] for name in NETWORKS if name in state}  # no optimizer, no queues

@@ -27,7 +27,7 @@ def convert(options: argparse.Namespace) -> list[str]:
         raise UserError("--config belongs to --from; a checkpoint carries its own configuration")
     if options.network is not None:
         raise UserError("--network belongs to --from; a checkpoint is one run")
-    request = checkpoints.Request(
+    request = checkpoints.ExportRequest(
         source=options.source,
         target=options.to,
         out=options.out,

@@ -249,7 +249,7 @@ def export(
 
     arguments.demand(target=target, parts=parts, average=average, fold_norms=fold_norms)
     arguments.demand(divide_weights=divide_weights)
-    request = checkpoints.Request(
+    request = checkpoints.ExportRequest(
         source=storage.locate(paths.expanded(source, "source")),
         target=target,
         out=storage.locate(paths.expanded(out, "out")),

@@ -15,7 +15,7 @@ from flax import struct
 
 from mcl_jax import train
 from mcl_jax.errors import CannotSave, UserError
-from mcl_jax.runtime import checkpoint, lease, log, machine, storage
+from mcl_jax.runtime import checkpoint, growing_log, lease, machine, storage
 from mcl_jax.runtime.checkpointer import Checkpointer
 
 
@@ -57,10 +57,10 @@ def test_paths_are_understood_as_users_and_argparse_give_them(gcs, tmp_path):
 
 
 def test_a_log_is_a_few_objects_and_one_stream(gcs, workdir, monkeypatch):
-    monkeypatch.setattr(log, "PART_BYTES", 100)
-    monkeypatch.setattr(log, "UPLOAD_S", 0.05)
+    monkeypatch.setattr(growing_log, "PART_BYTES", 100)
+    monkeypatch.setattr(growing_log, "UPLOAD_S", 0.05)
     place = workdir / "metrics.jsonl"
-    grown = log.open_log(place, keep=b"")
+    grown = growing_log.open_log(place, keep=b"")
     lines = [f"{i:039}\n".encode() for i in range(8)]
     for line in lines[:5]:
         grown.write(line)
@@ -68,17 +68,17 @@ def test_a_log_is_a_few_objects_and_one_stream(gcs, workdir, monkeypatch):
         grown.sync()
     grown.write(b"no whole line")
     grown.sync()
-    assert log.read(place) == b"".join(lines[:5])
+    assert growing_log.read(place) == b"".join(lines[:5])
     grown._closed.set()  # as a kill leaves it
     assert len(storage.names(workdir)) == 2
-    again = log.open_log(place, keep=b"".join(lines[:2]))
-    assert log.read(place) == b"".join(lines[:2])
+    again = growing_log.open_log(place, keep=b"".join(lines[:2]))
+    assert growing_log.read(place) == b"".join(lines[:2])
     gcs.requests.clear()
     for line in lines[5:]:
         again.write(line)
         again.flush()
     again.close()
-    assert log.read(place) == b"".join(lines[:2] + lines[5:])
+    assert growing_log.read(place) == b"".join(lines[:2] + lines[5:])
     assert gcs.requests["POST"] <= 3
     assert {name[-11:-7] for name in storage.names(workdir)} == {"0001"}
 

@@ -15,7 +15,14 @@ import toy_run
 import mcl_jax
 from mcl_jax import train
 from mcl_jax.report import metrics, run_page, runs
-from mcl_jax.runtime import checkpoint, checkpoint_folders, checkpointer, lease, log, storage
+from mcl_jax.runtime import (
+    checkpoint,
+    checkpoint_folders,
+    checkpointer,
+    growing_log,
+    lease,
+    storage,
+)
 
 STEPS = 14
 
@@ -28,7 +35,7 @@ def config(**changes):
 @pytest.fixture(autouse=True)
 def toy(gcs, monkeypatch):
     toy_run.replace_network(monkeypatch.setattr, devices=1)
-    monkeypatch.setattr(log, "UPLOAD_S", 0.5)
+    monkeypatch.setattr(growing_log, "UPLOAD_S", 0.5)
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)
     yield
     gcs.before = lambda method, name: None
@@ -116,7 +123,9 @@ def test_a_run_in_a_bucket_leaves_what_one_on_a_disk_does(workdir, whole, keep_e
 
 def test_requests_of_a_thousand_steps(gcs, workdir, monkeypatch):
     """Steps make none, so what 1,000 cost is what their saves and the seconds they take cost."""
-    monkeypatch.setattr(log, "UPLOAD_S", 1e3)  # metrics, events and signs of life go by time
+    monkeypatch.setattr(
+        growing_log, "UPLOAD_S", 1e3
+    )  # metrics, events and signs of life go by time
     monkeypatch.setattr(lease, "HEARTBEAT_S", 1e3)
     seen = {}
 
@@ -206,7 +215,7 @@ def test_a_server_that_never_comes_back_ends_the_run_with_one_line_and_code_5(
         f"--config.optimizer.epochs={STEPS / 2}",
         "--config.log.keep_checkpoints=9",
         server=gcs.url,
-        constants={"runtime.checkpointer.PATIENCE_S": 2.0, "runtime.log.UPLOAD_S": 0.5},
+        constants={"runtime.checkpointer.PATIENCE_S": 2.0, "runtime.growing_log.UPLOAD_S": 0.5},
         hurry=60.0,
     ).end()
     assert moments.all_came and code == 5 and "Traceback" not in text, text

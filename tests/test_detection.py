@@ -16,7 +16,7 @@ from mcl_jax.evaluate.detection import probe, training
 from mcl_jax.evaluate.detection.average_precision import average_precision
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
 from mcl_jax.evaluate.detection.boxed_sources import BoxedRecord
-from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.functions import compiled
 from mcl_jax.evaluate.detection.nms import Detections
@@ -107,7 +107,7 @@ def run(config, data, variables):
     architecture = fill(Architecture, config.model)
 
     def call(**changes):
-        values = {"mode": "backbone+fpn", "seed": 1, "data": Data(data, data)} | changes
+        values = {"mode": "backbone+fpn", "seed": 1, "data": ProbeData(data, data)} | changes
         mesh, conduct = (values.pop(name, None) for name in ("mesh", "conduct"))
         prepared = probe.prepare(config, architecture, NUMERICS, variables, **values)
         return probe.measure(prepared, mesh, conduct).scores

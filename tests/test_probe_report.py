@@ -14,7 +14,7 @@ from mcl_jax import program, sharding
 from mcl_jax.bench import probe as bench
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import report, training
-from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.runtime import storage
 
 
@@ -28,7 +28,7 @@ def subject():
 
 
 def run(subject, folder, modes=(), labels=(2, None), **conduct):
-    data = Data(squares(), squares(Squares()))
+    data = ProbeData(squares(), squares(Squares()))
     return report.run(
         subject, data, output=folder, modes=modes, labels=labels, seed=0,
         mesh=sharding.make_mesh(jax.devices()[:1]), conduct=training.Conduct(**conduct),

@@ -100,7 +100,7 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
 
 def test_a_run_that_was_stopped_leaves_no_result_and_ends_the_study(config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs.train, "pretrain", lambda *_, **__: SimpleNamespace(step=3))
-    with pytest.raises(runs.Stopped):
+    with pytest.raises(runs.StudyStopped):
         runs.complete(config, "mcl", 0, workdir=tmp_path / "work", results=tmp_path)
     assert not list(tmp_path.glob("*.json*"))
 

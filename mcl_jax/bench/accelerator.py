@@ -104,7 +104,7 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
     return [part(name) for name in selection]
 
 
-def found(seconds: float = 120.0) -> dict[str, Any]:
+def describe_machine(seconds: float = 120.0) -> dict[str, Any]:
     """{'device', 'platform', 'devices', 'jax', 'python', 'cores'} of this machine.
 
     Asked in a process of its own: whoever asks keeps the device's memory.

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mcl_jax.evaluate.detection import probe, report, training
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet
 from mcl_jax.evaluate.detection.boxed_sources import BoxedRecord
-from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.evaluate.detection.detector import PARTS
 from mcl_jax.evaluate.detection.functions import Functions, compiled
 from mcl_jax.keys import Purpose, key_for
@@ -66,7 +66,7 @@ def compare(config: Mapping[str, Any], mode: str, steps: int, mesh: Mesh) -> dic
     images = BoxedSet(noise, range(len(noise)), size, cache_bytes=10**9, max_unreadable=0.0)
     prepared = probe.prepare(
         config, encoder.architecture, encoder.numerics, subject.variables,
-        mode=mode, seed=0, data=Data(images, images),
+        mode=mode, seed=0, data=ProbeData(images, images),
     )  # fmt: skip
     pieces = _pieces(prepared, compiled(prepared.detector, mesh))
     seconds = {name: [] for name in pieces}

@@ -60,7 +60,7 @@ def main(_: Sequence[str]) -> int:
         changes=CHANGE.value,
         room_gib=ROOM.value,
     )
-    about = accelerator.found()
+    about = accelerator.describe_machine()
     print(f"{about}, scratch {scratch}", flush=True)
     selection = accelerator.parts(request, PARTS.value)
     records = parts.run(selection, budget, storage.locate(OUT.value), about)

@@ -60,7 +60,7 @@ def main(_: Sequence[str]) -> int:
             for row, seed in selection:
                 try:
                     runs.complete(config, row, seed, workdir=workdir, results=results, owner=True)
-                except runs.Stopped:
+                except runs.StudyStopped:
                     print("stopped on request; the same command goes on", file=sys.stderr)
                     return exit_codes.STOPPED
                 table.show(config, results, document)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcl_jax.report.writers import About, Sink, open_sinks
-from mcl_jax.runtime import log, storage
+from mcl_jax.runtime import growing_log, storage
 
 FILE = "metrics.jsonl"
 STANDARD = About()
@@ -17,7 +17,7 @@ STANDARD = About()
 class MetricWriter:
     """Appends {'step', name: float, ...} lines; a resumed run first drops the lines it will redo.
 
-    A disk or bucket that fails never raises, see `runtime/log.py`.
+    A disk or bucket that fails never raises, see `runtime/growing_log.py`.
 
     Args:
       workdir: of the run.
@@ -42,7 +42,7 @@ class MetricWriter:
         lines = "".join(
             json.dumps(line) + "\n" for line in read(folder) if line["step"] <= resume_step
         )
-        self._lines = log.open_log(folder / FILE, keep=lines.encode())
+        self._lines = growing_log.open_log(folder / FILE, keep=lines.encode())
         self._sinks = open_sinks(folder, resume_step, about)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -71,7 +71,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     A line cut by a kill is left out. Of others that are no rows, it is said once how many there are.
     """
     place = storage.locate(workdir) / FILE
-    lines = log.read(place).decode(errors="replace").split("\n")[:-1]
+    lines = growing_log.read(place).decode(errors="replace").split("\n")[:-1]
     rows = [row for row in map(_row, lines) if row is not None]
     if len(rows) < len(lines):
         _say_left_out(str(place), len(lines) - len(rows))

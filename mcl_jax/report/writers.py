@@ -15,8 +15,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from mcl_jax.errors import UserError
-from mcl_jax.runtime import log as log_files
-from mcl_jax.runtime import storage
+from mcl_jax.runtime import growing_log, storage
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings import door
 
@@ -116,8 +115,8 @@ class _EventFiles:
         """The folder was made before."""
 
     @staticmethod
-    def open(path: str) -> log_files.Log:
-        return log_files.open_log(storage.locate(path.removeprefix(f"{_PREFIX}:")))
+    def open(path: str) -> growing_log.Log:
+        return growing_log.open_log(storage.locate(path.removeprefix(f"{_PREFIX}:")))
 
 
 class Wandb:

@@ -18,7 +18,7 @@ from mcl_jax import program, sharding, train
 from mcl_jax.data.sources import open_source
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import probe
-from mcl_jax.evaluate.detection.data import Data, load
+from mcl_jax.evaluate.detection.data import ProbeData, load
 from mcl_jax.evaluate.detection.training import Conduct
 from mcl_jax.evaluate.monitor import KnnMonitor
 from mcl_jax.models.backbone import Architecture
@@ -33,7 +33,7 @@ from mcl_jax.state import TrainState
 from mcl_jax.study import rows, table
 
 
-class Stopped(Exception):
+class StudyStopped(Exception):
     """The process was asked to stop; the same command goes on later."""
 
 
@@ -57,7 +57,7 @@ def complete(
 
     Raises:
       UserError: if a finished run was made with another configuration.
-      Stopped: if the process was asked to stop; what was trained is saved.
+      StudyStopped: if the process was asked to stop; what was trained is saved.
     """
     path = results / f"{row}-seed{seed}.json"
     if storage.exists(path):
@@ -107,11 +107,11 @@ def measure(
     try:
         state = train.pretrain(plain, folder, owner=owner) if trained else program.new_state(run)
     except Preempted as error:
-        raise Stopped from error
+        raise StudyStopped from error
     except TrainingStopped as error:
         return about | {"scores": {}, "failed": str(error)}
     if trained and int(state.step) < run.total_steps:
-        raise Stopped
+        raise StudyStopped
     started = time.monotonic()
     scores = KnnMonitor(run, source).evaluate(state)
     variables = _variables(state, trained=trained)
@@ -142,7 +142,7 @@ def applicable(config: ConfigDict, run: program.Program, *, trained: bool) -> li
 
 
 def _probe(
-    run: program.Program, variables: Mapping[str, Any], data: Data, *, mode: str, labels: int
+    run: program.Program, variables: Mapping[str, Any], data: ProbeData, *, mode: str, labels: int
 ) -> dict[str, float]:
     """Detection with what this method pre-trained; `labels` 0: all."""
     plain = run.config

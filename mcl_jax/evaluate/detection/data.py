@@ -14,14 +14,14 @@ COCO_JSON = "coco_json"
 _SIDES = ("train", "test")
 
 
-class Data(NamedTuple):
+class ProbeData(NamedTuple):
     """Labeled images to train on and to test on, of the same classes."""
 
     train: BoxedSet
     test: BoxedSet
 
 
-def load(config: Mapping[str, Any]) -> Data:
+def load(config: Mapping[str, Any]) -> ProbeData:
     """Opens what `probe.prepare` takes as `data`; the same configuration gives the same object again.
 
     Args:
@@ -43,7 +43,7 @@ def load(config: Mapping[str, Any]) -> Data:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(values: tuple, data_dir: str | None, max_unreadable: float) -> Data:
+def _load(values: tuple, data_dir: str | None, max_unreadable: float) -> ProbeData:
     probe = dict(values)
     train, test = (_open(probe, side, data_dir) for side in _SIDES)
     if train.class_names != test.class_names:
@@ -64,7 +64,7 @@ def _load(values: tuple, data_dir: str | None, max_unreadable: float) -> Data:
             max_unreadable=max_unreadable,
         )
 
-    return Data(chosen(train, "train_images"), chosen(test, "eval_images"))
+    return ProbeData(chosen(train, "train_images"), chosen(test, "eval_images"))
 
 
 def _open(probe: Mapping[str, Any], side: str, data_dir: str | None) -> BoxedSource:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection.average_precision import average_precision
 from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
-from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.evaluate.detection.training import Conduct, detect, fit, one_device
@@ -77,7 +77,7 @@ def prepare(
     *,
     mode: str,
     seed: int,
-    data: Data,
+    data: ProbeData,
     labels: int | None = None,
 ) -> Prepared:
     """Checks everything that a probe is given, before anything is computed.

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import probe
-from mcl_jax.evaluate.detection.data import Data
+from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.evaluate.detection.detector import ProbeSettings
 from mcl_jax.evaluate.detection.training import STATE_FILE, Conduct, check_identity
 from mcl_jax.evaluate.monitor import encoder_of, read_parts, trained_levels
@@ -93,7 +93,7 @@ def budgets(texts: Sequence[str]) -> tuple[int | None, ...]:
 
 def run(
     subject: Subject,
-    data: Data,
+    data: ProbeData,
     output: str | os.PathLike,
     *,
     modes: Sequence[str],
@@ -153,7 +153,7 @@ def _fitting(subject: Subject, modes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prepare(
-    subject: Subject, data: Data, modes: Sequence[str], labels: Sequence[int | None], seed: int
+    subject: Subject, data: ProbeData, modes: Sequence[str], labels: Sequence[int | None], seed: int
 ) -> dict[str, probe.Prepared]:
     """Folder -> probe, with a warning for classes that a budget has no box of."""
     encoder = encoder_of(subject.config)
@@ -214,7 +214,7 @@ def _row(
     return row
 
 
-def _warn_of_missing_classes(data: Data, prepared: Sequence[probe.Prepared]) -> None:
+def _warn_of_missing_classes(data: ProbeData, prepared: Sequence[probe.Prepared]) -> None:
     """A file that is sorted by class gives small budgets without some classes."""
     for one in prepared:
         if len(one.train) == len(data.train) or len(one.train) > 1000:
