@@ -242,7 +242,7 @@ def test_weights_that_fill_the_backbone_in_part_are_refused(weights):
     full = {f"backbone.bottom_up.{name}": shape for name, shape in weights.items()}
     with pytest.raises(UserError, match="do not fill the backbone"):
         detectron2_check.loaded(model_keys("mask_rcnn_c4_bn"), full)
-    with pytest.raises(UserError, match="conv1 would be loaded in part: of another shape"):
+    with pytest.raises(UserError, match="conv1 would be loaded in part: .* another shape"):
         detectron2_check.loaded(model, weights | {"box_head.conv1.weight": (1, 1, 3, 3)})
     narrow = {n: (64, *x[1:]) for n, x in weights.items() if n.startswith("box_head.conv1.")}
     other = detectron2_check.loaded(model, weights | narrow)
