@@ -1,9 +1,9 @@
 """How a path is read, written whole, created, listed and removed: on a disk or in a bucket.
 
 A path is a `pathlib.Path`, or an `etils.epath.Path` for gs://BUCKET/NAME. Both can be joined with
-`/` and have `name` and `parent`; for everything else use the functions here (and `log.py` for what
-grows). Nothing else asks which kind a path is. Every function raises OSError if the disk or the
-bucket fails. None of them is called in the training loop's steps.
+`/` and have `name` and `parent`; for everything else use the functions here (and `growing_log.py`
+for what grows). Nothing else asks which kind a path is. Every function raises OSError if the disk
+or the bucket fails. None of them is called in the training loop's steps.
 """
 
 import base64
