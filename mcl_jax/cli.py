@@ -143,6 +143,11 @@ def _demand_finite() -> None:
 class PlainHandler(logging.Handler):
     """`warning: message` on stderr, as errors are told; absl begins with time, thread and file."""
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Without what asyncio tells of a failed save's other tasks, pages each, whenever it is late."""
+        late = record.name == "asyncio" and "was never retrieved" in record.getMessage()
+        return not late and bool(super().filter(record))
+
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # a log on a full disk must not end a run
             print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)

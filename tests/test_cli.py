@@ -201,6 +201,7 @@ def test_a_warning_is_a_plain_line(capsys):
         cli.plain_log()  # twice is once
         logging.getLogger("mcl_jax.x").warning("%d images", 3)
         logging.getLogger("orbax").info("a lot")
+        logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <Task")
     finally:
         root.handlers[:] = before
         root.setLevel(level)
