@@ -4,6 +4,7 @@ tests/data/run_0.1.0 was written at commit 492e3e0 by scripts/pretrain.py: a Res
 two levels, four steps on the built-in scenes.
 """
 
+import random
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from ml_collections import ConfigDict
 from mcl_jax import program, sharding
 from mcl_jax.convert.command import main
 from mcl_jax.convert.names import architectures
+from mcl_jax.errors import UserError
 from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.runtime.renamed_keys import RENAMED, modern
 
 OLD = Path(__file__).parent / "data" / "run_0.1.0"
+DAMAGED = 120  # copies
 
 
 @pytest.fixture
@@ -66,3 +69,39 @@ def test_keys_that_are_younger_than_it_get_their_defaults(workdir, tmp_path):
     plain["data"]["a_key_of_then"] = 1
     assert architectures.on_one_device(plain).total_steps >= 1
     main([str(workdir), "--to", "safetensors", "--out", str(tmp_path / "out")])
+
+
+def damage(path, r):
+    """Spoils a file, or takes it away."""
+    data, at = bytearray(path.read_bytes()), r.randrange(max(1, path.stat().st_size))
+    match r.randrange(6):
+        case 0:
+            data = data[:at]
+        case 1:
+            data[at : at + 1] = bytes([r.randrange(256)])
+        case 2:
+            data[at : at + r.randrange(64)] = r.randbytes(r.randrange(64))
+        case 3:
+            data = b""
+        case 4:
+            data = b"{}"
+        case 5:
+            return path.unlink()
+    path.write_bytes(data)
+
+
+def test_damaged_files_of_a_checkpoint_are_read_or_refused_in_one_line(tmp_path):
+    r, outcomes = random.Random(0), []
+    for number in range(DAMAGED):
+        run = Path(shutil.copytree(OLD, tmp_path / str(number)))
+        files = sorted(path for path in run.rglob("*") if path.is_file())
+        for path in r.sample(files, r.choice((1, 1, 2))):
+            damage(path, r)
+        try:
+            checkpoint.read(run)
+            outcomes.append("read")
+        except UserError as error:
+            outcomes.append("refused")
+            assert "\n" not in str(error) and "Traceback" not in str(error), error
+        shutil.rmtree(run)
+    assert outcomes.count("refused") > DAMAGED / 2 and "read" in outcomes

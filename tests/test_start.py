@@ -1,11 +1,13 @@
 """bench start: clocks from the command to the first step, with a cold and a warm compile cache."""
 
+import re
 from pathlib import Path
 
 import pytest
 from conftest import QUICK_COMPILE
 
 from mcl_jax.bench import commands, start
+from mcl_jax.configs import base
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = {
@@ -39,8 +41,9 @@ def test_every_phase_of_a_start_is_timed():
         assert [row["phase"] for row in rows] == list(start.PHASES)
         assert all(0 <= row["main_thread_cpu_s"] <= row["cpu_s"] + 0.1 for row in rows)
         assert rows[3]["cpu_s"] > 0.1  # a step is not traced in less
-    text = start.as_text(result)
+    text = start.as_text(result | {"door_ms": start.door_ms(base.get_config(), repeats=1)})
     assert all(phase in text for phase in start.PHASES)
+    assert re.search(r"checking the configuration: \d+\.\d\d ms", text)
 
 
 def test_a_start_that_fails_says_why():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcl_jax.bench import commands
+from mcl_jax.settings import door
 
 # What was the last to end, in a run's order: each phase begins where the one before it ended.
 PHASES = (
@@ -62,14 +63,24 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
     return result
 
 
+def door_ms(config: Mapping[str, Any], repeats: int = 20) -> float:
+    """CPU milliseconds in which all keys of a configuration are checked."""
+    begin = time.process_time()
+    for _ in range(repeats):
+        door.check(config)
+    return 1000 * (time.process_time() - begin) / repeats
+
+
 def as_text(result: Mapping[str, Any]) -> str:
-    """`measure`'s result as a table."""
+    """`measure`'s result as a table, and 'door_ms' if it is there."""
     lines = [f"{'CPU seconds, warm compile cache':<34}{'phase':>8}{'so far':>8}{'main':>8}"]
     total = 0.0
     for row in result["warm"]:
         total += row["cpu_s"]
         numbers = (row["cpu_s"], total, row["main_thread_cpu_s"])
         lines.append(f"{row['phase']:<34}" + "".join(f"{x:>8.2f}" for x in numbers))
+    if "door_ms" in result:
+        lines.append(f"of this, checking the configuration: {result['door_ms']:.2f} ms")
     return "\n".join(lines)
 
 

@@ -22,12 +22,15 @@ JSON = flags.DEFINE_string("json", None, "also write the result to this file")
 
 
 def main(_: Sequence[str]) -> None:
-    cli.config_of(CONFIG)  # checked here: a mistake is one line, not a failed run's last words
+    config = cli.config_of(
+        CONFIG
+    )  # checked here: a mistake is one line, not a failed run's last words
 
     from mcl_jax.bench import commands, start
 
     try:
         result = start.measure(cli.config_arguments(sys.argv[1:]), SECONDS.value)
+        result["door_ms"] = start.door_ms(config)
     except commands.CommandFailed as error:
         cli.fail(str(error))
     print(start.as_text(result))
