@@ -93,7 +93,7 @@ ELSEWHERE = {
     "mcl-jax linear": "test_linear.py::test_the_script_evaluates_a_checkpoint_of_an_older_config",
     "mcl-jax svm": "test_svm_images.py::test_the_script_measures_a_checkpoint_of_an_older_config",
     "mcl-jax visualize": "test_visualize.py::test_sheets_of_own_images",
-    "mcl-jax torture": "test_torture.py::test_killed_runs_repeat_the_uninterrupted_one_bit_by_bit",
+    "mcl-jax torture": "test_torture.py::test_the_command_runs_chosen_scenarios_and_says_what_survived",
     "mcl-jax study": "test_study.py::test_the_study_runs_on_a_tiny_pack",
     "mcl-jax bench gpu": "test_on_gpu.py::"
     "test_the_script_without_time_skips_every_part_and_says_so",

@@ -80,7 +80,7 @@ def place(tmp_path, monkeypatch):
     for module, name, result in (
         *((module, "as_text", "") for module in (loader, start)),
         *((loader, "benchmark", []), (loader, "ratio", 2.0), (probe, "compare", {})),
-        *((start, "measure", {}), (step, "measure", {}), (accelerator, "found", {})),
+        *((start, "measure", {}), (step, "measure", {}), (accelerator, "describe_machine", {})),
         *((plan, "make", {}), (plan, "describe", ""), (topology, "prepare_process", None)),
     ):
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)

@@ -3,11 +3,12 @@
 import itertools
 from pathlib import Path
 
+import command_line
 import jax
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
-from mcl_jax import sharding, train
+from mcl_jax import exit_codes, sharding, train
 from mcl_jax.faults import data, folders, runs, torture
 
 
@@ -50,6 +51,15 @@ def test_a_disk_without_room_for_a_byte_ends_a_run_with_one_line_and_code_5(job)
 def test_mistakes_in_flags_are_one_line_each(tmp_path):
     said = data.mistakes(runs.TortureJob(tmp_path))
     assert len(said) == 6 and all(line.startswith("error: ") for line in said)
+
+
+def test_the_command_runs_chosen_scenarios_and_says_what_survived(tmp_path, capsys):
+    chosen = f"--scratch={tmp_path}", "--images=12", "--scenarios=worker-killed,images"
+    assert command_line.run("torture", *chosen) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "images: survived" and "worker-killed: survived" in lines
+    assert command_line.run("torture", "--scenarios=flood") == exit_codes.USER_ERROR
+    assert "--scenarios 'flood' is not one of kills, " in capsys.readouterr().err
 
 
 def test_a_run_that_does_not_survive_is_noticed(job):
