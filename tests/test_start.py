@@ -11,6 +11,7 @@ from mcl_jax.configs import base
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = {
+    "method": "byol",  # the quickest to compile
     "data.dataset": "scenes",
     "data.split": "train[:32]",
     "data.batch_size": 16,
