@@ -130,22 +130,23 @@ def test_requests_of_a_thousand_steps(gcs, workdir, monkeypatch):
     seen = {}
 
     def count(step, values):
-        if step == 3:  # the first line leaves at once
+        if step == 111:  # the first line leaves at once
             until(lambda: f"{workdir.name}/steps/metrics.jsonl.0000-000000" in objects())
         seen[step] = gcs.requests.total()
 
     def objects():
         return gcs.storage.objects["mcl"]
 
-    every = {"log.checkpoint_steps": 1000, "log.page_s": 0.0, "optimizer.epochs": 15.0}
+    every = {"log.checkpoint_steps": 1000, "log.every_steps": 111, "log.page_s": 0.0}
+    every |= {"optimizer.epochs": 62.5, "data.batch_size": 2}
     train.pretrain(config(**every), workdir / "steps", callbacks=[count])
-    assert seen[29] == seen[3]
+    assert seen[999] == seen[111]
 
     changes = {"optimizer.epochs": 3.0, "log.checkpoint_steps": 1, "log.keep_checkpoints": 1}
     train.pretrain(config(**changes, **{"log.page_s": 0.0}), workdir / "saves", callbacks=[count])
     of_a_save = (seen[6] - seen[4]) / 2  # each removes the oldest, too
     gcs.requests.clear()
-    run_page.RunPage(config().to_dict(), workdir / "steps", total_steps=30, every_s=0).close()
+    run_page.RunPage(config().to_dict(), workdir / "steps", total_steps=1000, every_s=0).close()
     of_a_page = gcs.requests.total()
     assert of_a_save <= 250 and of_a_page == 6  # the figures in docs/tpu.md
 
