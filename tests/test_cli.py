@@ -148,6 +148,7 @@ def test_fuzzed_command_lines_end_in_a_config_or_in_one_line():
         assert len(lines) == (code == 2) and (config is None) == (code == 2), (arguments, errors)
         assert len(lines) == 0 or (len(lines[0]) < 600 and lines[0].isprintable()), arguments
         counts[code] += 1
+    print(counts)
     assert counts[0] >= 20 and counts[2] >= 200, counts
 
 

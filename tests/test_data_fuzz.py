@@ -112,6 +112,7 @@ def test_damaged_images_are_decoded_or_refused():
             assert str(error)
             counts["refused"] += 1
         assert time.monotonic() - started < SECONDS, name
+    print(dict(counts))
     assert min(counts.values()) > 100, counts
 
 
@@ -220,6 +221,7 @@ def test_spoiled_annotation_files_are_used_or_refused(tmp_path, capsys):
             text = mutated(text, rng)
         path.write_bytes(text)
         counts[outcome(capsys, use)] += 1
+    print(dict(counts))
     assert min(counts.values()) > 60, counts
 
 
@@ -264,4 +266,5 @@ def test_damaged_archives_are_prepared_or_refused_and_leave_nothing(tmp_path, ca
             )  # fmt: skip
         counts[code] += 1
         assert (data_dir / str(case)).exists() == (code == 0)
+    print(dict(counts))
     assert min(counts.values()) > 2, counts

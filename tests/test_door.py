@@ -218,4 +218,5 @@ def test_random_configurations_are_built_or_refused():
         except UserError as error:
             assert "\n" not in str(error)
             counts["refused when built"] += 1
+    print(dict(counts))
     assert counts["refused at the door"] >= 100 and counts["built"] >= 8, counts

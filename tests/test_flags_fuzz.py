@@ -160,5 +160,6 @@ def test_fuzzed_flags_end_in_one_line_or_none(place, capsys, name):
         if code == USER_ERROR:
             assert listing(place) == before, words
         counts[code] += 1
+    print(counts)
     assert counts[USER_ERROR] >= 30 or name == "completion", counts
     assert not counts[FAILED]

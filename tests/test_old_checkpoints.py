@@ -104,4 +104,5 @@ def test_damaged_files_of_a_checkpoint_are_read_or_refused_in_one_line(tmp_path)
             outcomes.append("refused")
             assert "\n" not in str(error) and "Traceback" not in str(error), error
         shutil.rmtree(run)
+    print({kind: outcomes.count(kind) for kind in ("read", "refused")})
     assert outcomes.count("refused") > DAMAGED / 2 and "read" in outcomes

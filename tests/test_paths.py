@@ -217,6 +217,7 @@ def test_five_hundred_random_paths_pass_or_are_one_line(place):
             assert message.startswith("--flag ") and len(message.splitlines()) == 1, message
             counts["refused"] += 1
     assert listing(place) == before
+    print(dict(counts))
     assert counts["passed"] > 50 and counts["refused"] > 200, counts
 
 
