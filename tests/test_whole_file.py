@@ -9,6 +9,7 @@ import command_line
 import numpy as np
 import pytest
 from test_results import LANDS, place  # noqa: F401  every result that a command writes
+from torch_or_skip import need_torch
 
 from mcl_jax import cli, exit_codes, whole_file
 from mcl_jax.convert.files import folder, formats
@@ -51,6 +52,8 @@ def test_a_result_is_written_whole_or_not_at_all(place, capsys, command, flag): 
 @pytest.mark.parametrize("size", [0, 100, 600])
 @pytest.mark.parametrize("kind", [".pkl", ".pth", "meta", ".safetensors"])
 def test_an_export_is_there_as_a_whole_or_not_at_all(tmp_path, kind, size):
+    if kind in (".pth", "meta"):
+        need_torch()
     arrays = {"w": np.arange(1000, dtype=np.float32)}
     write = {
         ".pkl": formats.write_pickle, ".pth": formats.write_torch, "meta": formats.write_torch_with_meta,
