@@ -35,11 +35,11 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.base_lr = 0.008
     config.optimizer.weight_decay = 0.01
-    config.optimizer.epochs = 6.0
+    config.optimizer.epochs = 10.0
     config.optimizer.warmup_epochs = 1.0
     config.ema.base = 0.9
     config.ema.final = 0.99
-    config.knn.every_epochs = 3.0
+    config.knn.every_epochs = 5.0
     config.log.every_steps = 10
     config.log.checkpoint_steps = 100
     return config
