@@ -4,8 +4,8 @@
 
 Data:     the built-in scenes, rendered at the first start.
 Chips:    a CPU.
-Hours:    six to nine minutes on two CPU cores, installing included (measured; README).
-Expected: a kNN accuracy that rises from the first evaluation to the last; no figure of a paper.
+Hours:    four minutes on two idle CPU cores (measured; README).
+Expected: kNN accuracy 19 % -> 46 %, mean of three seeds (measured; README).
 
 So short a run needs another recipe than the paper's: AdamW, a lower temperature, a target network
 that follows faster, and milder crops.
