@@ -3,10 +3,10 @@
 import json
 import sys
 
+import command_line
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from conftest import perturbed, tiny_config
 
 from mcl_jax import program, sharding
@@ -40,21 +40,12 @@ def run(gcs, on_disk):
     return workdir
 
 
-def forget_commands():
-    """A process runs one command: two that are read in one would define the same flags."""
-    for name, defined in list(flags.FLAGS.flags_by_module_dict().items()):
-        if name.startswith("mcl_jax.commands."):
-            sys.modules.pop(name, None)
-            for flag in list(defined):
-                delattr(flags.FLAGS, flag.name)
-
-
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs a command line in this process; its stdout, or stderr if it is to end with 2."""
 
     def call(*arguments, code=0):
-        forget_commands()
+        command_line.forget()
         with pytest.raises(SystemExit) as end:
             main.main(list(map(str, arguments)))
         told = capsys.readouterr()
@@ -64,7 +55,7 @@ def command(monkeypatch, capsys):
     for name in ("argv", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     yield call
-    forget_commands()
+    command_line.forget()
 
 
 @pytest.mark.parametrize("on_disk", ["mcl"], indirect=True)
