@@ -23,3 +23,13 @@ class CannotSave(UserError):
 
 class EmptySplit(UserError):
     """A split of a data set that is there, with no image in it."""
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """An error's message without line breaks, at most so many characters; its kind if it has none.
+
+    Example:
+      >>> one_line(OSError("no room\\n  left"))
+      'no room left'
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__

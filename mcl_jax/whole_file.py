@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.errors import CannotSave, UserError, one_line
 
 Content = bytes | memoryview | str | Callable[[IO[bytes]], Any]
 
@@ -66,7 +66,7 @@ def saving(place: os.PathLike | str, kinds: type[Exception] = Exception) -> Iter
     except kinds as error:
         if kinds is not OSError and not is_refusal(error):
             raise
-        reason = getattr(error, "strerror", None) or _one_line(error)
+        reason = getattr(error, "strerror", None) or one_line(error, most=300)
         raise CannotSave(
             f"{place} cannot be written: {reason}. Make room, then run the same command again"
         ) from error
@@ -85,10 +85,6 @@ def mistake(error: Exception) -> str | None:
     if not is_refusal(error):
         return None
     return (
-        f"{_one_line(error)}: the disk is full, read-only or broken. Make room, then run the same "
-        "command again"
+        f"{one_line(error, most=300)}: the disk is full, read-only or broken. Make room, then run the "
+        "same command again"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from mcl_jax.errors import UserError
+from mcl_jax.errors import UserError, one_line
 from mcl_jax.runtime import growing_log, storage
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings import door
@@ -236,8 +236,9 @@ class _Guarded:
             act()
         except Exception as error:  # a service may raise anything
             self._sink = None
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("writer %s failed, the run goes on without it: %s", self._name, reason)
+            logger.warning(
+                "writer %s failed, the run goes on without it: %s", self._name, one_line(error)
+            )
 
 
 @contextlib.contextmanager

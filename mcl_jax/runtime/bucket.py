@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from mcl_jax.errors import UserError
+from mcl_jax.errors import UserError, one_line
 from mcl_jax.runtime import quiet
 
 _EMULATOR = "STORAGE_EMULATOR_HOST"  # of Google's clients: a server on this machine, no credentials
@@ -26,8 +26,7 @@ def client(place: os.PathLike) -> Iterator[Any]:
     except (FileNotFoundError, FileExistsError):
         raise
     except Exception as error:  # of gcsfs, aiohttp, google.auth and requests
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BucketError(f"{place}: {reason}") from error
+        raise BucketError(f"{place}: {one_line(error)}") from error
 
 
 def quiet_client() -> contextlib.AbstractContextManager[None]:

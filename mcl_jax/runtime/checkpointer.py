@@ -12,11 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.errors import CannotSave, UserError, one_line
 from mcl_jax.runtime import checkpoint_folders, hosts, integrity, saved_state, storage
 from mcl_jax.runtime.checkpoint_folders import FOLDER, ITEMS
 from mcl_jax.runtime.failed_saves import FailedSaves
-from mcl_jax.runtime.optional import one_line
 from mcl_jax.runtime.orbax_parts import quiet_orbax, state_handler
 from mcl_jax.settings.rules import whole_number
 from mcl_jax.state import TrainState

@@ -2,9 +2,8 @@
 
 import sys
 
-from mcl_jax.errors import CannotSave
+from mcl_jax.errors import CannotSave, one_line
 from mcl_jax.runtime import storage
-from mcl_jax.runtime.optional import one_line
 from mcl_jax.runtime.storage import Place
 
 IN_A_ROW = 3  # saves that fail before the run ends

@@ -8,9 +8,8 @@ import jax
 from orbax.checkpoint import multihost
 
 from mcl_jax import exit_codes
-from mcl_jax.errors import UserError
+from mcl_jax.errors import UserError, one_line
 from mcl_jax.runtime import leaving
-from mcl_jax.runtime.optional import one_line
 
 _ADDRESS = re.compile(r"(\[[\da-fA-F:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
@@ -82,11 +81,10 @@ def meet(name: str, timeout_s: float = 1800.0) -> None:
 
 def leave_after(error: Exception, workdir: os.PathLike) -> NoReturn:
     """Ends this process at once: barriers of a clean exit would wait for the lost one."""
-    reason = " ".join(str(error).split())[:300]
     leave(
         f"stopped: a collective failed on process {jax.process_index()} of {jax.process_count()}, "
         f"most likely because another host was lost. Start all of them again with the same command; "
-        f"the run goes on from the newest checkpoint in {workdir}. ({reason})"
+        f"the run goes on from the newest checkpoint in {workdir}. ({one_line(error, most=300)})"
     )
 
 

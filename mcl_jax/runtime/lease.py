@@ -24,9 +24,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mcl_jax.errors import CannotSave, UserError
+from mcl_jax.errors import CannotSave, UserError, one_line
 from mcl_jax.runtime import leaving, machine, storage, workdir_names
-from mcl_jax.runtime.optional import one_line, optional
+from mcl_jax.runtime.optional import optional
 from mcl_jax.runtime.storage import Place
 from mcl_jax.settings.rules import whole_number
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from mcl_jax.errors import one_line
+
 _told: set[str] = set()
 _lock = threading.Lock()
 
@@ -88,8 +90,3 @@ def reader_may_leave() -> Iterator[None]:
         finally:
             out.flush()
             errors.flush()
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks, at most 200 characters; its kind if it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 from mcl_jax import whole_file
-from mcl_jax.errors import UserError
+from mcl_jax.errors import UserError, one_line
 from mcl_jax.runtime import bucket
 from mcl_jax.whole_file import Content
 
@@ -69,9 +69,8 @@ def reachable(place: Place) -> None:
     except FileNotFoundError:
         raise UserError(f"{place}: there is no bucket {name!r}") from None
     except OSError as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{place}: the bucket cannot be read ({reason}); for credentials run `gcloud auth "
+            f"{place}: the bucket cannot be read ({one_line(error)}); for credentials run `gcloud auth "
             "application-default login`, or give this machine's account access to it"
         ) from error
 
