@@ -57,7 +57,7 @@ def find(root: str, files: list[str]) -> tuple[list[str] | None, str]:
     if _are_parts(inner):
         counted = [f"{paths.shown(name)} ({count} images)" for name, count in inner.items()]
         counts = ", ".join(counted[:_NAMED]) + (", ..." if len(counted) > _NAMED else "")
-        what = "splits" if all(_is_split(name, inner) for name in inner) else "kinds of files"
+        what = "splits" if len(_splits(inner)) == len(inner) else "kinds of files"
         give = _to_give(root_text, files, " for one of them")
         return None, (
             f"folder {root_text} has the {what} {counts}: all of them are taken as one, without labels; "
@@ -73,16 +73,16 @@ def _first_level(files: list[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: os.fsencode(item[0])))
 
 
-def _is_split(name: str, beside: Collection[str]) -> bool:
-    """Whether a folder is called as a split, also behind what all names begin with (coco_train)."""
-    common = re.match(r".*[ ._-]", os.path.commonprefix([*beside])) if len(beside) > 1 else None
-    names = (name, name[common.end() :]) if common else (name,)
-    return any(_SPLIT.fullmatch(part) for part in names)
+def _splits(inner: Collection[str]) -> list[str]:
+    """Those folders that are called as splits, also behind what all names begin with (coco_train)."""
+    common = re.match(r".*[ ._-]", os.path.commonprefix([*inner])) if len(inner) > 1 else None
+    start = common.end() if common else 0
+    return [x for x in inner if _SPLIT.fullmatch(x) or _SPLIT.fullmatch(x[start:])]
 
 
 def _are_parts(inner: Collection[str]) -> bool:
     """Whether all folders are splits, or kinds of files: images, labels."""
-    images = [name for name in inner if _is_split(name, inner) or _IMAGES.fullmatch(name)]
+    images = {*_splits(inner), *filter(_IMAGES.fullmatch, inner)}
     return bool(images) and all(name in images or _ANNOTATIONS.fullmatch(name) for name in inner)
 
 
@@ -91,7 +91,7 @@ def _to_give(folder: str, files: list[str], of: str = "") -> str:
     while inner := _first_level(files):
         if any("/" not in name for name in files) or (len(inner) > 1 and not _are_parts(inner)):
             break
-        training = (x for x in inner if _is_split(x, inner) and "train" in x.lower())
+        training = (x for x in _splits(inner) if "train" in x.lower())
         images = (x for x in inner if _IMAGES.fullmatch(x))
         chosen = next(training, None) or next(images, None) or next(iter(inner))
         folder, files = f"{folder}/{paths.shown(chosen)}", _below(files, chosen)
@@ -106,7 +106,7 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 def _tell_of_splits(folder: str, files: list[str], inner: Collection[str]) -> None:
     """What looks like splits among or inside classes is all trained on: not without a word."""
-    splits = [name for name in inner if _is_split(name, inner)]
+    splits = _splits(inner)
     if len(splits) > 1:
         left_out.tell_once(
             f"folder {folder}: its sub-folders {', '.join(map(paths.shown, splits))} are taken for "
@@ -129,8 +129,5 @@ def _tell_of_splits(folder: str, files: list[str], inner: Collection[str]) -> No
 def _has_splits_alone(files: list[str]) -> bool:
     """Whether all files lie in two or more folders that are splits."""
     inner = _first_level(files)
-    return (
-        len(inner) > 1
-        and all("/" in name for name in files)
-        and all(_is_split(name, inner) for name in inner)
-    )
+    alone = len(inner) > 1 and all("/" in name for name in files)
+    return alone and len(_splits(inner)) == len(inner)
