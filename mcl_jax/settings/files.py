@@ -15,7 +15,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.settings import door
 
 _HINT = (
-    "give a Python file with a function get_config, or the name of a configuration that comes along: "
+    "give a Python file with a function get_config, or the name of a configuration that is installed: "
     "demo, folder, mcl:c4"
 )
 
