@@ -77,14 +77,40 @@ def with_numbers(bare, weights):
     return replace(bare, loss_settings=replace(bare.loss_settings, level_weights=weights))
 
 
+programs = {}
+
+
+def compiled(function, *arguments):
+    """The compiled jitted function; rows that lower to the same program share it."""
+    lowered = function.lower(*arguments)
+    key = (lowered.as_text(), lowered.out_tree)
+    if key not in programs:
+        programs[key] = lowered.compile()
+    return programs[key]
+
+
+def inputs_of(objective, mesh):
+    """(step, batch, seed) -> inputs on all devices, every leaf with an axis of devices in front.
+
+    A program of its own: what a loss compares does not change the views.
+    """
+
+    def body(step, batch, seed):
+        inputs = objective.inputs(seed, step, batch, jax.lax.axis_index(sharding.DATA_AXIS))
+        return jax.tree.map(lambda x: x[None], inputs)
+
+    batched, whole = sharding.BATCH_SPEC, sharding.STATE_SPEC
+    specs = (whole, batched, whole)
+    return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=batched))
+
+
 @functools.cache
 def gradient_step(bare, mesh):
-    """(state, batch, numbers) -> (gradients, outcome, loss) on all devices, compiled once a loss."""
+    """(state, inputs, numbers) -> (gradients, outcome, loss) on all devices, traced once a loss."""
 
-    def body(state, batch, numbers):
-        seed, weights = numbers
+    def body(state, inputs, weights):
         objective = with_numbers(bare, weights)
-        inputs = objective.inputs(seed, state.step, batch, jax.lax.axis_index(sharding.DATA_AXIS))
+        inputs = jax.tree.map(lambda x: x[0], inputs)
         params = sharding.device_local(state.params, sharding.DATA_AXIS)
         loss_fn = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, outcome), grads = loss_fn(params, state, inputs, sharding.DATA_AXIS)
@@ -151,15 +177,19 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row):
     state = initial_state(shapes)
     before = state.params
     bare, weights = without_numbers(run.objective)
-    step = gradient_step(bare, mesh)
+    seed = program.seed_argument(run)
+    views = compiled(inputs_of(run.objective, mesh), state.step, batch, seed)
+    inputs = views(state.step, batch, seed)
+    step = compiled(gradient_step(bare, mesh), state, inputs, weights)
     for k in range(2):
-        results = step(state, batch, (program.seed_argument(run), weights))
+        results = step(state, inputs, weights)
         (grads, outcome), loss = jax.device_get(results)  # as numpy: one update step fits all rows
         results = update(run, shapes, state, grads, outcome._replace(metrics={}))
         state, metrics = jax.device_get(results)
         metrics = metrics | outcome.metrics | {"loss": loss}
         assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
         assert int(state.step) == k + 1
+        inputs = views(state.step, batch, seed)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     after = jax.tree.leaves(state.params)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(before), after, strict=True):
