@@ -13,6 +13,7 @@ from mcl_jax.models import resnet
 def run(name: str) -> None:
     """scripts/NAME with the arguments of this process."""
     resnet.ARCHITECTURES["resnet10"] = ((1, 1, 1, 1), False)
+    sys.modules["torch"] = None  # tensorboardX would import it: a second of every process
     script = Path(__file__).resolve().parent.parent / "scripts" / name
     sys.argv[0] = str(script)
     runpy.run_path(str(script), run_name="__main__")
