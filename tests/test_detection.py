@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_average_precision import NAMES
 
 from mcl_jax import sharding
 from mcl_jax.errors import UserError
 from mcl_jax.evaluate.detection import probe, training
-from mcl_jax.evaluate.detection.average_precision import average_precision
-from mcl_jax.evaluate.detection.boxed_images import BoxedSet, Truth
+from mcl_jax.evaluate.detection.boxed_images import BoxedSet
 from mcl_jax.evaluate.detection.boxed_sources import BoxedRecord
 from mcl_jax.evaluate.detection.data import ProbeData
 from mcl_jax.evaluate.detection.detector import PARTS, Detector, ProbeSettings
 from mcl_jax.evaluate.detection.functions import compiled
-from mcl_jax.evaluate.detection.nms import Detections
 from mcl_jax.keys import Purpose, key_for
 from mcl_jax.models.backbone import Architecture
 from mcl_jax.models.layers import Numerics
@@ -33,8 +32,6 @@ SETTINGS = ProbeSettings(
     focal_gamma=2.0, score_threshold=0.05, candidates=10, nms_iou=0.6, max_detections=5,
     area_bounds=(10.0, 20.0),
 )  # fmt: skip
-NAMES = {"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap/a", "ap/b"}
-NAMES |= {f"ap/iou{iou}" for iou in range(50, 100, 5)}
 NUMERICS = Numerics(jnp.float32, 0.9, 1e-5, None)
 
 
@@ -269,64 +266,6 @@ def test_learning_rate_warms_up_and_ends_near_zero():
     rates = [training.learning_rate(s, i) for i in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert 0 < rates[-1] < 1e-3
-
-
-def perfect(truth):
-    scores = np.where(truth.labels >= 0, 0.9, 0.0)
-    return Detections(truth.boxes, np.maximum(truth.labels, 0), scores)
-
-
-def sized(sides, labels, ignored=None):
-    """One image for each square."""
-    boxes = np.array([[[1, 1, 1 + side, 1 + side]] for side in sides], np.float32)
-    ignored = np.zeros(len(sides)) if ignored is None else np.array(ignored)
-    return Truth(boxes, np.array(labels, np.int32)[:, None], ignored.astype(bool)[:, None])
-
-
-def measure(truth, found):
-    return average_precision(truth, found, class_names=("a", "b"), area_bounds=(10.0, 20.0))
-
-
-def test_perfect_detections_score_one_and_none_score_zero(capsys):
-    truth = sized([5, 15, 25, 26], [0, 1, 0, 1])
-    # pycocotools adds an epsilon to the denominator of a precision
-    assert measure(truth, perfect(truth)) == pytest.approx(dict.fromkeys(NAMES, 1.0))
-    found = perfect(truth)
-    nothing = found._replace(scores=np.zeros_like(found.scores))
-    assert set(measure(truth, nothing).values()) == {0.0}
-    assert capsys.readouterr().out == ""
-
-
-def test_sizes_and_classes_are_told_apart():
-    truth = sized([5, 15, 25], [0, 1, 0])
-    found = perfect(truth)
-    scores = found.scores.copy()
-    scores[1] = 0.0
-    result = measure(truth, found._replace(scores=scores))
-    names = ("ap_small", "ap_medium", "ap_large", "ap/a", "ap/b", "ap")
-    assert [result[name] for name in names] == pytest.approx([1.0, 0.0, 1.0, 1.0, 0.0, 0.5])
-
-
-def test_ignored_boxes_count_neither_for_nor_against():
-    truth = sized([15, 15, 15], [0, 0, 1], [False, True, False])
-    found = perfect(truth)
-    assert measure(truth, found)["ap"] == pytest.approx(1.0)
-    scores = found.scores.copy()
-    scores[1] = 0.0  # missing it costs nothing
-    assert measure(truth, found._replace(scores=scores))["ap"] == pytest.approx(1.0)
-
-
-def test_loose_boxes_and_wrong_labels_cost():
-    truth = sized([20, 20], [0, 1])
-    found = perfect(truth)
-    loose = found.boxes + np.array([0, 0, 0, 8], np.float32)  # IoU 20 / 28 = 0.71
-    result = measure(truth, found._replace(boxes=loose))
-    assert result["ap50"] == pytest.approx(1.0) and result["ap75"] == 0.0
-    assert result["ap"] == pytest.approx(5 / 10)  # .50 to .70
-    by_iou = [result[f"ap/iou{iou}"] for iou in range(50, 100, 5)]
-    assert by_iou == pytest.approx([1.0] * 5 + [0.0] * 5)
-    assert np.isnan(result["ap_small"])
-    assert measure(truth, found._replace(labels=1 - found.labels))["ap"] == 0.0
 
 
 def test_missing_pycocotools_is_one_line(run, monkeypatch):
