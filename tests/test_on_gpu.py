@@ -226,7 +226,12 @@ def test_the_largest_batch_leaves_room_for_state_and_fragments():
 
 def test_the_profile_names_what_takes_longest():
     x = jnp.ones((256, 4096))  # eight thousand products for every sine
-    long = jax.jit(lambda x: jnp.sin(x @ x.T).sum()).lower(x).compile()
+
+    def long_and_short(x):
+        product = jax.lax.optimization_barrier(x @ x.T)  # or both may become one operation
+        return jnp.sin(product).sum()
+
+    long = jax.jit(long_and_short).lower(x).compile()
     result = profile.longest(lambda: long(x).block_until_ready(), 3, program_text=long.as_text())
     first = result["operations"][0]
     assert "dot_general" in first["source"] and first["calls_per_step"] >= 1
