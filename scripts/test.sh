@@ -8,6 +8,8 @@ torch="torch==2.13.0+cpu"
 if ! "$python" -c "import torch" 2>/dev/null && ! pip_install "$torch"; then
   echo "$("$python" --version): pip finds no $torch, so the tests that use torch will skip"
 fi
-# two processes, each with whole files: fixtures and compilations are shared within a file. The order
-# is tests/conftest.py's: longest file first
-exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# A process more than there are cores, for tests also wait: for other processes, servers, time limits.
+# Each has whole files: fixtures and compilations are shared within a file. The order is
+# tests/conftest.py's: longest file first
+processes=$(($(getconf _NPROCESSORS_ONLN) + 1))
+exec "$python" -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
