@@ -293,3 +293,13 @@ def test_settings_come_from_a_config_and_can_be_a_static_argument():
     del config.hue
     with pytest.raises(UserError, match="lack hue"):
         fill(augment.AugmentSettings, config)
+
+
+def test_accelerators_make_the_same_views(batch, monkeypatch):
+    """Mapped over an axis each for images, sides and levels; colors in their other formulation."""
+    canvas, extent, on_cpu = batch
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    key = jax.random.key(3)
+    views = jax.jit(lambda *arguments: whole_views(*arguments))(key, canvas, extent)
+    monkeypatch.undo()
+    np.testing.assert_allclose(views, on_cpu(key, canvas, extent), atol=2e-5)
