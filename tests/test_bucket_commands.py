@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
+from torch_or_skip import need_torch
 
 from mcl_jax import program, sharding
 from mcl_jax.commands import main
@@ -60,6 +61,7 @@ def command(monkeypatch, capsys):
 
 @pytest.mark.parametrize("on_disk", ["mcl"], indirect=True)
 def test_weights_go_from_buckets_and_disks_to_both_and_back(run, on_disk, tmp_path, command):
+    need_torch()
     pairs = ((run, "gs://mcl/exported"), (run, tmp_path / "exported"), (on_disk, "gs://mcl/second"))
     for source, out in pairs:
         assert f"wrote {out}/mcl_" in command(

@@ -106,7 +106,8 @@ def test_a_platforms_formulation_alone_is_traced(known_by, platform, monkeypatch
 
     if known_by == "mesh":
         device = jax.sharding.AbstractDevice("", None, platform)
-        mesh = jax.sharding.AbstractMesh((1, 1), sharding.DATA_AXIS, abstract_device=device)
+        axes = ((1, 1), sharding.DATA_AXIS, (jax.sharding.AxisType.Auto,) * 2)
+        mesh = jax.sharding.AbstractMesh(*axes, abstract_device=device)
         split, whole = sharding.BATCH_SPEC, sharding.STATE_SPEC
         mapped = jax.shard_map(network, mesh=mesh, in_specs=(split, whole, whole), out_specs=split)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_or_skip import torch
+from torch_or_skip import need_torch, torch
 
 from mcl_jax.errors import UserError
 from mcl_jax.finetune import flags, job, machine, schedule, settings
@@ -19,6 +19,7 @@ DATA_FLAGS = ["--train_json=a", "--train_images=b", "--test_json=c", "--test_ima
 
 def test_nothing_before_torchvision_imports_jax(tmp_path):
     """The environment of torchvision has neither JAX nor absl."""
+    need_torch()
     code = (
         "import sys\n"
         "for name in ('jax', 'flax', 'absl', 'ml_collections', 'tensorflow_datasets', 'tqdm',\n"
