@@ -162,11 +162,16 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
     gcs, workdir, whole, monkeypatch, capsys
 ):
     """503 for a second at config.json, for ten in a save; then dead until the save after the next."""
-    refused, stepping, dead = set(), threading.Event(), threading.Event()
+    refused = set()
+    away, stepping, dead = threading.Event(), threading.Event(), threading.Event()
 
     def answer_503(seconds):
         gcs.outage = 503
         threading.Timer(seconds, setattr, (gcs, "outage", None)).start()
+
+    def answer_503_in_a_save():
+        answer_503(10)
+        away.set()
 
     def die():  # while arrays are written and the loop goes on
         assert stepping.wait(60)
@@ -175,6 +180,8 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
         dead.set()
 
     def wait_and_revive(step, values):
+        if step == 5:  # the lines of later steps are to be refused
+            assert away.wait(60)
         if step == 9:
             stepping.set()
             assert dead.wait(60)
@@ -184,7 +191,7 @@ def test_outages_and_a_death_in_the_middle_of_a_save_cost_a_checkpoint_at_most(
 
     moments = Moments(
         ("POST", "/config.json", lambda: answer_503(1)),
-        ("POST", "/checkpoints/4/state/", lambda: answer_503(10)),
+        ("POST", "/checkpoints/4/state/", answer_503_in_a_save),
         ("POST", "/checkpoints/8/state/.*/d/", die),
     )
 
