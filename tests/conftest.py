@@ -19,6 +19,10 @@ if version("jax").startswith("0.10."):
 # All have to stand before JAX is imported anywhere.
 FLAGS = ("--xla_force_host_platform_device_count=8", *QUICK_COMPILE.split())
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of torch and numpy, in tests' processes too: several test processes share the cores already, and
+# threads that wait for a core of their own spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 given = os.environ.get("XLA_FLAGS", "").split()
 names = {flag.partition("=")[0] for flag in given}
 os.environ["XLA_FLAGS"] = " ".join(given + [f for f in FLAGS if f.partition("=")[0] not in names])
