@@ -7,7 +7,7 @@ paper is silent the authors' released code decides; 'design' marks a choice of t
 
 Data:     ImageNet-1k, 1.28 M images, prepared by `mcl-jax prepare imagenet`.
 Chips:    256 of TPU v5e (v5e:16x16), or any number that divides B (docs/tpu.md).
-Hours:    at least 68 chip-hours on v5e, 45 on v4 (plan: bounds of docs/tpu.md; not measured).
+Hours:    at least 67 chip-hours on v5e, 45 on v4 (plan: bounds of docs/tpu.md; not measured).
 Expected: 42.5 box AP, 38.2 mask AP after Mask R-CNN's 1x schedule on COCO (paper, Table 3; not
           measured here).
 """

@@ -8,7 +8,7 @@ configs/README.md lists the paper's rows with their commands. Single keys can st
 
 Data:     ImageNet-1k; with `coco`: COCO's train and unlabeled images.
 Chips:    256 of TPU v5e, or any number that divides B (docs/tpu.md).
-Hours:    at least 68 chip-hours on v5e for the main run (plan, docs/tpu.md; not measured). Twice the
+Hours:    at least 67 chip-hours on v5e for the main run (plan, docs/tpu.md; not measured). Twice the
           epochs take twice the hours.
 Expected: the paper's APs, row by row in configs/README.md (published; not measured here).
 

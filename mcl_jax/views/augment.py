@@ -110,14 +110,15 @@ def views(key, canvas, extent, settings, *, image_size, strides):
 
 
 def map_views(function, *arguments):
-    """`function` of one view, over all axes of views, which `arguments` have in front.
+    """`function` of one view, for all views.
 
-    On CPUs under one `jax.vmap`, for each one traces what it maps again. Elsewhere under one an axis:
-    TPUs move 0.58 GB less in a step so (docs/tpu.md).
+    On CPUs under one `jax.vmap`, because each further one traces every operation again. On accelerators
+    under one for each axis: a TPU's step moves 0.58 GB less so (docs/tpu.md, operation by operation).
 
     Args:
-      function: of as many views' values; results are arrays.
-      arguments: arrays, or dicts of arrays; the first leaf of all has no other axes.
+      function: of the values of one view; its results are arrays.
+      arguments: these values for all views: arrays, or dicts of arrays, with the axes of views (images,
+        sides, levels) in front. The first array has no other axes.
     """
     shape = jax.tree.leaves(arguments)[0].shape
 
