@@ -14,24 +14,26 @@ GROUPS = (4, 8, 4)
 
 
 def ours(x, train, axis_name=None, groups=GROUPS):
-    norm = BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name)
+    """Output and new statistics, in x's type."""
+    norm = BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=x.dtype)
     scale, bias = np.linspace(0.5, 2, 6), np.linspace(-1, 1, 6)
     variables = {
-        "params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)},
-        "batch_stats": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 1.7)},
+        "params": {"scale": jnp.asarray(scale, x.dtype), "bias": jnp.asarray(bias, x.dtype)},
+        "batch_stats": {"mean": jnp.full(6, 0.3, x.dtype), "var": jnp.full(6, 1.7, x.dtype)},
     }
     return norm.apply(variables, x, groups, train=train, mutable=["batch_stats"])
 
 
 def torchs(x, train):
-    norm = torch.nn.BatchNorm2d(6)
+    """Output, mean and variance in float64: torch's float32 has rounding errors of its own."""
+    norm = torch.nn.BatchNorm2d(6, dtype=torch.float64)
     with torch.no_grad():
-        norm.weight.copy_(torch.linspace(0.5, 2, 6))
-        norm.bias.copy_(torch.linspace(-1, 1, 6))
+        norm.weight.copy_(torch.linspace(0.5, 2, 6, dtype=torch.float64))
+        norm.bias.copy_(torch.linspace(-1, 1, 6, dtype=torch.float64))
         norm.running_mean.fill_(0.3)
         norm.running_var.fill_(1.7)
     norm.train(train)
-    parts = torch.split(torch.tensor(x).permute(0, 3, 1, 2), GROUPS)
+    parts = torch.split(torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2), GROUPS)
     out = torch.cat([norm(part) for part in parts]).permute(0, 2, 3, 1)
     return out.detach().numpy(), norm.running_mean.numpy(), norm.running_var.numpy()
 
@@ -43,14 +45,20 @@ def x():
     return np.concatenate(groups).astype(np.float32)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("train", [True, False])
-def test_equals_torch_applied_to_one_group_after_another(x, train):
-    out, state = ours(jnp.asarray(x), train)
-    expected, mean, var = torchs(x, train)
-    # values reach 18, where neighboring float32 lie 1.9e-6 apart: two of them, not one
-    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2**-22)
-    np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
-    np.testing.assert_allclose(state["batch_stats"]["var"], var, rtol=1e-6)
+def test_equals_torch_applied_to_one_group_after_another(x, train, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        out, state = ours(jnp.asarray(x, dtype), train)
+    assert out.dtype == dtype
+    expected, *moments = torchs(x, train)
+    if dtype == "float64":  # values reach 27, where neighboring numbers lie 3.6e-15 apart
+        tolerance, of_moments = {"atol": 2e-14, "rtol": 0}, 1e-14
+    else:  # and neighboring float32 1.9e-6
+        tolerance, of_moments = {"atol": 2e-6, "rtol": 2**-22}, 1e-6
+    np.testing.assert_allclose(out, expected, **tolerance)
+    for name, theirs in zip(("mean", "var"), moments, strict=True):
+        np.testing.assert_allclose(state["batch_stats"][name], theirs, rtol=of_moments)
 
 
 @pytest.mark.parametrize("relu", [True, False])
