@@ -33,7 +33,9 @@ def losses() -> list[float]:
     step = jax.jit(sharding.per_device(partial(train_step, run=run), mesh))
     batch = sharding.put_batch(program.random_batch(run), mesh)
     wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-    state, stream = jax.tree.map(wide, jax.device_get(program.new_state(run))), []
+    state = jax.tree.map(wide, jax.device_get(program.new_state(run)))
+    state = jax.device_put(state, sharding.replicated(mesh))  # as the step returns it: one program
+    stream = []
     for _ in range(STEPS):
         state, metrics = step(state, batch, program.seed_argument(run))
         stream.append(float(metrics["loss"]))
