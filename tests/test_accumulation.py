@@ -2,19 +2,16 @@
 
 from dataclasses import replace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from stand_in_backbone import use_stand_in_backbone
 
 from mcl_jax import accumulation, losses, optimizer, program, sharding
 from mcl_jax.configs import base, one_gpu
 from mcl_jax.errors import UserError
-from mcl_jax.models import encoder
-from mcl_jax.models.layers import ConvNorm, Numerics
-from mcl_jax.models.resnet import STAGES
 from mcl_jax.objectives.build import make_objective
 from mcl_jax.objectives.mcl import MCL
 from mcl_jax.settings.records import fill
@@ -30,20 +27,6 @@ def small(**loss):
     config.optimizer.micro_batches = MICRO
     config.loss.update(loss)
     return config
-
-
-class OneConvolutionAStage(nn.Module):
-    """Stands in for a ResNet: the same strides."""
-
-    numerics: Numerics
-
-    @nn.compact
-    def __call__(self, images, context):
-        stages, x = {}, images
-        for stage, stride in zip(STAGES, (4, 2, 2, 2), strict=True):
-            convolution = ConvNorm(4, self.numerics, kernel_size=1, stride=stride, name=stage)
-            x = stages[stage] = convolution(x, context)
-        return stages
 
 
 class Unaugmented(MCL):
@@ -102,9 +85,7 @@ def in_one_piece(run, params, state, batch, seed, micro):
 
 @pytest.mark.parametrize("negatives", ["micro_batch", "step"])
 def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives, monkeypatch):
-    monkeypatch.setattr(
-        encoder, "make_backbone", lambda _, numerics: OneConvolutionAStage(numerics)
-    )
+    use_stand_in_backbone(monkeypatch)
     with jax.enable_x64(True):
         config = small(negatives=negatives)
         config.model.neck = "c4"
