@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import CannotSave, UserError
@@ -32,9 +33,9 @@ def run():
 @pytest.fixture(scope="module")
 def state(run):
     rng = np.random.default_rng(0)  # every leaf its own values: no two could be mixed up
-    zero = jax.tree.map(np.asarray, program.new_state(run))
     return jax.tree.map(
-        lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.dtype == np.float32 else x, zero
+        lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.dtype == np.float32 else x,
+        untrained_state(run),
     )
 
 

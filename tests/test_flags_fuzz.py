@@ -11,6 +11,7 @@ import random
 import command_line
 import conftest
 import pytest
+from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
 from mcl_jax.commands import flag_help, registry
@@ -117,7 +118,7 @@ def run(tmp_path_factory):
     for section in ("data", "probe"):
         plain[section]["dataset"] = "folder:nowhere"
     folder = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint.write(folder, program.new_state(built), {"config": plain})
+    checkpoint.write(folder, untrained_state(built), {"config": plain})
     return folder
 
 

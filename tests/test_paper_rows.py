@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import shrink_networks
 from stand_in_backbone import use_stand_in_backbone
+from untrained_states import untrained_state
 
 from mcl_jax import optimizer as optimizers
 from mcl_jax import program, sharding
@@ -144,25 +145,6 @@ def update(run, shapes, state, grads, outcome):
     return compiled(state, grads, outcome, run.lr(k), run.ema(k), settings.weight_decay)
 
 
-def initial_state(shapes):
-    """A state of these shapes without compiling an initialization for every row."""
-    rng = np.random.default_rng(0)
-
-    def leaf(path, x):
-        name = str(path[-1].key) if hasattr(path[-1], "key") else ""
-        if name in ("scale", "var"):
-            return np.ones(x.shape, x.dtype)
-        if len(x.shape) < 2:
-            return np.zeros(x.shape, x.dtype)
-        fan_in = np.prod(x.shape[:-1])
-        return (rng.normal(size=x.shape) * np.sqrt(2 / fan_in)).astype(x.dtype)
-
-    state = jax.tree_util.tree_map_with_path(leaf, shapes)
-    # momenta and counts start at zero in every optimizer that there is
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.opt_state)
-    return state.replace(opt_state=zeros)
-
-
 def changes_the_network(row):
     """Whether a row has another network or method than MCL's own; the first row has that."""
     return row == " " or "=" not in row and row not in ("authors", "copy_paste", "mosaic")
@@ -183,7 +165,7 @@ def test_a_row_trains_two_finite_steps_on_eight_devices(row, monkeypatch):
         "label": rng.integers(0, 8, IMAGES).astype(np.int32),
     }
     batch = sharding.put_batch({k: batch[k] for k in run.objective.batch_fields}, mesh)
-    state = initial_state(shapes)
+    state = untrained_state(run)
     before = state.params
     bare, weights = without_numbers(run.objective)
     seed = program.seed_argument(run)

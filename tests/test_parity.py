@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
 from torch_or_skip import module_on_torch, torch
+from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
 from mcl_jax.convert.files import strict
@@ -80,7 +81,7 @@ def worst(ours, theirs):
 
 def starting_state(run, dtype):
     """Weights that differ from their initial values, the target's from the online network's."""
-    fresh = program.new_state(run)
+    fresh = untrained_state(run)
     params = jax.tree.map(lambda x: np.asarray(x, dtype), perturbed(fresh.params))
     stats = jax.tree.map(lambda x: np.asarray(x, dtype), fresh.batch_stats)
     return TrainState(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
+from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
@@ -65,12 +66,12 @@ def test_one_device_equals_eight(pyramid):
         mesh = sharding.make_mesh()
         assert mesh.size == DEVICES
         run = program.build(config, mesh, images=64)
-        state = program.new_state(run)
+        state = untrained_state(run)
         state = state.replace(
             params=perturbed(state.params), target_params=perturbed(state.target_params, seed=1)
         )
         wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-        state = jax.tree.map(wide, jax.device_get(state))
+        state = jax.tree.map(wide, state)
         canvases, labels = eight_montages(run.objective)
 
         def body(state, batch, seed):

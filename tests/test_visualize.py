@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
 from mcl_jax.configs import base, mcl
@@ -48,7 +49,7 @@ def runs(tmp_path_factory):
         run = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=640)
         folders[method] = tmp_path_factory.mktemp(method)
         meta = {"config": program.plain_config(config)}
-        checkpoint.write(folders[method], program.new_state(run), meta)
+        checkpoint.write(folders[method], untrained_state(run), meta)
     return folders
 
 
