@@ -30,6 +30,7 @@ os.environ["XLA_FLAGS"] = " ".join(given + [f for f in FLAGS if f.partition("=")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from mcl_jax.configs import base  # noqa: E402
 from mcl_jax.models import resnet, swin  # noqa: E402
@@ -102,6 +103,25 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory):
+    """Commands of one file share the programs that they have in common."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+
+    def configure(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    configure(values)
+    yield
+    configure(before)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from mcl_jax.runtime import checkpoint
 from mcl_jax.runtime.checkpointer import Checkpointer
 from mcl_jax.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("compile_cache")
 R10 = Architecture("resnet10", 4, 8, 2, 16, 8, 16, "fpn", 0.0)
 TINY = Architecture("swin_tiny", 8, 8, 2, 16, 8, 16, "fpn", 0.0)
 CONFIG = """

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import command_line
-import jax
 import numpy as np
 import pytest
 import shown_commands
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from shown_commands import REPO
 from test_prepare_data import coco, folder, tfrecord  # noqa: F401
@@ -28,6 +26,7 @@ import mcl_jax
 from mcl_jax.data.scenes import builder
 from mcl_jax.planning import topology
 
+pytestmark = pytest.mark.usefixtures("compile_cache")
 SMALL = {
     "data.batch_size": 16,
     "data.image_size": 32,
@@ -124,16 +123,6 @@ def test_every_command_of_the_readme_is_run_here_or_elsewhere():
     for where in ELSEWHERE.values():
         file, _, test = where.partition("::")
         assert f"def {test}(" in (REPO / "tests" / file).read_text(), where
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-    """Commands share the programs that they have in common."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import command_line
 import jax
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
+from stand_in_backbone import use_stand_in_backbone
 
 from mcl_jax import exit_codes, sharding, train
 from mcl_jax.faults import data, folders, runs, torture
@@ -85,6 +86,7 @@ def test_a_killed_decoding_worker_costs_no_batch(caplog):
 
 def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
     """4 devices, or 2 and then 4: the same batches, views and montages, losses equal to rounding."""
+    use_stand_in_backbone(monkeypatch)
     config = tiny_config()
     config.data.split, config.data.batch_size, config.data.group_size = "train[:32]", 16, 4
     config.data.image_size = config.data.canvas_size = 32
