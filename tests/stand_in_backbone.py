@@ -21,7 +21,11 @@ class OneConvolutionAStage(nn.Module):
         return stages
 
 
+def make_stand_in(_, numerics):
+    """In place of `models.backbone.make_backbone`."""
+    return OneConvolutionAStage(numerics)
+
+
 def use_stand_in_backbone(patch):
     """For a pytest.MonkeyPatch: networks with an FPN or C4 neck are built on it."""
-    stand_in = lambda _, numerics: OneConvolutionAStage(numerics)  # noqa: E731
-    patch.setattr(encoder, "make_backbone", stand_in)
+    patch.setattr(encoder, "make_backbone", make_stand_in)

@@ -65,7 +65,7 @@ def start(workdir, cache, processes, *extra):
         "JAX_COMPILATION_CACHE_DIR": str(cache / str(processes)),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, str(TESTS / "tiny_pretrain.py"), *ARGUMENTS, *extra]
+    command = [sys.executable, str(TESTS / "stand_in_pretrain.py"), *ARGUMENTS, *extra]
     command.append(f"--workdir={workdir}")
     join = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []
     return [

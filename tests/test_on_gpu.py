@@ -164,7 +164,7 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
         "montage.levels": 1,
         "log.checkpoint_steps": 4,
     }
-    command = [PYTHON, str(REPO / "tests/tiny_pretrain.py"), f"--config={REPO}/configs/demo.py"]
+    command = [PYTHON, str(REPO / "tests/stand_in_pretrain.py"), f"--config={REPO}/configs/demo.py"]
     command += [f"--config.{name}={value}" for name, value in config.items()]
     result = restart.measure(
         [*command, *accelerator.RESTARTED],

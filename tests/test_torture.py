@@ -15,7 +15,7 @@ from mcl_jax.faults import data, folders, runs, torture
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """The tests' smallest network; scripts/torture.py runs a larger one."""
+    """Runs of a network that compiles fast; scripts/torture.py runs a real one."""
     smallest = ("model.backbone=resnet10", "model.neck=c4", "montage.levels=1")
     smallest += (
         "data.image_size=32",
@@ -25,7 +25,7 @@ def job(tmp_path_factory):
     return runs.TortureJob(
         tmp_path_factory.mktemp("torture"),
         flags=tuple(f"--config.{flag}" for flag in smallest),
-        program=(str(Path(__file__).with_name("tiny_pretrain.py")),),
+        program=(str(Path(__file__).with_name("stand_in_pretrain.py")),),
         xla_flags=QUICK_COMPILE,
     )
 
