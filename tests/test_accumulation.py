@@ -135,10 +135,9 @@ def test_groups_and_not_devices_decide_about_views_and_montages(method):
         lambda rows, shard: objective.inputs(np.uint32(3), 5, rows, shard)
     )
     fields = {name: batch[name] for name in one.batch_fields}
-    together = make(one)(fields, 1)
+    together, half = make(one)(fields, 1), make(two)
     apart = [
-        make(two)({name: x[4 * i : 4 * i + 4] for name, x in fields.items()}, 2 + i)
-        for i in range(2)
+        half({name: x[4 * i : 4 * i + 4] for name, x in fields.items()}, 2 + i) for i in range(2)
     ]
     if method == "mcl":
         n0 = two.counts[0]  # level 0's canvases come first on every side

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from jax.sharding import PartitionSpec
+from stand_in_backbone import use_stand_in_backbone
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
@@ -58,8 +59,9 @@ def test_every_group_normalizes_by_its_own_statistics_and_all_keep_their_mean():
         np.testing.assert_allclose(changed[name], mean, **close)
 
 
-def test_with_groups_no_norm_layer_waits_for_another_host():
+def test_with_groups_no_norm_layer_waits_for_another_host(monkeypatch):
     """Whole steps: statistics of 4 of 8 devices, of all, and what crosses between the fours."""
+    use_stand_in_backbone(monkeypatch)
 
     def figures(bn_devices):
         config = small_config()
@@ -80,8 +82,9 @@ def test_with_groups_no_norm_layer_waits_for_another_host():
 
 
 @pytest.mark.parametrize("negatives", ["micro_batch", "step"])
-def test_groups_go_with_micro_batches(negatives):
+def test_groups_go_with_micro_batches(negatives, monkeypatch):
     """Tracing checks that the state comes out equal on all devices."""
+    use_stand_in_backbone(monkeypatch)
     config = small_config()
     config.numerics.bn_devices, config.optimizer.micro_batches = 4, 2
     config.loss.negatives = negatives

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import QUICK_COMPILE, tiny_config
 from jax.profiler import ProfileData
+from stand_in_backbone import use_stand_in_backbone
 
 from mcl_jax import cli, program, sharding
 from mcl_jax.bench import accelerator, commands, parity, restart, step
@@ -186,7 +187,8 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
     assert result["resumed"]["compiled_after_first_step"] == []
 
 
-def test_parity_compares_the_losses_of_real_batches():
+def test_parity_compares_the_losses_of_real_batches(monkeypatch):
+    use_stand_in_backbone(monkeypatch)
     config = program.plain_config(tiny_config())
     config["data"] |= {"batch_size": 32, "image_size": 32, "canvas_size": 32}
     config["numerics"]["compute_dtype"] = "float32"
@@ -204,7 +206,8 @@ def test_parity_compares_the_losses_of_real_batches():
         assert values.keys() <= config[section].keys()
 
 
-def test_needed_flops_are_the_assigned_networks_whatever_is_run():
+def test_needed_flops_are_the_assigned_networks_whatever_is_run(monkeypatch):
+    use_stand_in_backbone(monkeypatch)
     counts = {}
     for pyramid in ("assigned", "full"):
         config = tiny_config()

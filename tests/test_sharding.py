@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import perturbed, tiny_config
+from stand_in_backbone import use_stand_in_backbone
 from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
@@ -168,7 +169,8 @@ def test_a_batch_that_does_not_divide_says_what_would():
         sharding.images_per_device(4, mesh)
 
 
-def test_the_step_donates_its_state_and_never_recompiles(config):
+def test_the_step_donates_its_state_and_never_recompiles(config, monkeypatch):
+    use_stand_in_backbone(monkeypatch)
     config.data.batch_size = 32
     config.data.image_size = config.data.canvas_size = 32
     config.model.head_convs, config.montage.levels = 1, 2
