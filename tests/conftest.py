@@ -85,6 +85,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -known.get(item.path.name, np.inf))
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: collections of garbage need not look through it again."""
+    gc.freeze()
+
+
 def pytest_runtest_logreport(report):
     name = Path(report.location[0]).name
     spent[name] = spent.get(name, 0.0) + report.duration
