@@ -112,7 +112,7 @@ def forget_programs():
 
 @pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
-    """Commands of one file share the programs that they have in common."""
+    """Runs and commands in one file's process share the programs that they have in common."""
     values = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -145,6 +145,12 @@ def gcs():
 @pytest.fixture
 def config():
     return tiny_config()
+
+
+def in_float64(tree):
+    """Its float32 arrays in float64, in numpy; the others as they are."""
+    widened = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
+    return jax.tree.map(widened, tree)
 
 
 def perturbed(tree, seed=0):

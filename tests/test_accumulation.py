@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import in_float64, tiny_config
 from stand_in_backbone import use_stand_in_backbone
 from untrained_states import untrained_state
 
@@ -95,8 +95,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
         run = program.build(config, mesh, images=64)
         run = replace(run, objective=Unaugmented(**vars(run.objective)))
         assert run.objective.images_per_device == B // DEVICES // MICRO
-        wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-        state = jax.tree.map(wide, untrained_state(run))
+        state = in_float64(untrained_state(run))
 
         def body(state, batch, seed):
             params = sharding.device_local(state.params, sharding.DATA_AXIS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from conftest import tiny_config
+from conftest import in_float64, tiny_config
 
 from mcl_jax import program, sharding
 from mcl_jax.train_step import train_step
@@ -32,8 +32,7 @@ def losses() -> list[float]:
     run = program.build(config, mesh, images=config.data.batch_size)
     step = jax.jit(sharding.per_device(partial(train_step, run=run), mesh))
     batch = sharding.put_batch(program.random_batch(run), mesh)
-    wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-    state = jax.tree.map(wide, jax.device_get(program.new_state(run)))
+    state = in_float64(jax.device_get(program.new_state(run)))
     state = jax.device_put(state, sharding.replicated(mesh))  # as the step returns it: one program
     stream = []
     for _ in range(STEPS):

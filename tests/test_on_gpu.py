@@ -157,8 +157,6 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
         "data.batch_size": 16,
         "data.image_size": 32,
         "data.canvas_size": 32,
-        "model.backbone": "resnet10",
-        "model.width": 4,
         "model.fpn_channels": 8,
         "model.neck": "c4",
         "model.head_convs": 1,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import perturbed, tiny_config
+from conftest import in_float64, perturbed, tiny_config
 from stand_in_backbone import use_stand_in_backbone
 from untrained_states import untrained_state
 
@@ -71,8 +71,7 @@ def test_one_device_equals_eight(pyramid):
         state = state.replace(
             params=perturbed(state.params), target_params=perturbed(state.target_params, seed=1)
         )
-        wide = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-        state = jax.tree.map(wide, state)
+        state = in_float64(state)
         canvases, labels = eight_montages(run.objective)
 
         def body(state, batch, seed):

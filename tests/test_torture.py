@@ -16,8 +16,9 @@ from mcl_jax.faults import data, folders, runs, torture
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Runs of a network that compiles fast; scripts/torture.py runs a real one."""
-    smallest = ("model.backbone=resnet10", "model.neck=c4", "montage.levels=1")
-    smallest += (
+    smallest = (
+        "model.neck=c4",
+        "montage.levels=1",
         "data.image_size=32",
         "data.canvas_size=32",
         "knn.every_epochs=0.0",
@@ -84,6 +85,7 @@ def test_a_killed_decoding_worker_costs_no_batch(caplog):
     assert "a decoding worker died" in caplog.text
 
 
+@pytest.mark.usefixtures("compile_cache")
 def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
     """4 devices, or 2 and then 4: the same batches, views and montages, losses equal to rounding."""
     use_stand_in_backbone(monkeypatch)
@@ -108,13 +110,9 @@ def test_other_numbers_of_devices_continue_a_run(tmp_path, monkeypatch):
         return runs.losses(workdir)
 
     with jax.enable_x64(False):
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-        try:
-            whole = pretrain(tmp_path / "whole", 4)
-            for devices, stop_after in ((2, 2), (4, None)):
-                stream = pretrain(tmp_path / "changing", devices, stop_after)
-                # sums over devices in another order, float32
-                assert stream == pytest.approx({s: whole[s] for s in stream}, rel=2e-5)
-        finally:
-            jax.config.update("jax_compilation_cache_dir", None)
+        whole = pretrain(tmp_path / "whole", 4)
+        for devices, stop_after in ((2, 2), (4, None)):
+            stream = pretrain(tmp_path / "changing", devices, stop_after)
+            # sums over devices in another order, float32
+            assert stream == pytest.approx({s: whole[s] for s in stream}, rel=2e-5)
     assert list(stream) == list(range(1, 5))
