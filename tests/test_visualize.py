@@ -4,6 +4,7 @@ Shapes: maps [n, h, w, F].
 """
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,6 +138,24 @@ def test_every_level_is_shown_and_scales_are_compared_as_the_loss_does(runs):
     encoder = visualize.encoder_of(meta["config"])
     alike = visualize.between_levels(encoder, state, views=seen.views, levels=2)
     assert len(alike) == 2 and alike[0].shape == (8, 8)
+
+
+@pytest.mark.parametrize("size, count", [(10, 3), (3, 3), (2, 5), (1000, 16)])
+def test_images_are_spread_over_a_folder(size, count):
+    order = list(visualize.spread(size, count))
+    assert sorted(order) == list(range(size))
+    first = np.array(order[:count])
+    assert first[0] == 0 and (np.ptp(np.diff([*first, size])) <= 1 or size <= count)
+
+
+def test_a_folder_of_classes_shows_images_of_every_class(tmp_path, photos, runs):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            shutil.copy(photos / "0.png", tmp_path / name / f"{i}.png")
+    _, meta = checkpoint.read(runs["mcl"])
+    images = visualize.load([tmp_path], meta["config"], 3)
+    assert [Path(name).parent.name for name in images.names] == ["a", "b", "c"]
 
 
 def test_montages_take_as_many_images_as_fill_canvases(runs):

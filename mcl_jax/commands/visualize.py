@@ -8,7 +8,8 @@ features.png: every pyramid level's features in color. retrieval.png: shrunk ima
 themselves among full-size ones (a 28 px query, answers of 224 px). montage.png: what training makes
 of the images, every tile with the level that it feeds. activation.png: where res2..res5 are active,
 beside those of --against (DetCo Figure 4): the sum over channels of squared outputs (Zagoruyko and
-Komodakis, 2017), scaled to 0..1 in every map. Without images, those of the run's own data.
+Komodakis, 2017), scaled to 0..1 in every map. Without images, some of the run's own data;
+from a folder or a data set, images spread over all of it.
 """
 
 import argparse

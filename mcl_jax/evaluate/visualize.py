@@ -42,14 +42,16 @@ class Images(NamedTuple):
 
 
 def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images:
-    """The first readable images of files and folders; without any, of the run's own query split.
+    """Readable images of files and folders; without any, of the run's own query split.
+
+    From a folder or split they are spread over it, for folders are read one class after another.
 
     Raises:
       UserError: for a path that is not there, and where no image can be read.
     """
     data = config["data"]
     decoded, unreadable = [], []
-    for name, reader in _candidates(paths, config):
+    for name, reader in _candidates(paths, config, count):
         if len(decoded) == count:
             break
         try:
@@ -67,23 +69,31 @@ def load(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Images
     return Images(names, *arrays, tuple(unreadable))
 
 
-def _candidates(paths: Sequence[Path], config: Mapping[str, Any]) -> Iterable:
+def _candidates(paths: Sequence[Path], config: Mapping[str, Any], count: int) -> Iterable:
     """(name, function that returns (bytes, label)) of every image that is asked for."""
     if not paths:
         data = config["data"]
         split = config["knn"]["query_split"]
         source = open_source(data["dataset"], split, data["data_dir"] or None)
-        return ((f"{split} {i}", lambda i=i: source[i][:2]) for i in range(len(source)))
-    return itertools.chain.from_iterable(_of_path(path) for path in paths)
+        order = spread(len(source), count)
+        return ((f"{split} {i}", lambda i=i: source[i][:2]) for i in order)
+    return itertools.chain.from_iterable(_of_path(path, count) for path in paths)
 
 
-def _of_path(path: Path) -> Iterable:
+def _of_path(path: Path, count: int) -> Iterable:
     place = expanded(path, "images")
     if not os.path.isdir(place):
         file = Path(existing_file(place, "images", "give image files or folders of them"))
         return [(shown(file.name), lambda: (file.read_bytes(), -1))]
     source = open_folder(place, "train")
-    return ((shown(source.files[i]), lambda i=i: (source[i].data, -1)) for i in range(len(source)))
+    order = spread(len(source), count)
+    return ((shown(source.files[i]), lambda i=i: (source[i].data, -1)) for i in order)
+
+
+def spread(size: int, count: int) -> Iterable[int]:
+    """Every index below `size` once, `count` evenly spaced ones before the others."""
+    first = dict.fromkeys(i * size // count for i in range(count))
+    return itertools.chain(first, (i for i in range(size) if i not in first))
 
 
 class Look(NamedTuple):
