@@ -3,9 +3,10 @@
 python scripts/finetune_torchvision.py runs/detector --weights exported \\
     --train_json train.json --train_images train --test_json test.json --test_images test
 
-Needs torch, torchvision and pycocotools, and neither JAX nor this project installed. The same
-command goes on where it was stopped; the folder then holds result.json, detections.json and
-test_images.png. Runs to compare differ in --weights alone: --random, a supervised .pth, ours.
+Needs torch, torchvision, pycocotools, OpenCV and simplejpeg, and neither JAX nor this project
+installed. The same command goes on where it was stopped; the folder then holds result.json,
+detections.json and test_images.png. Runs to compare differ in --weights alone: --random, a
+supervised .pth, ours.
 """
 
 import sys

@@ -2,9 +2,12 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
+
+from mcl_jax.finetune import machine
 
 ROOT = Path(__file__).parents[1]
 # From the top of the house down; rooms and modules of one line may import each other.
@@ -78,10 +81,11 @@ def floor(module: str) -> int:
     return names[own]
 
 
-def imported(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, also inside functions."""
+def imported(path: Path, *, in_functions: bool = True) -> set[str]:
+    """Modules that a file imports anywhere, or only those that importing the file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if in_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -103,6 +107,44 @@ def upward(module: str, path: Path) -> list[str]:
         if leaves or (own and floor(name) < floor(module)):
             wrong.append(f"{module} imports {name}")
     return wrong
+
+
+def packages_of(script: Path, kit: str) -> set[str]:
+    """Packages of others that a script and the room of its kit import.
+
+    Of other rooms what importing them imports: their functions' imports are for other commands.
+    """
+    waiting, seen, packages = [("", script)], set(), set()
+    while waiting:
+        module, path = waiting.pop()
+        seen.add(module)
+        own = not module or module.startswith(kit)
+        for name in imported(path, in_functions=own):
+            parts = name.split(".")
+            parents = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
+            waiting += [(x, MODULES[x]) for x in parents & MODULES.keys() - seen]
+            if parts[0] not in ("mcl_jax", *sys.stdlib_module_names):
+                packages.add(parts[0])
+    return packages
+
+
+@pytest.mark.parametrize(
+    "script, kit, brought",
+    [
+        ("finetune_torchvision", "mcl_jax.finetune", {*machine.PACKAGES, "numpy", "PIL"}),
+        (
+            "finetune_detectron2",
+            "mcl_jax.convert.finetuning",
+            {"detectron2", "torch", "numpy", "yaml"},
+        ),
+    ],
+)
+def test_a_detector_s_environment_needs_what_the_docs_install_and_no_more(script, kit, brought):
+    assert packages_of(ROOT / "scripts" / f"{script}.py", kit) == brought
+
+
+def test_the_docs_install_what_the_script_asks_for():
+    assert f"\n{machine.INSTALL}\n" in (ROOT / "docs/transfer.md").read_text()
 
 
 @pytest.mark.parametrize("module", MODULES)

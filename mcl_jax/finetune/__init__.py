@@ -1,1 +1,1 @@
-"""Fine-tuning of torchvision's detectors. Needs torch, torchvision and pycocotools, never JAX."""
+"""Fine-tuning of torchvision's detectors: needs `machine.PACKAGES`, never JAX."""

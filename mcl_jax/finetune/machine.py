@@ -9,7 +9,14 @@ from typing import Any
 
 from mcl_jax.errors import UserError
 
-INSTALL = "pip install torch torchvision pycocotools"
+PACKAGES = {  # module -> what pip calls it; torchvision brings numpy and Pillow
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "pycocotools": "pycocotools",
+    "cv2": "opencv-python-headless",
+    "simplejpeg": "simplejpeg",
+}
+INSTALL = f"pip install {' '.join(PACKAGES.values())}"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: 'quota period' in us, or 'max period'
 MOST_WORKERS = 8
 BAR = 20  # characters of the progress bar
@@ -17,7 +24,7 @@ BAR = 20  # characters of the progress bar
 
 def demand_libraries() -> None:
     """UserError that says how to install what is missing."""
-    for name in ("torch", "torchvision", "pycocotools"):
+    for name in PACKAGES:
         try:
             importlib.import_module(name)
         except ImportError as error:
