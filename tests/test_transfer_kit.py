@@ -92,6 +92,20 @@ def test_figures_in_the_files_are_those_of_the_table_in_the_docs():
         assert ours == "—"
 
 
+def test_torchvision_s_figures_in_the_docs_are_those_of_runs_that_differ_in_weights_alone():
+    """The table of docs/transfer.md, section 4, and the results in docs/study/torchvision."""
+    paths = sorted((ROOT / "docs/study/torchvision").glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in paths}
+    assert sorted(runs) == ["mcl", "moco", "random"]
+    for run in runs.values():
+        assert (run["settings"], run["data"]) == (runs["mcl"]["settings"], runs["mcl"]["data"])
+    scores = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    text = (ROOT / "docs/transfer.md").read_text()
+    for name, words in (("mcl", "MCL"), ("moco", "MoCo v2"), ("random", "random weights")):
+        (row,) = re.findall(rf"^\| {words} \|[^|]+\| (.+) \|$", text, re.M)
+        assert row.split(" | ") == [f"{100 * runs[name]['scores'][key]:.1f}" for key in scores]
+
+
 MODELS = {
     "base_rcnn_fpn": "mask_rcnn_fpn_bn4conv1fc",
     "base_rcnn_c4": "mask_rcnn_c4_bn",
