@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -111,6 +112,14 @@ def test_a_finished_result_belongs_to_its_identity(tmp_path):
     job.write_json(tmp_path / job.RESULT, {"identity": {"steps": 1}, "bbox": {}})
     assert job.finished(tmp_path, {"steps": 1})["bbox"] == {}
     assert job.finished(tmp_path, {"steps": 2}) is None
+
+
+@pytest.mark.parametrize("missing", machine.PACKAGES)
+def test_a_missing_package_is_named_with_the_command_that_installs_all(missing, monkeypatch):
+    for name in machine.PACKAGES:  # whether or not they are here
+        monkeypatch.setitem(sys.modules, name, None if name == missing else ModuleType(name))
+    with pytest.raises(UserError, match=f"^{missing} cannot be imported .*: {machine.INSTALL}$"):
+        machine.demand_libraries()
 
 
 def test_devices_and_threads_are_chosen_and_refused(monkeypatch):
