@@ -151,12 +151,17 @@ def random_batch(program: Program) -> dict[str, np.ndarray]:
     return {name: batch[name] for name in program.objective.batch_fields}
 
 
-def lower_step(program: Program) -> jax.stages.Lowered:
-    """The whole train step, traced and donated; `.compile()` gives what the loop runs."""
+def trace_step(program: Program) -> jax.stages.Traced:
+    """The whole train step, traced, its state donated; the mesh may be a shape alone."""
     body = partial(train_step, run=program)
     step = jax.jit(sharding.per_device(body, program.mesh), donate_argnums=0)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(program.mesh))
-    return step.lower(abstract_state(program), abstract_batch(program), seed)
+    return step.trace(abstract_state(program), abstract_batch(program), seed)
+
+
+def lower_step(program: Program) -> jax.stages.Lowered:
+    """`trace_step` for the mesh's devices; `.compile()` gives what the loop runs."""
+    return trace_step(program).lower()
 
 
 def plain_config(config: Any) -> dict[str, Any]:

@@ -206,17 +206,31 @@ def test_parity_compares_the_losses_of_real_batches(monkeypatch):
 
 def test_needed_flops_are_the_assigned_networks_whatever_is_run(monkeypatch):
     use_stand_in_backbone(monkeypatch)
+    mesh = sharding.make_mesh(jax.devices()[:1])
     counts = {}
     for pyramid in ("assigned", "full"):
         config = tiny_config()
         config.data.image_size = config.data.canvas_size = 32
         config.data.batch_size, config.model.head_convs = 32, 1
         config.montage.levels, config.loss.pyramid = 2, pyramid
-        single = program.build(config, sharding.make_mesh(jax.devices()[:1]), images=32)
-        lowered = program.lower_step(single)
-        counts[pyramid] = lowered.cost_analysis()["flops"], step.needed_flops(single, lowered)
+        whole = program.lower_step(program.build(config, mesh, images=32)).cost_analysis()
+        counts[pyramid] = whole["flops"], step.needed_flops(config, mesh)
     assert counts["full"][1] == pytest.approx(counts["assigned"][1], rel=1e-12)
     assert 0 < counts["assigned"][1] < counts["assigned"][0] < counts["full"][0]
+    # as on a GPU or TPU, whose backends count nothing that is not compiled
+    count = jax.stages.Lowered.cost_analysis
+    monkeypatch.setattr(
+        jax.stages.Lowered,
+        "cost_analysis",
+        lambda self: count(self) if jax.config.jax_default_device == "cpu" else None,
+    )
+    assert step.needed_flops(config, mesh) == counts["full"][1]
+
+    def no_cpu(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    assert step.needed_flops(config, mesh) is None
 
 
 def test_the_largest_batch_leaves_room_for_state_and_fragments():

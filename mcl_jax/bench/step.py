@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mcl_jax import program, sharding
 from mcl_jax.errors import UserError
@@ -55,10 +56,12 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
       published peak), 'memory_in_use_bytes' (the device's peak; None on a CPU), 'compile_s', and
       with traced_steps 'profile', see `profile.longest`.
     """
-    run = _built(config)
-    lowered = program.lower_step(run)
+    run, step_flops = (
+        _built(config),
+        needed_flops(config),
+    )  # counted first: little is lost if it fails
     started = time.perf_counter()
-    step = lowered.compile()
+    step = program.lower_step(run).compile()
     compile_s = time.perf_counter() - started
     once = stepper(run, step, state=program.new_state(run), batch=program.random_batch(run))
     seconds, first_loss = timed(once, WARM_UP, steps)
@@ -72,7 +75,7 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
         "seconds_per_step_ahead": _ahead(once, steps),
         "memory_in_use_bytes": memory("peak_bytes_in_use"),
     }
-    result |= rates(run, lowered, seconds=result["seconds_per_step"], flops=result["flops"])
+    result |= rates(config, result["seconds_per_step"], flops=result["flops"], needed=step_flops)
     if traced_steps:
         result["profile"] = profile.longest(
             lambda: jax.block_until_ready(once()), traced_steps, program_text=step.as_text()
@@ -81,42 +84,59 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
 
 
 def rates(
-    run: program.Program, lowered: jax.stages.Lowered, seconds: float, flops: float
+    config: Mapping[str, Any], seconds: float, flops: float, needed: float | None
 ) -> dict[str, Any]:
     """What follows from a step's seconds: images/s, FLOP/s, share of the peak.
 
     Args:
-      lowered: the run's step.
       flops: of the compiled step on a device.
+      needed: of a device, see `needed_flops`.
     """
-    chip, step_flops = topology.chip_named(jax.devices()[0]), needed_flops(run, lowered)
-    counted = run.config["optimizer"]["micro_batches"] == 1  # XLA counts a loop's inside once
+    chip = topology.chip_named(jax.devices()[0])
+    counted = config["optimizer"]["micro_batches"] == 1  # XLA counts a loop's inside once
     return {
-        "images_per_s": run.config["data"]["batch_size"] / seconds,
+        "images_per_s": config["data"]["batch_size"] / seconds,
         "flops_per_s_per_device": flops / seconds if counted else None,
-        "needed_flops": step_flops,
+        "needed_flops": needed,
         "peak_flops_per_s": chip.flops if chip else None,
-        "mfu": step_flops / seconds / chip.flops if chip and step_flops else None,
+        "mfu": needed / seconds / chip.flops if chip and needed else None,
     }
 
 
-def needed_flops(run: program.Program, lowered: jax.stages.Lowered | None = None) -> float | None:
-    """A device's needed FLOPs of one step; None with micro-batches, whose loop is counted once."""
-    config = run.config
-    if config["optimizer"]["micro_batches"] > 1:
+def needed_flops(config: Mapping[str, Any], mesh: Mesh | None = None) -> float | None:
+    """A device's needed FLOPs of one step; None with micro-batches, whose loop is counted once.
+
+    Traced for the shape of the mesh alone and counted by JAX's CPU backend, for those of GPUs and TPUs
+    count nothing that is not compiled; None also where $JAX_PLATFORMS leaves that backend out.
+
+    Args:
+      mesh: default: the one that a run of this configuration trains on.
+    """
+    if config["optimizer"]["micro_batches"] > 1 or not _has_cpu_backend():
         return None
+    mesh = sharding.mesh_for(config) if mesh is None else mesh
+    shape = jax.sharding.AbstractMesh(tuple(mesh.shape.values()), mesh.axis_names)
     assigned = _changed(config, ("loss", "pyramid", "assigned"), ("numerics", "remat", False))
-    if lowered is None or program.plain_config(config) != program.plain_config(assigned):
-        images = config["data"]["batch_size"]
-        lowered = program.lower_step(program.build(assigned, run.mesh, images))
+    run = program.build(assigned, shape, images=config["data"]["batch_size"])
     b = run.objective.images_per_device
     batch = {
         name: jax.ShapeDtypeStruct((b, *field.shape[1:]), field.dtype)
         for name, field in program.abstract_batch(run).items()
     }
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    inputs = jax.jit(run.objective.inputs).lower(seed, 0, batch, 0)
-    return lowered.cost_analysis()["flops"] - inputs.cost_analysis()["flops"]
+    inputs = jax.jit(run.objective.inputs).trace(jax.ShapeDtypeStruct((), np.uint32), 0, batch, 0)
+    with jax.default_device("cpu"):
+        whole, outside = (
+            traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"]
+            for traced in (program.trace_step(run), inputs)
+        )
+    return whole - outside
+
+
+def _has_cpu_backend() -> bool:
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return False
 
 
 def largest(config: Any, steps: int, room_bytes: float) -> dict[str, Any]:
