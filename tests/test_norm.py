@@ -190,3 +190,17 @@ def test_gradients_equal_torchs(x, relu, devices):
 def test_wrong_groups_are_refused(x):
     with pytest.raises(ValueError, match=r"groups \(4, 4\) sum to 8, batch is 16"):
         ours(jnp.asarray(x), True, groups=(4, 4))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_running_statistics_stay_in_their_type_whatever_activations_are_in(x, dtype):
+    """The next step is compiled for the state's types."""
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(x, dtype)
+        norm = BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype)
+        arrays = jax.eval_shape(lambda: norm.init(jax.random.key(0), x, GROUPS, train=True))
+        _, after = jax.eval_shape(
+            lambda arrays: norm.apply(arrays, x, GROUPS, train=True, mutable=["batch_stats"]),
+            arrays,
+        )
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype(jnp.float32)}

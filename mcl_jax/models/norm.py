@@ -261,5 +261,8 @@ class BatchNorm(nn.Module):
         later = self.momentum ** np.arange(len(groups) - 1, -1, -1)
         shares = ((1.0 - self.momentum) * later)[:, None].astype(var.dtype)
         keep = self.momentum ** len(groups)
-        running_mean.value = keep * running_mean.value + (shares * mean).sum(0)
-        running_var.value = keep * running_var.value + (shares * unbiased).sum(0)
+        for running, of_batch in ((running_mean, mean), (running_var, unbiased)):
+            updated = keep * running.value + (shares * of_batch).sum(0)
+            running.value = updated.astype(
+                running.value.dtype
+            )  # also where activations are float64
