@@ -109,7 +109,12 @@ def build(config: Mapping[str, Any], mesh: Mesh, images: int) -> Program:
 
 def new_state(program: Program) -> TrainState:
     """The state of step 0; the target starts as a copy of the online encoder (paper 3.2)."""
-    return program.first_state.lower().compile()(seed_argument(program))
+    return compile_new_state(program)(seed_argument(program))
+
+
+def compile_new_state(program: Program) -> jax.stages.Compiled:
+    """seed -> the state of step 0, compiled."""
+    return program.first_state.lower().compile()
 
 
 def seed_argument(program: Program) -> np.ndarray:

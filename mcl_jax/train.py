@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -85,12 +86,11 @@ def pretrain(
         ):
             _say(_described(run, source))  # before the first compilation
             meta = _meta(run, source)
-            state = _restore_or_start(run, meta, checkpointer)
-            start = int(state.step)
+            state = _restored(run, meta, checkpointer)
+            start = 0 if state is None else int(state.step)
             _announce(run, source, start=start, workdir=workdir)
             if start < run.total_steps:
-                compiled = program.lower_step(run).compile()
-                memory.demand_room(compiled)
+                state, compiled = _compiled(run, state)
                 hosts.meet("compiled")
                 _say(f"compiled after {time.monotonic() - started:.0f} s")
                 session = loop.Session(
@@ -149,10 +149,10 @@ def _meta(run: Program, source: Source) -> dict[str, Any]:
     }
 
 
-def _restore_or_start(
+def _restored(
     run: Program, meta: Mapping[str, Any], checkpointer: Checkpointer
-) -> TrainState:
-    """The newest checkpoint's state, or a new one; says what has changed since the checkpoint."""
+) -> TrainState | None:
+    """The newest checkpoint's state, if there is one; says what has changed since it was saved."""
 
     def explain(saved: Mapping[str, Any]) -> str:
         differences = changes.differences(saved, meta)
@@ -161,7 +161,23 @@ def _restore_or_start(
         return ", ".join(map(str, changes.of_arrays(differences)))
 
     state_and_meta = checkpointer.restore(program.abstract_state(run), explain)
-    return program.new_state(run) if state_and_meta is None else state_and_meta[0]
+    return None if state_and_meta is None else state_and_meta[0]
+
+
+def _compiled(run: Program, state: TrainState | None) -> tuple[TrainState, jax.stages.Compiled]:
+    """(`state`, or a new one; the train step), what is to be compiled at the same time.
+
+    On a GPU the new state's program alone takes half a minute. It is run after the step is compiled:
+    there the compiler times kernels on the device.
+    """
+    program.abstract_state(run)  # traced once, here, for both threads
+    with ThreadPoolExecutor(1) as beside:
+        creating = beside.submit(program.compile_new_state, run) if state is None else None
+        compiled = program.lower_step(run).compile()
+    memory.demand_room(compiled)
+    if creating is not None:
+        state = creating.result()(program.seed_argument(run))
+    return state, compiled
 
 
 def _announce(run: Program, source: Source, start: int, workdir: storage.Place) -> None:

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILE
+from conftest import QUICK_COMPILE, tiny_config
 from ml_collections import ConfigDict
 
 from mcl_jax import program, train
@@ -191,3 +192,20 @@ def test_pretrain_is_a_door_too(tmp_path, images):
     with pytest.raises(UserError, match="data.batch_size is 1: method 'mcl' tells"):
         train.pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_step_and_new_state_are_compiled_at_the_same_time(tmp_path, images, monkeypatch):
+    config = tiny_config()
+    config.data.dataset, config.data.split = f"folder:{images}", "train"
+    config.data.batch_size, config.data.max_unreadable_share = 16, 0.1
+    both = threading.Barrier(2, timeout=60.0)  # passed once both are inside
+
+    class StepCompiler:
+        def compile(self):
+            both.wait()
+            raise UserError("far enough")
+
+    monkeypatch.setattr(program, "lower_step", lambda run: StepCompiler())
+    monkeypatch.setattr(program, "compile_new_state", lambda run: both.wait())
+    with pytest.raises(UserError, match="far enough"):
+        train.pretrain(config, tmp_path / "run")

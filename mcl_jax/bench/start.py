@@ -19,9 +19,9 @@ from mcl_jax.settings import door
 PHASES = (
     "imports",
     "data, program, kNN set-up",
-    "initial state",
+    "shapes of the state, its checkpoint",
     "tracing the train step",
-    "its executable from the cache",
+    "executables from the cache, initial state",
     "the first step is sent off",
     "evaluation, first metrics",
 )

@@ -14,8 +14,6 @@ def run(out: str, arguments: Sequence[str]) -> None:
     """`mcl-jax pretrain` with clocks; writes `Watch.rows` to a file."""
     watch = Watch()
 
-    import jax
-
     from mcl_jax import api, program, train  # noqa: F401
     from mcl_jax.commands import main
     from mcl_jax.report.metrics import MetricWriter
@@ -28,9 +26,9 @@ def run(out: str, arguments: Sequence[str]) -> None:
 
     ends = [
         (train, "KnnMonitor", always),
-        (train, "_restore_or_start", always),
+        (train, "_restored", always),
         (program, "lower_step", always),
-        (jax.stages.Lowered, "compile", always),
+        (train, "_compiled", always),
         (Preemption, "guard_work", always),
         (MetricWriter, "write", lambda writer, step, values: step == 1),
     ]
