@@ -199,9 +199,11 @@ def test_parity_compares_the_losses_of_real_batches(monkeypatch):
     other = result | {"losses": [x * 1.001 for x in result["losses"]]}
     assert parity.compare(other, result)["largest_loss_difference"] == pytest.approx(1e-3)
     assert not parity.compare(other, result)["equal"]
-    assert program.plain_config(parity.small(config)).keys() == config.keys()
+    wide = parity.small(config, "float64")
+    assert wide.keys() == config.keys() and wide["numerics"]["compute_dtype"] == "float64"
     for section, values in parity.SMALL.items():
         assert values.keys() <= config[section].keys()
+        assert values.items() <= wide[section].items()
 
 
 def test_needed_flops_are_the_assigned_networks_whatever_is_run(monkeypatch):

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,19 @@ MCL_JAX = (sys.executable, "-m", "mcl_jax")
 # Last seconds of the budget in which a study saves what it is at and ends.
 SAVE_S = 20.0
 PARITY_STEPS = 5
-# What a part takes at least on one of today's GPUs, in seconds: by compile times of minutes.
+# What a part takes at least, in seconds: by one H200 and 16 cores, compile times included
+# (docs/gpu.md); `largest`, `study` and `change` by those of the others.
 LEAST_S = {
-    "pretrain": 100.0,
-    "parity": 60.0,
-    "speed": 45.0,
-    "largest": 75.0,
-    "torch": 60.0,
-    "loader": 15.0,
-    "profile": 40.0,
-    "study": 60.0,
-    "change": 45.0,
+    "pretrain": 240.0,
+    "parity": 140.0,
+    "speed": 110.0,
+    "largest": 150.0,
+    "torch": 110.0,
+    "loader": 35.0,
+    "profile": 30.0,
+    "study": 120.0,
+    "parity64": 140.0,
+    "change": 110.0,
 }
 # Overrides of the run that is killed: a line and a checkpoint often enough, and nothing else.
 RESTARTED = (
@@ -85,13 +88,14 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
     """
     measures: dict[str, Callable[[Request, Budget, Results], Mapping[str, Any]]] = {
         "pretrain": _pretrain,
-        "parity": _parity,
+        "parity": partial(_parity, dtype="float32"),
         "speed": _speed,
         "largest": _largest,
         "torch": _torch,
         "loader": _loader,
         "profile": _profile,
         "study": _study,
+        "parity64": partial(_parity, dtype="float64"),
         "change": _change,
     }
     least = {**LEAST_S, **(request.least_s or {})}
@@ -143,16 +147,16 @@ def _pretrain(request: Request, budget: Budget, results: Results) -> Mapping[str
     )
 
 
-def _parity(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
-    """Float32 losses on the accelerator and on the CPU."""
+def _parity(request: Request, budget: Budget, results: Results, *, dtype: str) -> Mapping[str, Any]:
+    """Losses on the accelerator and on the CPU."""
     del results
-    config = request.scratch / "parity.json"
-    config.write_text(json.dumps(parity.small(request.config)))
-    losses = []
+    config = request.scratch / f"parity_{dtype}.json"
+    config.write_text(json.dumps(parity.small(request.config, dtype)))
+    wide, losses = {"JAX_ENABLE_X64": "1"} if dtype == "float64" else {}, []
     for name, platform in (("accelerator", {}), ("cpu", {"JAX_PLATFORMS": "cpu"})):
-        out = request.scratch / f"parity_{name}.json"
+        out = request.scratch / f"parity_{dtype}_{name}.json"
         command = [sys.executable, "-m", "mcl_jax.bench.parity", config, PARITY_STEPS, out]
-        ended = commands.run(command, budget.left(), _environment(request) | platform)
+        ended = commands.run(command, budget.left(), _environment(request) | wide | platform)
         commands.demand(ended)
         losses.append(json.loads(out.read_text()))
     return parity.compare(*losses)
