@@ -9,8 +9,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ LEAST_S = {
     "loader": 35.0,
     "profile": 30.0,
     "study": 120.0,
-    "parity64": 140.0,
     "change": 110.0,
 }
 # Overrides of the run that is killed: a line and a checkpoint often enough, and nothing else.
@@ -88,14 +87,13 @@ def parts(request: Request, names: Sequence[str] = ()) -> list[Part]:
     """
     measures: dict[str, Callable[[Request, Budget, Results], Mapping[str, Any]]] = {
         "pretrain": _pretrain,
-        "parity": partial(_parity, dtype="float32"),
+        "parity": _parity,
         "speed": _speed,
         "largest": _largest,
         "torch": _torch,
         "loader": _loader,
         "profile": _profile,
         "study": _study,
-        "parity64": partial(_parity, dtype="float64"),
         "change": _change,
     }
     least = {**LEAST_S, **(request.least_s or {})}
@@ -147,19 +145,25 @@ def _pretrain(request: Request, budget: Budget, results: Results) -> Mapping[str
     )
 
 
-def _parity(request: Request, budget: Budget, results: Results, *, dtype: str) -> Mapping[str, Any]:
-    """Losses on the accelerator and on the CPU."""
+def _parity(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:
+    """Losses on the accelerator and on the CPU, in float32 and in float64, all at the same time."""
     del results
-    config = request.scratch / f"parity_{dtype}.json"
+    with ThreadPoolExecutor(len(parity.LEGS)) as pool:
+        legs = dict(pool.map(lambda leg: (leg, _parity_leg(request, budget, leg)), parity.LEGS))
+    return parity.compare(legs)
+
+
+def _parity_leg(request: Request, budget: Budget, leg: str) -> dict[str, Any]:
+    place, dtype = leg.split()
+    config, out = (request.scratch / f"parity {leg}{end}.json" for end in ("", " result"))
     config.write_text(json.dumps(parity.small(request.config, dtype)))
-    wide, losses = {"JAX_ENABLE_X64": "1"} if dtype == "float64" else {}, []
-    for name, platform in (("accelerator", {}), ("cpu", {"JAX_PLATFORMS": "cpu"})):
-        out = request.scratch / f"parity_{dtype}_{name}.json"
-        command = [sys.executable, "-m", "mcl_jax.bench.parity", config, PARITY_STEPS, out]
-        ended = commands.run(command, budget.left(), _environment(request) | wide | platform)
-        commands.demand(ended)
-        losses.append(json.loads(out.read_text()))
-    return parity.compare(*losses)
+    # two share the accelerator, whose memory each would take for itself
+    environment = _environment(request) | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment |= {"JAX_PLATFORMS": "cpu"} if place == "cpu" else {}
+    environment |= {"JAX_ENABLE_X64": "1"} if dtype == "float64" else {}
+    command = [sys.executable, "-m", "mcl_jax.bench.parity", config, PARITY_STEPS, out]
+    commands.demand(commands.run(command, budget.left(), environment))
+    return json.loads(out.read_text())
 
 
 def _bench_step(

@@ -1,15 +1,17 @@
-"""Losses of a few steps on one device in float32 or float64, to compare platforms.
+"""Losses of a few steps on one device in float32 and in float64, to compare platforms.
 
     python -m mcl_jax.bench.parity CONFIG.json STEPS OUT.json
 
-Matrix products are at the highest precision, batches are those of the training run. float32 also
-tells how exact a platform's convolutions are. float64 ($JAX_ENABLE_X64 is 1) tells whether both
-compute the same: activations are float64, state and pixels stay float32.
+Matrix products are at the highest precision, batches are those of the training run. In float64
+($JAX_ENABLE_X64 is 1) state and views are float32's, widened: so it tells how much of a difference in
+float32 is rounding, and whether two platforms compute the same at all.
 """
 
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,22 @@ SMALL: dict[str, dict[str, Any]] = {
     "numerics": {"bn_devices": 0},
     "optimizer": {"micro_batches": 1, "warmup_epochs": 0.0},
 }
-# Relative, of every loss. float64: what rounding the state and the pixels to float32 may do.
-TOLERANCES = {"float32": 1e-4, "float64": 1e-6}
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # relative, of every loss
+PLACES = ("accelerator", "cpu")
+LEGS = tuple(f"{place} {dtype}" for place in PLACES for dtype in TOLERANCES)
 
 
 def small(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A configuration with the values of SMALL, computing in one of TOLERANCES."""
-    values = {**SMALL, "numerics": {**SMALL["numerics"], "compute_dtype": dtype}}
-    return {
-        name: {**section, **values[name]} if name in values else section
+    smaller = {
+        name: {**section, **SMALL[name]} if name in SMALL else section
         for name, section in config.items()
     }
+    return _in(smaller, dtype)
+
+
+def _in(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    return {**config, "numerics": {**config["numerics"], "compute_dtype": dtype}}
 
 
 def steps(config: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -43,11 +50,17 @@ def steps(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     from mcl_jax.data.sources import open_source
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    mesh, data = sharding.make_mesh(jax.devices()[:1]), config["data"]
+    data, dtype = config["data"], config["numerics"]["compute_dtype"]
     source = open_source(data["dataset"], data["split"], data["data_dir"] or None)
-    run = program.build(config, mesh, images=len(source))
-    state, seed = program.new_state(run), program.seed_argument(run)
-    step = program.lower_step(run).compile()
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    with jax.enable_x64(False):
+        run = program.build(_in(config, "float32"), mesh, images=len(source))
+        state, seed = program.new_state(run), program.seed_argument(run)
+    if dtype == "float64":
+        state = widened(state)
+        step = _wide_step(program.build(config, mesh, images=len(source)), narrow=run)
+    else:
+        step = program.lower_step(run).compile()
     losses, norms = [], []
     with loop.open_batches(run, source, 0) as batches:
         for _ in range(count):
@@ -56,26 +69,80 @@ def steps(config: Mapping[str, Any], count: int) -> dict[str, Any]:
             state, metrics = step(state, sharding.put_batch(inputs, mesh), seed)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
-    dtype, device = config["numerics"]["compute_dtype"], jax.devices()[0].device_kind
+    device = jax.devices()[0].device_kind
     return {"losses": losses, "grad_norms": norms, "dtype": dtype, "device": device}
 
 
-def compare(ours: Mapping[str, Any], cpu: Mapping[str, Any]) -> dict[str, Any]:
-    """The largest relative differences between two results of `steps`, and both results."""
-    tolerance = TOLERANCES[cpu["dtype"]]
-    return {
-        "largest_loss_difference": _largest(ours["losses"], cpu["losses"]),
-        "largest_grad_norm_difference": _largest(ours["grad_norms"], cpu["grad_norms"]),
-        "equal": _largest(ours["losses"], cpu["losses"]) <= tolerance,
-        "tolerance": tolerance,
-        "accelerator": dict(ours),
-        "cpu": dict(cpu),
+def _wide_step(run: Any, narrow: Any) -> Any:
+    """(state, batch, seed) -> (state, metrics) of `run` on the views of `narrow`, widened."""
+    import jax
+
+    from mcl_jax import sharding
+    from mcl_jax.train_step import train_step
+
+    class OnViews(type(run.objective)):  # type: ignore[misc]
+        def inputs(self, seed, step, batch, device):
+            return batch  # views already
+
+    views = jax.jit(narrow.objective.inputs)
+    on_views = replace(run, objective=OnViews(**vars(run.objective)))
+    wide = jax.jit(sharding.per_device(partial(train_step, run=on_views), run.mesh))
+
+    def step(state, batch, seed):
+        with jax.enable_x64(False):
+            inputs = views(seed, jax.device_get(state.step), batch, 0)
+        return wide(state, widened(inputs), seed)
+
+    return step
+
+
+def widened(tree: Any) -> Any:
+    """Its float32 arrays in float64, in numpy; the others as they are."""
+    import jax
+    import numpy as np
+
+    def wide(x):
+        return np.asarray(x, np.float64) if x.dtype == np.float32 else x
+
+    return jax.tree.map(wide, jax.device_get(tree))
+
+
+def compare(legs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Two platforms, each in two types.
+
+    Args:
+      legs: LEG -> result of `steps`, for all of LEGS.
+
+    Returns:
+      'largest_loss_difference', 'largest_grad_norm_difference' (relative, between the platforms in
+      float32), 'equal' (whether the first is within 'tolerance'); the same in float64 as 'float64';
+      'errors' of each platform's float32 losses, step by step, relative to the CPU's in float64;
+      'legs'.
+    """
+    between = {dtype: _between(legs, dtype) for dtype in TOLERANCES}
+    exact = legs["cpu float64"]["losses"]
+    errors = {place: _differences(legs[f"{place} float32"]["losses"], exact) for place in PLACES}
+    return between["float32"] | {
+        "float64": between["float64"],
+        "errors": errors,
+        "legs": dict(legs),
     }
 
 
-def _largest(values: list[float], references: list[float]) -> float:
+def _between(legs: Mapping[str, Mapping[str, Any]], dtype: str) -> dict[str, Any]:
+    ours, cpu = (legs[f"{place} {dtype}"] for place in PLACES)
+    of_losses, of_norms = (max(_differences(ours[n], cpu[n])) for n in ("losses", "grad_norms"))
+    return {
+        "largest_loss_difference": of_losses,
+        "largest_grad_norm_difference": of_norms,
+        "equal": of_losses <= TOLERANCES[dtype],
+        "tolerance": TOLERANCES[dtype],
+    }
+
+
+def _differences(values: list[float], references: list[float]) -> list[float]:
     pairs = zip(values, references, strict=True)
-    return max(abs(value - reference) / abs(reference) for value, reference in pairs)
+    return [abs(value - reference) / abs(reference) for value, reference in pairs]
 
 
 def main(config: Path, count: int, out: Path) -> None:

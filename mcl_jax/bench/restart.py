@@ -78,9 +78,9 @@ def measure(
 
     Returns:
       {'cold', 'resumed': each {'first_step_s', 'programs', 'compile_s', 'compiled_after_first_step',
-      ...}, 'killed_at', 'resumed_from', 'repeated_steps', 'largest_loss_difference' (of steps that
-      both did, relative), 'complete' (every step logged once), 'images_per_s', 'data_wait': medians
-      after the first steps, 'losses'}.
+      ...}, 'killed_at', 'resumed_from', 'repeated_steps', 'first_loss_difference' (of the first step
+      that both did, relative), 'largest_loss_difference' (of all of them), 'complete' (every step
+      logged once), 'images_per_s', 'data_wait': medians after the first steps, 'losses'}.
 
     Raises:
       commands.CommandFailed: if a process ends early or time is up.
@@ -96,7 +96,7 @@ def measure(
     second = watch(resume, first_step=resumed_from + 1, kill_after=None)
     lines = [line for line in metrics.read(workdir) if "loss" in line]
     after = {line["step"]: line["loss"] for line in lines}
-    repeated = [step for step in before if step > resumed_from and step in after]
+    repeated = sorted(step for step in before if step > resumed_from and step in after)
     differences = [abs(before[s] - after[s]) / abs(before[s]) for s in repeated]
     settled = [line for line in lines if line["step"] > resumed_from + 2]
     return {
@@ -107,6 +107,7 @@ def measure(
         "killed_at": max(before),
         "resumed_from": resumed_from,
         "repeated_steps": len(repeated),
+        "first_loss_difference": differences[0] if differences else 0.0,
         "largest_loss_difference": max(differences, default=0.0),
         "complete": [line["step"] for line in lines] == list(range(1, steps + 1)),
         "images_per_s": median(line["images_per_s"] for line in settled),

@@ -2,10 +2,10 @@
 
     mcl-jax bench gpu --config one_gpu --out runs/gpu --minutes=9
 
-Parts in order of value: pretrain (start, kill, resume), parity (float32 losses against the CPU),
-speed, largest (batch), torch (the authors' computation on the same card), loader, profile, study,
-parity64 (as parity, in float64), change. One that no longer fits is skipped, one that fails is
-recorded, and the next goes on. What each file means: docs/gpu.md.
+Parts in order of value: pretrain (start, kill, resume), parity (losses in float32 and float64 against
+the CPU), speed, largest (batch), torch (the authors' computation on the same card), loader, profile,
+study, change. One that no longer fits is skipped, one that fails is recorded, and the next goes on.
+What each file means: docs/gpu.md.
 """
 
 import json
