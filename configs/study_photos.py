@@ -9,7 +9,8 @@ Data:     photographs, `photos` in the current folder unless the argument names 
 Chips:    `cpu`: one core a run; a ResNet-18 of width 16 at 64 px, three levels, 20 epochs.
           `gpu`: one GPU; a ResNet-18 of width 64 at 128 px, four levels, 40 epochs.
 Hours:    `cpu`: 22 minutes a row and seed on one idle core, and as long again for the scores
-          (measured). `gpu`: not measured yet; made for a minute a row on one H100.
+          (measured). `gpu`: not measured yet; made for a minute of steps a row on one H100, and on a GPU
+          every new program is compiled for a minute or two.
 Expected: the table of docs/study.md (measured).
 
 All rows share photographs seen, network, optimizer, learning rate, augmentation and the target

@@ -46,7 +46,7 @@ def pretrain(
 
     The same workdir resumes: 1. its newest checkpoint, 2. otherwise from scratch. Batches, views and
     montages depend on (seed, step) alone, so a resumed run repeats the uninterrupted one bit by bit
-    on the same devices.
+    on the same devices (on GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true, see docs/gpu.md).
 
     Args:
       config: as configs/base.py.
@@ -167,8 +167,8 @@ def _restored(
 def _compiled(run: Program, state: TrainState | None) -> tuple[TrainState, jax.stages.Compiled]:
     """(`state`, or a new one; the train step), what is to be compiled at the same time.
 
-    On a GPU the new state's program alone takes half a minute. It is run after the step is compiled:
-    there the compiler times kernels on the device.
+    On a GPU the new state's program alone takes half a minute (docs/gpu.md). It is run after the
+    step is compiled: there the compiler times kernels on the device.
     """
     program.abstract_state(run)  # traced once, here, for both threads
     with ThreadPoolExecutor(1) as beside:
