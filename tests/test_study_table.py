@@ -45,6 +45,21 @@ def test_the_table_gives_mean_and_deviation_in_the_studys_order(config):
     assert detection[2].startswith("| byol | 1 | - |")
 
 
+def test_gains_are_within_a_seed(config):
+    def result(row, seed, ap):
+        return {"row": row, "seed": seed, "scores": {"backbone@all/ap": ap}}
+
+    config.study.modes, config.study.labels = ("backbone",), (0,)
+    finished = [result("random", 0, 0.01), result("random", 1, 0.03)]
+    assert table.gains(finished, config) == ""
+    finished += [result("mcl", 1, 0.05), result("mcl", 0, 0.02), result("mcl", 2, 0.9)]
+    finished += [result("byol", 1, 0.02), {"row": "moco", "seed": 0, "scores": {"knn": 0.5}}]
+    title, *rows = table.gains(finished, config).strip().splitlines()
+    assert title == "### Detection, AP above random, within a seed"
+    assert rows[1] == "| row | seeds | backbone, all labels |"
+    assert rows[3:] == ["| byol | 1 | -1.0 |", "| moco | 1 | - |", "| mcl | 2 | 1.5 (1.0, 2.0) |"]
+
+
 def test_the_words_around_the_table_stay(tmp_path):
     document = tmp_path / "study.md"
     document.write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")

@@ -79,6 +79,47 @@ def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gains(finished: list[dict[str, Any]], config: ConfigDict) -> str:
+    """Markdown: AP of every row minus AP of the untrained row of the same seed; '' without any pair.
+
+    Rows of one seed share the probe's labels, order and new layers, so a seed's good luck is in both
+    and cancels. Cells have the mean, then every seed's value.
+    """
+    ap = {(r["row"], r.get("seed")): r["scores"] for r in finished}
+    control = config.study.untrained
+    columns = [
+        (f"{mode}, {labels or 'all'} labels", f"{mode}@{labels or 'all'}/ap")
+        for mode in config.study.modes
+        for labels in config.study.labels
+    ]
+    lines = []
+    for row in config.study.rows:
+        seeds = sorted(seed for name, seed in ap if name == row and (control, seed) in ap)
+        if seeds and row != control:
+            pairs = [(ap[row, seed], ap[control, seed]) for seed in seeds]
+            cells = [_differences(pairs, name) for _, name in columns]
+            lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
+    if not lines:
+        return ""
+    head = "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |"
+    rule = "|---|---|" + "---|" * len(columns)
+    title = f"\n### Detection, AP above {control}, within a seed\n"
+    return "\n".join([title, head, rule, *lines]) + "\n"
+
+
+def _differences(pairs: list[tuple[dict[str, float], dict[str, float]]], name: str) -> str:
+    both = [
+        100 * (ours[name] - theirs[name])
+        for ours, theirs in pairs
+        if name in ours and name in theirs
+    ]
+    if not both:
+        return "-"
+    return f"{np.mean(both):.1f}" + (
+        f" ({', '.join(f'{x:.1f}' for x in both)})" if len(both) > 1 else ""
+    )
+
+
 def _cell(values: list[float | None]) -> str:
     present = 100 * np.array([value for value in values if value is not None])
     if not len(present):
@@ -119,7 +160,7 @@ def write_table(document: Place, text: str) -> None:
 def show(config: ConfigDict, results: Place, document: Place) -> str:
     """Writes tables and picture of what is finished into a document; returns the tables."""
     finished = read(results)
-    text = table(finished, config)
+    text = table(finished, config) + gains(finished, config)
     picture = document.with_name(f"{document.stem}.png")
     budgets, every = config.study.labels, config.study.train_images
     counts = {str(labels or "all"): labels or every for labels in budgets}
