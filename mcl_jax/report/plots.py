@@ -75,8 +75,18 @@ def curves(path: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> None:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
         if len(names) > 1:
-            axis.legend(fontsize=7)
+            _legend(axis)
     save(figure, path, dpi=100)
+
+
+def _legend(axis: Any) -> None:
+    """Where it hides least; one of many lines gets room above them."""
+    if len(axis.lines) <= 4:
+        axis.legend(fontsize=7)
+        return
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.35 * (high - low))
+    axis.legend(fontsize=7, ncols=3, loc="upper left")
 
 
 def size_histogram(path: str | os.PathLike, sizes: Mapping[str, np.ndarray], title: str) -> None:
