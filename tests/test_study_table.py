@@ -1,5 +1,6 @@
 """What a study shows: its tables between their marks, and its pictures."""
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from mcl_jax.errors import UserError
 from mcl_jax.study import figures, table
 
 REPO = Path(__file__).resolve().parent.parent
+MODES, BUDGETS = ("backbone", "tuned"), ("110", "all")
 
 
 @pytest.fixture
@@ -58,6 +60,29 @@ def test_gains_are_within_a_seed(config):
     assert title == "### Detection, AP above random, within a seed"
     assert rows[1] == "| row | seeds | backbone, all labels |"
     assert rows[3:] == ["| byol | 1 | -1.0 |", "| moco | 1 | - |", "| mcl | 2 | 1.5 (1.0, 2.0) |"]
+
+
+def test_the_readmes_figures_are_the_results_means():
+    names = {
+        "random weights": "random",
+        "BYOL": "byol",
+        "MoCo v2": "moco",
+        "DetCo": "detco",
+        "MCL with one level": "mcl_s1",
+        "MCL": "mcl",
+        "classification with all labels": "supervised",
+    }
+    finished = table.read(REPO / "docs/study/cpu")
+    lines = (
+        (REPO / "README.md").read_text().partition("| the network starts from |")[2].splitlines()
+    )
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:9]]
+    assert [cells[0] for cells in rows] == list(names)
+    for label, *cells in rows:
+        runs = [result["scores"] for result in finished if result["row"] == names[label]]
+        for cell, (mode, budget) in zip(cells, itertools.product(MODES, BUDGETS), strict=True):
+            mean = 100 * sum(scores[f"{mode}@{budget}/ap"] for scores in runs) / len(runs)
+            assert cell == f"{mean:.1f}", (label, mode, budget)
 
 
 def test_the_words_around_the_table_stay(tmp_path):
