@@ -95,15 +95,28 @@ def test_figures_in_the_files_are_those_of_the_table_in_the_docs():
 def test_torchvision_s_figures_in_the_docs_are_those_of_runs_that_differ_in_weights_alone():
     """The table of docs/transfer.md, section 4, and the results in docs/study/torchvision."""
     paths = sorted((ROOT / "docs/study/torchvision").glob("*.json"))
+    rows = {
+        "MCL": "mcl",
+        "MCL, backbone alone": "mcl_backbone",
+        "MoCo v2": "moco",
+        "random weights": "random",
+    }
     runs = {path.stem: json.loads(path.read_text()) for path in paths}
-    assert sorted(runs) == ["mcl", "moco", "random"]
-    for run in runs.values():
-        assert (run["settings"], run["data"]) == (runs["mcl"]["settings"], runs["mcl"]["data"])
+    assert sorted(runs) == sorted(f"{row}-seed{seed}" for row in rows.values() for seed in (0, 1))
+    for name, run in runs.items():
+        seed = int(name[-1])
+        alike = runs[f"mcl-seed{seed}"]
+        parts = {"parts": "backbone"} if name.startswith("mcl_backbone") else {}
+        assert run["seed"] == seed and run["data"] == alike["data"]
+        assert run["settings"] == alike["settings"] | parts
     scores = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     text = (ROOT / "docs/transfer.md").read_text()
-    for name, words in (("mcl", "MCL"), ("moco", "MoCo v2"), ("random", "random weights")):
+    for words, name in rows.items():
         (row,) = re.findall(rf"^\| {words} \|[^|]+\| (.+) \|$", text, re.M)
-        assert row.split(" | ") == [f"{100 * runs[name]['scores'][key]:.1f}" for key in scores]
+        both = [[100 * runs[f"{name}-seed{s}"]["scores"][key] for key in scores] for s in (0, 1)]
+        means = [f"{(first + second) / 2:.1f}" for first, second in zip(*both, strict=True)]
+        means[0] += f" ({both[0][0]:.1f}, {both[1][0]:.1f})"
+        assert row.split(" | ") == means
 
 
 MODELS = {
