@@ -167,10 +167,7 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
     result = restart.measure(
         [*command, *accelerator.RESTARTED],
         tmp_path / "run",
-        environment={
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-            "XLA_FLAGS": QUICK_COMPILE,
-        },
+        environment=commands.caching_in(tmp_path / "cache") | {"XLA_FLAGS": QUICK_COMPILE},
         steps=24,
         kill_after=5,
         seconds=1500.0,

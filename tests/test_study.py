@@ -68,7 +68,7 @@ def test_finished_and_claimed_runs_are_left_alone(config, tmp_path, monkeypatch)
     def measure(config, row, seed, folder, owner):
         done.append((row, seed))
         config_of_run = rows.config_of_run(config, row, seed)
-        return {"row": row, "config": rows.fingerprint(config_of_run), "scores": {}}
+        return {"row": row, "seed": seed, "config": rows.fingerprint(config_of_run), "scores": {}}
 
     monkeypatch.setattr(runs, "measure", measure)
 
@@ -217,7 +217,7 @@ def study(tmp_path, monkeypatch):
 
 def result(config, row, seed=0):
     made_with = rows.fingerprint(rows.config_of_run(config, row, seed))
-    return json.dumps({"row": row, "config": made_with, "scores": {"knn": 0.25}})
+    return json.dumps({"row": row, "seed": seed, "config": made_with, "scores": {"knn": 0.25}})
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

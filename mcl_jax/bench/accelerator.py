@@ -122,7 +122,7 @@ def describe_machine(seconds: float = 120.0) -> dict[str, Any]:
 
 
 def _environment(request: Request) -> dict[str, str]:
-    return {"JAX_COMPILATION_CACHE_DIR": str(request.scratch / "xla_cache")}
+    return commands.caching_in(request.scratch / "xla_cache")
 
 
 def _pretrain(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:

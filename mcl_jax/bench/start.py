@@ -43,12 +43,7 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
     """
     result = {}
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "cache"
-        # the same conditions as in a workdir: small programs are kept too
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environment = commands.caching_in(Path(folder) / "cache")
         for name in ("cold", "warm"):
             out = Path(folder) / f"{name}.json"
             command = [sys.executable, "-m", "mcl_jax.commands.watched_start", str(out), *config]

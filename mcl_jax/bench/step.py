@@ -75,7 +75,9 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
         "seconds_per_step_ahead": _ahead(once, steps),
         "memory_in_use_bytes": memory("peak_bytes_in_use"),
     }
-    result |= rates(config, result["seconds_per_step"], flops=result["flops"], needed=step_flops)
+    result |= rates(
+        config, result["seconds_per_step"], flops=result["flops"], step_flops=step_flops
+    )
     if traced_steps:
         result["profile"] = profile.longest(
             lambda: jax.block_until_ready(once()), traced_steps, program_text=step.as_text()
@@ -84,22 +86,22 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
 
 
 def rates(
-    config: Mapping[str, Any], seconds: float, flops: float, needed: float | None
+    config: Mapping[str, Any], seconds: float, flops: float, step_flops: float | None
 ) -> dict[str, Any]:
     """What follows from a step's seconds: images/s, FLOP/s, share of the peak.
 
     Args:
       flops: of the compiled step on a device.
-      needed: of a device, see `needed_flops`.
+      step_flops: what a device needs, see `needed_flops`.
     """
     chip = topology.chip_named(jax.devices()[0])
     counted = config["optimizer"]["micro_batches"] == 1  # XLA counts a loop's inside once
     return {
         "images_per_s": config["data"]["batch_size"] / seconds,
         "flops_per_s_per_device": flops / seconds if counted else None,
-        "needed_flops": needed,
+        "needed_flops": step_flops,
         "peak_flops_per_s": chip.flops if chip else None,
-        "mfu": needed / seconds / chip.flops if chip and needed else None,
+        "mfu": step_flops / seconds / chip.flops if chip and step_flops else None,
     }
 
 
@@ -125,11 +127,11 @@ def needed_flops(config: Mapping[str, Any], mesh: Mesh | None = None) -> float |
     }
     inputs = jax.jit(run.objective.inputs).trace(jax.ShapeDtypeStruct((), np.uint32), 0, batch, 0)
     with jax.default_device("cpu"):
-        whole, outside = (
+        of_all, of_inputs = (
             traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"]
             for traced in (program.trace_step(run), inputs)
         )
-    return whole - outside
+    return of_all - of_inputs
 
 
 def _has_cpu_backend() -> bool:

@@ -48,10 +48,10 @@ def read_run(path: Place) -> dict[str, Any]:
     run = json_files.read_json(path, "a finished run of a study")
     scores = run.get("scores")
     numbers = isinstance(scores, dict) and all(isinstance(x, int | float) for x in scores.values())
-    if not (numbers and all(isinstance(run.get(name), str) for name in ("row", "config"))):
-        raise json_files.damaged(
-            path, "a finished run of a study", "it lacks row, config or scores"
-        )
+    named = all(isinstance(run.get(name), str) for name in ("row", "config"))
+    if not (numbers and named and isinstance(run.get("seed"), int)):
+        reason = "it lacks row, seed, config or scores"
+        raise json_files.damaged(path, "a finished run of a study", reason)
     return run | {"scores": renamed_keys.modern_scores(scores)}
 
 
