@@ -56,10 +56,8 @@ def measure(config: Any, steps: int, traced_steps: int = 0) -> dict[str, Any]:
       published peak), 'memory_in_use_bytes' (the device's peak; None on a CPU), 'compile_s', and
       with traced_steps 'profile', see `profile.longest`.
     """
-    run, step_flops = (
-        _built(config),
-        needed_flops(config),
-    )  # counted first: little is lost if it fails
+    step_flops = needed_flops(config)  # first: should it fail, no measurement is lost
+    run = _built(config)
     started = time.perf_counter()
     step = program.lower_step(run).compile()
     compile_s = time.perf_counter() - started

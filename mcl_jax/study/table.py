@@ -108,16 +108,15 @@ def gains(finished: list[dict[str, Any]], config: ConfigDict) -> str:
 
 
 def _differences(pairs: list[tuple[dict[str, float], dict[str, float]]], name: str) -> str:
-    both = [
+    values = [
         100 * (ours[name] - theirs[name])
         for ours, theirs in pairs
         if name in ours and name in theirs
     ]
-    if not both:
+    if not values:
         return "-"
-    return f"{np.mean(both):.1f}" + (
-        f" ({', '.join(f'{x:.1f}' for x in both)})" if len(both) > 1 else ""
-    )
+    each = f" ({', '.join(f'{value:.1f}' for value in values)})" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{each}"
 
 
 def _cell(values: list[float | None]) -> str:
