@@ -165,12 +165,11 @@ def _restored(
 
 
 def _compiled(run: Program, state: TrainState | None) -> tuple[TrainState, jax.stages.Compiled]:
-    """(`state`, or a new one; the train step), what is to be compiled at the same time.
+    """The state to begin with, a new one where `state` is None, and the train step.
 
-    On a GPU the new state's program alone takes half a minute (docs/gpu.md). It is run after the
-    step is compiled: there the compiler times kernels on the device.
+    Both are compiled at the same time: on a GPU the new state's program alone takes half a minute
+    (docs/gpu.md). It runs after that: there the compiler times kernels on the device.
     """
-    program.abstract_state(run)  # traced once, here, for both threads
     with ThreadPoolExecutor(1) as beside:
         creating = beside.submit(program.compile_new_state, run) if state is None else None
         compiled = program.lower_step(run).compile()

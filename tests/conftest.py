@@ -147,12 +147,6 @@ def config():
     return tiny_config()
 
 
-def in_float64(tree):
-    """Its float32 arrays in float64, in numpy; the others as they are."""
-    widened = lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else x  # noqa: E731
-    return jax.tree.map(widened, tree)
-
-
 def perturbed(tree, seed=0):
     """Norm scales, biases and running statistics away from 1, 0 (0.1-0.5 hides nothing)."""
     rng = np.random.default_rng(seed)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import in_float64, tiny_config
+from conftest import tiny_config
 from stand_in_backbone import use_stand_in_backbone
 from untrained_states import untrained_state
 
 from mcl_jax import accumulation, losses, optimizer, program, sharding
+from mcl_jax.bench.parity import widened
 from mcl_jax.configs import base, one_gpu
 from mcl_jax.errors import UserError
 from mcl_jax.objectives.build import make_objective
@@ -95,7 +96,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_their_definition(negatives
         run = program.build(config, mesh, images=64)
         run = replace(run, objective=Unaugmented(**vars(run.objective)))
         assert run.objective.images_per_device == B // DEVICES // MICRO
-        state = in_float64(untrained_state(run))
+        state = widened(untrained_state(run))
 
         def body(state, batch, seed):
             params = sharding.device_local(state.params, sharding.DATA_AXIS)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from conftest import in_float64, tiny_config
+from conftest import tiny_config
 
 from mcl_jax import program, sharding
+from mcl_jax.bench.parity import widened
 from mcl_jax.train_step import train_step
 
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
@@ -32,7 +33,7 @@ def losses() -> list[float]:
     run = program.build(config, mesh, images=config.data.batch_size)
     step = jax.jit(sharding.per_device(partial(train_step, run=run), mesh))
     batch = sharding.put_batch(program.random_batch(run), mesh)
-    state = in_float64(jax.device_get(program.new_state(run)))
+    state = widened(program.new_state(run))
     state = jax.device_put(state, sharding.replicated(mesh))  # as the step returns it: one program
     stream = []
     for _ in range(STEPS):

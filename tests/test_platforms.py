@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
 from stand_in_backbone import use_stand_in_backbone
@@ -27,6 +28,7 @@ def test_parity_compares_the_losses_of_real_batches(monkeypatch):
         with jax.enable_x64(dtype == "float64"):
             results[dtype] = parity.steps(config, 2)
     assert {result["device"] for result in results.values()} == {"cpu"}
+    assert all(np.isfinite(result["losses"]).all() for result in results.values())
     legs = {leg: results[leg.split()[1]] for leg in parity.LEGS}
     same = parity.compare(legs)
     assert same["equal"] and same["float64"]["equal"] and same["largest_loss_difference"] == 0

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import in_float64, perturbed, tiny_config
+from conftest import perturbed, tiny_config
 from stand_in_backbone import use_stand_in_backbone
 from untrained_states import untrained_state
 
 from mcl_jax import program, sharding
+from mcl_jax.bench.parity import widened
 from mcl_jax.errors import UserError
 from mcl_jax.models import resnet
 from mcl_jax.models.layers import Context, Numerics
@@ -71,7 +72,7 @@ def test_one_device_equals_eight(pyramid):
         state = state.replace(
             params=perturbed(state.params), target_params=perturbed(state.target_params, seed=1)
         )
-        state = in_float64(state)
+        state = widened(state)
         canvases, labels = eight_montages(run.objective)
 
         def body(state, batch, seed):

@@ -64,11 +64,7 @@ def table(finished: list[dict[str, Any]], config: ConfigDict) -> str:
     for title, columns in titles(config).items():
         names = {name for result in finished for name in result["scores"]}
         columns = [column for column in columns if column[1] in names] or columns[:1]
-        lines += [
-            f"\n### {title}\n",
-            "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |",
-            "|---|---|" + "---|" * len(columns),
-        ]
+        lines += _head(title, columns)
         for row in config.study.rows:
             scores_of_row = [result["scores"] for result in finished if result["row"] == row]
             if scores_of_row:
@@ -85,26 +81,33 @@ def gains(finished: list[dict[str, Any]], config: ConfigDict) -> str:
     Rows of one seed share the probe's labels, order and new layers, so a seed's good luck is in both
     and cancels. Cells have the mean, then every seed's value.
     """
-    ap = {(r["row"], r.get("seed")): r["scores"] for r in finished}
+    scores = {(result["row"], result["seed"]): result["scores"] for result in finished}
     control = config.study.untrained
-    columns = [
+    columns = tuple(
         (f"{mode}, {labels or 'all'} labels", f"{mode}@{labels or 'all'}/ap")
         for mode in config.study.modes
         for labels in config.study.labels
-    ]
+    )
     lines = []
     for row in config.study.rows:
-        seeds = sorted(seed for name, seed in ap if name == row and (control, seed) in ap)
+        seeds = sorted(seed for name, seed in scores if name == row and (control, seed) in scores)
         if seeds and row != control:
-            pairs = [(ap[row, seed], ap[control, seed]) for seed in seeds]
+            pairs = [(scores[row, seed], scores[control, seed]) for seed in seeds]
             cells = [_differences(pairs, name) for _, name in columns]
             lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
     if not lines:
         return ""
-    head = "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |"
-    rule = "|---|---|" + "---|" * len(columns)
-    title = f"\n### Detection, AP above {control}, within a seed\n"
-    return "\n".join([title, head, rule, *lines]) + "\n"
+    head = _head(f"Detection, AP above {control}, within a seed", columns)
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def _head(title: str, columns: Columns) -> list[str]:
+    """The lines of a table above its first row."""
+    return [
+        f"\n### {title}\n",
+        "| row | seeds | " + " | ".join(heading for heading, _ in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
 
 
 def _differences(pairs: list[tuple[dict[str, float], dict[str, float]]], name: str) -> str:
