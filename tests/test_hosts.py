@@ -15,7 +15,7 @@ from conftest import QUICK_COMPILE
 from mcl_jax import exit_codes
 from mcl_jax.errors import UserError
 from mcl_jax.report import metrics
-from mcl_jax.runtime import hosts
+from mcl_jax.runtime import compile_cache, hosts
 
 TESTS = Path(__file__).resolve().parent
 DEVICES, STEPS = 4, 6
@@ -58,11 +58,8 @@ def start(workdir, cache, processes, *extra):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    environment = os.environ | {
-        "XLA_FLAGS": f"{flags} {QUICK_COMPILE}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / str(processes)),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = os.environ | compile_cache.variables(cache / str(processes))
+    environment |= {"XLA_FLAGS": f"{flags} {QUICK_COMPILE}"}
     command = [sys.executable, str(TESTS / "stand_in_pretrain.py"), *ARGUMENTS, *extra]
     command.append(f"--workdir={workdir}")
     join = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []

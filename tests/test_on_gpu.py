@@ -21,6 +21,7 @@ from mcl_jax import cli, program, sharding
 from mcl_jax.bench import accelerator, commands, restart, step
 from mcl_jax.bench.parts import Budget, Part, run
 from mcl_jax.report import profile
+from mcl_jax.runtime import compile_cache
 from mcl_jax.runtime.start import THRESHOLD, rare_collections
 
 REPO = Path(__file__).resolve().parent.parent
@@ -167,7 +168,7 @@ def test_a_run_is_killed_and_resumed_under_watch(tmp_path):
     result = restart.measure(
         [*command, *accelerator.RESTARTED],
         tmp_path / "run",
-        environment=commands.caching_in(tmp_path / "cache") | {"XLA_FLAGS": QUICK_COMPILE},
+        environment=compile_cache.variables(tmp_path / "cache") | {"XLA_FLAGS": QUICK_COMPILE},
         steps=24,
         kill_after=5,
         seconds=1500.0,

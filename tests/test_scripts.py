@@ -10,6 +10,7 @@ import pytest
 from conftest import QUICK_COMPILE, tiny_config
 
 from mcl_jax.report import metrics
+from mcl_jax.runtime import compile_cache
 
 REPO = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -30,10 +31,7 @@ STAGES = ("decode + eight", "decode to")
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """One compile cache: the two uses of bench_step share the assigned program."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    return compile_cache.variables(tmp_path_factory.mktemp("cache"))
 
 
 def script(name, *arguments, environment=None):

@@ -18,7 +18,7 @@ from mcl_jax.configs import demo
 from mcl_jax.errors import UserError
 from mcl_jax.faults.runs import SMALL, STEPS, losses
 from mcl_jax.report import metrics
-from mcl_jax.runtime import workdir_names
+from mcl_jax.runtime import compile_cache, workdir_names
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -40,12 +40,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """One device and one compile cache for all sub-processes."""
-    cache = tmp_path_factory.mktemp("cache")
-    return os.environ | {
-        "XLA_FLAGS": QUICK_COMPILE,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    cache = compile_cache.variables(tmp_path_factory.mktemp("cache"))
+    return os.environ | cache | {"XLA_FLAGS": QUICK_COMPILE}
 
 
 def command(workdir, images, *extra):

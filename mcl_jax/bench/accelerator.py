@@ -16,6 +16,7 @@ from typing import Any
 
 from mcl_jax.bench import commands, parity, restart
 from mcl_jax.bench.parts import Budget, Part, Results
+from mcl_jax.runtime import compile_cache
 
 MCL_JAX = (sys.executable, "-m", "mcl_jax")
 # Last seconds of the budget in which a study saves what it is at and ends.
@@ -122,7 +123,7 @@ def describe_machine(seconds: float = 120.0) -> dict[str, Any]:
 
 
 def _environment(request: Request) -> dict[str, str]:
-    return commands.caching_in(request.scratch / "xla_cache")
+    return compile_cache.variables(request.scratch / "xla_cache")
 
 
 def _pretrain(request: Request, budget: Budget, results: Results) -> Mapping[str, Any]:

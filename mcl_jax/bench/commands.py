@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 TAIL = 1500  # characters of a failed command's last words
 
@@ -27,12 +26,6 @@ class Finished:
     code: int
     output: str
     cut: bool
-
-
-def caching_in(folder: Path) -> dict[str, str]:
-    """Variables by which a command keeps its programs in a folder; small ones too, as in a workdir."""
-    least = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return least | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
 
 
 def run(

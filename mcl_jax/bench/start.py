@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mcl_jax.bench import commands
+from mcl_jax.runtime import compile_cache
 from mcl_jax.settings import door
 
 # What was the last to end, in a run's order: each phase begins where the one before it ended.
@@ -43,7 +44,7 @@ def measure(config: Sequence[str], seconds: float) -> dict[str, Any]:
     """
     result = {}
     with tempfile.TemporaryDirectory() as folder:
-        environment = commands.caching_in(Path(folder) / "cache")
+        environment = compile_cache.variables(Path(folder) / "cache")
         for name in ("cold", "warm"):
             out = Path(folder) / f"{name}.json"
             command = [sys.executable, "-m", "mcl_jax.commands.watched_start", str(out), *config]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcl_jax.report import metrics
+from mcl_jax.runtime import compile_cache
 from mcl_jax.runtime.checkpoint_folders import FOLDER, UNFINISHED
 
 PRETRAIN = ("-m", "mcl_jax", "pretrain")
@@ -65,10 +66,9 @@ class TortureJob:
         self, workdir: Path, *flags: str, devices: int = 1, piped: bool = False
     ) -> "subprocess.Popen[bytes]":
         """The process; its messages go to WORKDIR.log, `piped`: through a process that may write."""
-        environment = os.environ | {
+        environment = os.environ | compile_cache.variables(self.scratch / "cache")
+        environment |= {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {self.xla_flags}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.scratch / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
         }
         config = ["--config", "demo", f"--workdir={workdir}"]

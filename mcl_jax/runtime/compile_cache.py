@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -42,6 +43,12 @@ def compile_cache(folder: Place) -> Iterator[None]:
         warnings.showwarning = show
         if not preset_folder:
             _use(folder=None, xla=xla, least_s=least_s)
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """Of a process that keeps its programs in a folder on a disk; small ones too, as in a workdir."""
+    least = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return least | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
 
 
 _show_others = warnings.showwarning
